@@ -1,0 +1,1 @@
+"""Our own file: a model as plain data."""

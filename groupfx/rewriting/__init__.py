@@ -1,0 +1,32 @@
+"""The pass framework: passes, sites, pipelines and reports."""
+
+from .driver import PassResult, UnreadableSite, find_sites, run_pass
+from .pass_ import Option, Pass, Rewritten, Skip, name_matches
+from .pipeline import Pipeline
+from .report import Complexity, PassSummary, Report, RewrittenSite, SkippedSite, Totals
+from .result import Result
+from .site import BatchNorm, Site
+from .store import Store
+
+__all__ = [
+    "BatchNorm",
+    "Complexity",
+    "Option",
+    "Pass",
+    "PassResult",
+    "PassSummary",
+    "Pipeline",
+    "Report",
+    "Result",
+    "Rewritten",
+    "RewrittenSite",
+    "Site",
+    "Skip",
+    "SkippedSite",
+    "Store",
+    "Totals",
+    "UnreadableSite",
+    "find_sites",
+    "name_matches",
+    "run_pass",
+]

@@ -1,0 +1,55 @@
+"""How large a model is: convolutions, parameters, and multiply-accumulates of one sample."""
+
+import torch
+from torch import fx, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..calls import Unreadable, convs
+from ..convs import spec_of_module
+from ..inputs import ExampleInputs
+from ..tracing.tracer import modes_kept
+from .report import Totals
+
+
+def totals(model: nn.Module, inputs: ExampleInputs | None) -> Totals:
+    """Count `model`: what it calls as a graph, or its modules where it is not one.
+
+    MACs are half of the floating-point operations that torch's own counter sees in one forward
+    in eval mode, for one sample; None where there is no input to run.
+    """
+    groups = _groups(model)
+    return Totals(
+        convs=len(groups),
+        grouped_convs=sum(count > 1 for count in groups),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        macs=None if inputs is None else _macs(model, inputs),
+    )
+
+
+def _groups(model: nn.Module) -> list[int]:
+    """The groups of each convolution that is called."""
+    if isinstance(model, fx.GraphModule):
+        calls = convs(model).values()
+        found = [c.groups if isinstance(c, Unreadable) else c.spec.groups for c in calls]
+        return [count for count in found if count is not None]
+    groups: list[int] = []
+    inside: set[nn.Module] = set()
+    for module in model.modules():
+        if module in inside:
+            continue
+        if isinstance(module, fx.GraphModule):
+            inside.update(module.modules())
+            groups += _groups(module)
+            continue
+        spec = spec_of_module(module)
+        if spec is not None:
+            groups.append(spec.groups)
+    return groups
+
+
+def _macs(model: nn.Module, inputs: ExampleInputs) -> int:
+    counter = FlopCounterMode(display=False)
+    with modes_kept(model), torch.no_grad(), counter:
+        model.eval()
+        inputs.call(model)
+    return int(counter.get_total_flops()) // (2 * max(inputs.batch_size, 1))

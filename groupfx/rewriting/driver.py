@@ -1,0 +1,240 @@
+"""Run one pass over every site of a program.
+
+The driver owns what passes should not repeat: finding sites, deciding which tensors may be cut,
+replacing nodes, cleaning up, recompiling once, and writing down what happened.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..calls import ConvCall, Recomputed, Stored, Unreadable, convs
+from ..errors import GroupfxError, InternalError
+from ..state_map import Rows
+from ..tracing import Fragment, Program, Shapes, SwappedConv
+from .pass_ import Pass, Rewritten, Skip
+from .report import RewrittenSite, SkippedSite
+from .site import Site
+from .store import Store
+
+
+@dataclass(frozen=True)
+class UnreadableSite:
+    """A grouped convolution whose numbers are not constants of the graph."""
+
+    name: str
+    reason: str
+    calls: int = 1
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What one pass did: the sites it rewrote, and those it left, in graph order."""
+
+    pass_: Pass[Any]
+    sites: tuple[RewrittenSite, ...]
+    skipped: tuple[SkippedSite, ...]
+
+
+def find_sites(program: Program, store: Store) -> Iterator[Site | UnreadableSite]:
+    """Every convolution call of the program with stored or computed weights, in graph order."""
+    for fragment in program.fragments:
+        found = convs(fragment.working)
+        counts = Counter(_base_name(fragment, call) for call in found.values())
+        seen: Counter[str] = Counter()
+        for node, call in found.items():
+            base = _base_name(fragment, call)
+            seen[base] += 1
+            name = base if seen[base] == 1 else f"{base}#{seen[base]}"
+            if isinstance(call, Unreadable):
+                if call.groups != 1:
+                    yield UnreadableSite(name, call.reason)
+                continue
+            shapes = fragment.shapes or _node_shapes(call, node)
+            calls = fragment.calls if fragment.is_module else counts[base]
+            yield Site(name, fragment, call, store, calls, shapes)
+    for path, reason in program.unreachable.items():
+        yield UnreadableSite(path, reason)
+    for path in program.uncalled:
+        yield UnreadableSite(path, "it is not called in this forward", calls=0)
+
+
+def _base_name(fragment: Fragment, call: ConvCall | Unreadable) -> str:
+    if isinstance(call, Unreadable):
+        return ".".join(part for part in (fragment.path, call.node.name) if part)
+    if call.path is not None:
+        return fragment.full_name(call.path)
+    if isinstance(call.weight, Stored):
+        path, _, name = call.weight.key.rpartition(".")
+        return fragment.full_name(path if name == "weight" and path else call.weight.key)
+    return ".".join(part for part in (fragment.path, call.node.name) if part)
+
+
+def _node_shapes(call: ConvCall, node: fx.Node) -> Shapes | None:
+    shapes = [_shape(n) for n in (call.input, node)]
+    return None if shapes[0] is None or shapes[1] is None else Shapes(shapes[0], shapes[1])
+
+
+def _shape(node: fx.Node) -> tuple[int, ...] | None:
+    if "shape" in node.meta:
+        return tuple(node.meta["shape"])
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return None
+    # A size that torch.export left open is a symbol; its hint is the size of the example.
+    return tuple(n if isinstance(n, int) else int(n.node.hint) for n in value.shape)
+
+
+@dataclass
+class _Match:
+    site: Site
+    description: Any
+
+
+def run_pass(pass_: Pass[Any], program: Program, entries: dict[str, Rows]) -> PassResult:
+    """Apply `pass_` to the working side of `program`; `entries` is brought up to date.
+
+    Raises InternalError where the pass breaks a rule of its own.
+    """
+    store = Store(program, entries)
+    name = pass_.pass_name()
+    matches: list[_Match] = []
+    skipped: list[SkippedSite] = []
+    for site in find_sites(program, store):
+        if isinstance(site, UnreadableSite):
+            skipped.append(SkippedSite(site.name, "unknown", name, site.reason))
+            continue
+        if not pass_.wants(site):
+            continue
+        description = pass_.match(site)
+        if isinstance(description, Skip):
+            skipped.append(_skipped(site, name, description.reason))
+        else:
+            matches.append(_Match(site, description))
+    matches, dropped = _whole_modules(matches, store)
+    skipped += [_skipped(site, name, reason) for site, reason in dropped]
+    rewritten = _rewrite_all(pass_, matches, store)
+    return PassResult(pass_, tuple(rewritten), tuple(skipped))
+
+
+def _skipped(site: Site, pass_name: str, reason: str) -> SkippedSite:
+    return SkippedSite(site.name, site.spec.kind, pass_name, reason)
+
+
+def _whole_modules(
+    matches: list[_Match], store: Store
+) -> tuple[list[_Match], list[tuple[Site, str]]]:
+    """Decide which weights stay whole; drop calls whose recomputed weight other calls need."""
+    claims = [(match.site.fragment, match.site.call) for match in matches]
+    whole = store.kept_whole(claims)
+    kept, dropped = [], []
+    for match in matches:
+        call = match.site.call
+        recomputed = any(isinstance(source, Recomputed) for source in (call.weight, call.bias))
+        if recomputed and not store.all_claimed(match.site.module):
+            dropped.append((match.site, "another call of the module keeps its recomputed weight"))
+            continue
+        match.site.whole_weights = whole.get(call.node)
+        kept.append(match)
+    return kept, dropped
+
+
+def _rewrite_all(pass_: Pass[Any], matches: Sequence[_Match], store: Store) -> list[RewrittenSite]:
+    by_fragment: dict[int, list[_Match]] = defaultdict(list)
+    for match in matches:
+        by_fragment[id(match.site.fragment)].append(match)
+    done = []
+    for group in by_fragment.values():
+        fragment = group[0].site.fragment
+        done += [_rewrite_site(pass_, match) for match in group]
+        _finish(pass_, fragment, store.program)
+    return done
+
+
+def _rewrite_site(pass_: Pass[Any], match: _Match) -> RewrittenSite:
+    site, fragment = match.site, match.site.fragment
+    node, data = site.call.node, site.call.input
+    try:
+        with site.graph.inserting_before(node):
+            made: Rewritten = pass_.rewrite(site, match.description)
+    except GroupfxError:
+        raise
+    except Exception as error:
+        raise InternalError(
+            f"{pass_.pass_name()} failed at {site.name} ({type(error).__name__}: {error}); "
+            "a rewrite must not fail after a match: this is a bug of the pass"
+        ) from error
+    record = RewrittenSite(
+        name=site.name,
+        kind=site.spec.kind,
+        pass_name=pass_.pass_name(),
+        before=site.spec.describe(),
+        after=made.form,
+        branches=made.branches,
+        macs=site.macs,
+        notes=_notes(site, made),
+        fragment=fragment,
+        exact=pass_.exact,
+        spec=site.spec,
+        start=fragment.stands_for(data),
+        end=fragment.stands_for(made.end),
+    )
+    made.end.replace_all_uses_with(made.output)
+    fragment.stand_in(made.end, made.output)
+    _erase(fragment, made.end, stop=data)
+    return record
+
+
+def _notes(site: Site, made: Rewritten) -> tuple[str, ...]:
+    if site.whole_weights is not None:
+        return (*made.notes, f"the weight stays whole and is sliced: {site.whole_weights}")
+    if site.call.computed:
+        return (*made.notes, "the weight is computed in each forward and is sliced there")
+    return made.notes
+
+
+def _erase(fragment: Fragment, end: fx.Node, stop: fx.Node) -> None:
+    """Erase `end` and what only it needed, back to `stop`."""
+    pending = [end]
+    while pending:
+        node = pending.pop()
+        if node.users or node is stop or node.op in ("placeholder", "output"):
+            continue
+        if node.op == "call_function" and node.is_impure():
+            continue
+        sources = node.all_input_nodes
+        fragment.forget(node)
+        fragment.working.graph.erase_node(node)
+        pending += [source for source in sources if not source.users]
+
+
+def _finish(pass_: Pass[Any], fragment: Fragment, program: Program) -> None:
+    """Lint and recompile once; put the fragment in place of the module that it came from."""
+    working = fragment.working
+    try:
+        working.graph.lint()
+        working.recompile()
+    except Exception as error:
+        raise InternalError(
+            f"{pass_.pass_name()} left a graph that does not compile in "
+            f"{fragment.path or 'the model'} ({type(error).__name__}: {error})"
+        ) from error
+    fragment.changed = True
+    if fragment.path:
+        _install(fragment, program)
+
+
+def _install(fragment: Fragment, program: Program) -> None:
+    result = program.result
+    old = result.get_submodule(fragment.path)
+    if old is fragment.working:
+        return
+    if isinstance(fragment.working, SwappedConv):
+        fragment.working.keep_fields(old)
+    for path, module in list(result.named_modules(remove_duplicate=False)):
+        if module is old:
+            result.set_submodule(path, fragment.working)

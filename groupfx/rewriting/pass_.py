@@ -1,0 +1,166 @@
+"""What a pass is: options, a decision for each site, and a rewrite that cannot fail on user input."""
+
+import ast
+import dataclasses
+import inspect
+import re
+import textwrap
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from torch import fx
+
+from ..errors import UsageError
+from .site import Site
+
+Description = TypeVar("Description")
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A site that a pass leaves as it is, and why: the layer, the numbers and the remedy."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """What a pass made of a site.
+
+    `output` gives the value that `end` gave; everything from the convolution to `end` is replaced.
+    `form` says in a few words what stands there now, `notes` what the user should know.
+    """
+
+    output: fx.Node
+    end: fx.Node
+    form: str
+    branches: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Option:
+    """One field of a pass, as the command line shows it."""
+
+    name: str
+    default: Any
+    choices: tuple[str, ...]
+    text: str
+
+
+class Pass(ABC, Generic[Description]):
+    """A rewrite of convolution sites. Subclasses are frozen dataclasses; fields are options.
+
+    `match` looks and decides, without changing anything. `rewrite` gets what `match` returned.
+    The driver owns everything else: the loop, clean-up, counting and the report.
+    """
+
+    exact: ClassVar[bool] = True
+    """Whether a rewritten site must be bit-identical, not only within the rounding bound."""
+
+    @classmethod
+    def pass_name(cls) -> str:
+        """The class's name in kebab-case, such as `split-grouped-conv`."""
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", cls.__name__).lower()
+
+    @abstractmethod
+    def match(self, site: Site) -> Description | Skip:
+        """A small frozen description of what to do at `site`, or why to leave it."""
+
+    @abstractmethod
+    def rewrite(self, site: Site, description: Description) -> Rewritten:
+        """Emit what replaces `site`."""
+
+    def wants(self, site: Site) -> bool:
+        """Whether this kind of site concerns the pass at all; the others are not reported."""
+        return site.spec.groups > 1
+
+    @classmethod
+    def options(cls) -> tuple[Option, ...]:
+        """The pass's fields with defaults, choices and their line of text."""
+        texts, hints = _texts(cls), get_type_hints(cls)
+        return tuple(
+            Option(field.name, field.default, _choices(hints[field.name]), texts[field.name])
+            for field in dataclasses.fields(cls)  # type: ignore[arg-type]
+        )
+
+    @classmethod
+    def from_options(cls, values: Mapping[str, Iterable[str]]) -> Self:
+        """A pass from options as text, each given once or more often.
+
+        Raises UsageError for an unknown option or a value that is none of its choices.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        hints = get_type_hints(cls)
+        parsed = {}
+        for name, texts in values.items():
+            if name not in known:
+                raise UsageError(
+                    f"{cls.pass_name()} has no option {name!r}: "
+                    f"it has {', '.join(sorted(known)) or 'none'}"
+                )
+            parsed[name] = _parse(cls.pass_name(), name, hints[name], list(texts))
+        return cls(**parsed)
+
+    def __str__(self) -> str:
+        changed = [
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in dataclasses.fields(self)  # type: ignore[arg-type]
+            if getattr(self, field.name) != field.default
+        ]
+        return f"{self.pass_name()}({', '.join(changed)})" if changed else self.pass_name()
+
+
+def name_matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a site's name, without the number of its call, fits one of the shell patterns."""
+    plain = name.partition("#")[0]
+    return any(fnmatchcase(plain, pattern) for pattern in patterns)
+
+
+@cache
+def _texts(cls: type) -> dict[str, str]:
+    """The line of text under each field, read from the source of the class."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    texts: dict[str, str] = {}
+    for field, text in zip(body.body, body.body[1:], strict=False):
+        if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
+            continue
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            texts[field.target.id] = inspect.cleandoc(str(text.value.value))
+    return texts
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    return tuple(map(str, get_args(hint))) if get_origin(hint) is Literal else ()
+
+
+def _parse(pass_name: str, name: str, hint: Any, texts: list[str]) -> Any:
+    origin = get_origin(hint)
+    if origin is tuple:
+        return tuple(texts)
+    if len(texts) > 1:
+        raise UsageError(f"{pass_name}: {name} is given {len(texts)} times, and takes one value")
+    text = texts[0]
+    if origin is Literal:
+        if text not in _choices(hint):
+            choices = ", ".join(_choices(hint))
+            raise UsageError(f"{pass_name}: {name}={text!r} is none of {choices}")
+        return text
+    if origin in (Union, UnionType):
+        if text.lower() == "none" and NoneType in get_args(hint):
+            return None
+        hint = next(kind for kind in get_args(hint) if kind is not NoneType)
+    if hint is bool:
+        if text.lower() not in ("true", "false"):
+            raise UsageError(f"{pass_name}: {name}={text!r} is neither true nor false")
+        return text.lower() == "true"
+    try:
+        return hint(text)
+    except ValueError as error:
+        raise UsageError(f"{pass_name}: {name}={text!r} is not {hint.__name__}") from error

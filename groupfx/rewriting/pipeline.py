@@ -1,0 +1,109 @@
+"""A sequence of passes over one model, from opening it to the checked result."""
+
+import dataclasses
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import UsageError
+from ..inputs import ExampleInputs, infer_inputs
+from ..state_map import Rows, StateDictMap
+from ..tracing import Program, open_model
+from ..version import __version__
+from .checking import check_program
+from .complexity import totals
+from .driver import PassResult, run_pass
+from .pass_ import Pass
+from .report import Complexity, PassSummary, Report
+from .result import Result
+
+
+@dataclass(frozen=True, init=False)
+class Pipeline:
+    """Passes in the order in which they run. A pipeline may stand in a pipeline, like a pass.
+
+    Called with a model, it rewrites a copy: the model itself is never changed unless `inplace`.
+    """
+
+    passes: tuple[Pass[Any], ...]
+
+    def __init__(self, passes: Iterable["Pass[Any] | Pipeline"]) -> None:
+        flat: list[Pass[Any]] = []
+        for entry in passes:
+            if isinstance(entry, Pipeline):
+                flat += entry.passes
+            elif isinstance(entry, Pass):
+                flat.append(entry)
+            else:
+                raise UsageError(f"{entry!r} is not a pass: give an instance, such as {_EXAMPLE}")
+        object.__setattr__(self, "passes", tuple(flat))
+
+    def __call__(
+        self,
+        model: nn.Module,
+        inputs: object = None,
+        *,
+        way: str = "auto",
+        inplace: bool = False,
+        verify: bool = True,
+    ) -> Result:
+        """Rewrite `model` and check the result.
+
+        `inputs` is a tensor, a tuple of positional arguments or a dict of keyword arguments of
+        `forward`; where it is None, a shape is inferred and the report says which. Raises
+        `ModelError` where the model cannot be opened, and `MismatchError` where the check fails.
+        """
+        notes: tuple[str, ...] = ()
+        if inputs is None:
+            example, chosen = infer_inputs(model)
+            notes = (chosen,)
+        else:
+            example = ExampleInputs.of(inputs)
+        program = open_model(model, example, way=way, inplace=inplace)
+        program.notes = (*program.notes, *notes)
+        return self.run(program, verify=verify)
+
+    def run(self, program: Program, *, verify: bool = True) -> Result:
+        """Apply the passes to an opened program."""
+        before = totals(program.model, program.inputs) if verify else None
+        entries = {key: Rows(key) for key in program.result.state_dict()}
+        dropped = program.model.state_dict().keys() - entries.keys()
+        results = [run_pass(pass_, program, entries) for pass_ in self.passes]
+        report = _report(program, results)
+        if verify and before is not None:
+            after = totals(program.result, program.inputs)
+            report = dataclasses.replace(report, complexity=Complexity(before, after))
+            report = check_program(program, report)
+        state_map = StateDictMap(entries, dropped=dropped, model=program.result)
+        return Result(program.result, report, state_map, program)
+
+
+def _report(program: Program, results: Sequence[PassResult]) -> Report:
+    return Report(
+        way=program.way,
+        notes=program.notes,
+        inputs=tuple(program.inputs.describe()) if program.inputs else (),
+        passes=tuple(
+            PassSummary(
+                name=result.pass_.pass_name(),
+                options=dataclasses.asdict(result.pass_),  # type: ignore[call-overload]
+                rewritten=len(result.sites),
+                skipped=len(result.skipped),
+            )
+            for result in results
+        ),
+        sites=tuple(site for result in results for site in result.sites),
+        skipped=tuple(site for result in results for site in result.skipped),
+        versions={
+            "groupfx": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    )
+
+
+_EXAMPLE = "groupfx.passes.SplitGroupedConv()"

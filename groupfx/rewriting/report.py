@@ -1,0 +1,153 @@
+"""What was done at each site, what was skipped and why, and what it cost: plain, frozen records."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..convs import ConvSpec
+from ..tracing.program import Fragment
+from ..verify import ModelVerdict, SiteVerdict
+
+SCHEMA = "groupfx.report/1"
+
+
+@dataclass(frozen=True)
+class SkippedSite:
+    """A site that a pass left as it is. `kind` is `unknown` where its numbers are not constants."""
+
+    name: str
+    kind: str
+    pass_name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class RewrittenSite:
+    """A site that a pass rewrote.
+
+    `macs` are multiply-accumulates of one call for one sample, None where no shape is known.
+    `verdict` is None until the site was checked; `observable` says whether its weights reach the
+    model's output (None: not told).
+    """
+
+    name: str
+    kind: str
+    pass_name: str
+    before: str
+    after: str
+    branches: int
+    macs: int | None
+    notes: tuple[str, ...]
+    fragment: Fragment = field(repr=False, compare=False)
+    spec: ConvSpec = field(repr=False)
+    exact: bool = True
+    start: str | None = None
+    end: str | None = None
+    verdict: SiteVerdict | None = None
+    observable: bool | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as in the JSON report."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "pass": self.pass_name,
+            "before": self.before,
+            "after": self.after,
+            "branches": self.branches,
+            "macs": self.macs,
+            "notes": list(self.notes),
+            "verdict": None if self.verdict is None else self.verdict.to_dict(),
+            "observable": self.observable,
+        }
+
+
+@dataclass(frozen=True)
+class PassSummary:
+    """A pass that ran: its name, its options, and how many sites it rewrote and skipped."""
+
+    name: str
+    options: Mapping[str, Any]
+    rewritten: int
+    skipped: int
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Size of a model. `macs` counts convolutions and linear layers for one sample."""
+
+    convs: int
+    grouped_convs: int
+    parameters: int
+    macs: int | None
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """Size before and after."""
+
+    before: Totals
+    after: Totals
+
+
+@dataclass(frozen=True)
+class Report:
+    """The whole story of one rewrite.
+
+    `way` is how the model was opened and `notes` why; `model` is the end-to-end verdict, None
+    where no check was made.
+    """
+
+    way: str
+    notes: tuple[str, ...]
+    inputs: tuple[Mapping[str, Any], ...]
+    passes: tuple[PassSummary, ...]
+    sites: tuple[RewrittenSite, ...]
+    skipped: tuple[SkippedSite, ...]
+    complexity: Complexity | None = None
+    model: ModelVerdict | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def verified(self) -> bool:
+        """Whether a check was made, at each site and end to end."""
+        return self.model is not None and all(site.verdict is not None for site in self.sites)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing that was checked differed."""
+        sites_ok = all(site.verdict is None or site.verdict.ok for site in self.sites)
+        return sites_ok and (self.model is None or self.model.ok)
+
+    def with_checks(self, sites: tuple[RewrittenSite, ...], model: ModelVerdict) -> "Report":
+        """This report with verdicts."""
+        return replace(self, sites=sites, model=model)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data with the schema's name and version, ready for JSON."""
+        size = self.complexity
+        return {
+            "schema": SCHEMA,
+            "way": self.way,
+            "notes": list(self.notes),
+            "inputs": [dict(entry) for entry in self.inputs],
+            "passes": [
+                {
+                    "name": entry.name,
+                    "options": dict(entry.options),
+                    "rewritten": entry.rewritten,
+                    "skipped": entry.skipped,
+                }
+                for entry in self.passes
+            ],
+            "sites": [site.to_dict() for site in self.sites],
+            "skipped": [
+                {"name": s.name, "kind": s.kind, "pass": s.pass_name, "reason": s.reason}
+                for s in self.skipped
+            ],
+            "complexity": None
+            if size is None
+            else {"before": vars(size.before), "after": vars(size.after)},
+            "model": None if self.model is None else self.model.to_dict(),
+            "versions": dict(self.versions),
+        }

@@ -1,0 +1,293 @@
+"""A site: one place where a convolution is called, and the editing that a pass does there.
+
+A pass plans in integers and then asks its site for branches. How the weights get there is decided
+here, once: rows of the stored tensors become modules of their own, or, where the weight is
+computed in each forward or shared with something that keeps it whole, the tensor is sliced in the
+graph and stays trainable as it is.
+"""
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ..calls import Computed, ConvCall, Recomputed, Source, Stored, attribute
+from ..channels import Slice
+from ..convs import CONV_TYPES, ConvSpec, module_from_spec, rebuild
+from ..nn import HookedWeight
+from ..tracing.program import Fragment, Shapes
+from .store import Store
+
+BATCHNORMS: dict[type[nn.Module], int] = {
+    nn.BatchNorm1d: 1,
+    nn.BatchNorm2d: 2,
+    nn.BatchNorm3d: 3,
+}
+
+Emit = Callable[[fx.Node], fx.Node]
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """The BatchNorm that follows a convolution and belongs to it alone."""
+
+    node: fx.Node
+    path: str
+    channels: int
+
+
+@dataclass
+class Site:
+    """A convolution call in the working graph of a fragment.
+
+    `name` is the module's path in the whole model (`path#2` for its second call), the weight's
+    path for a function call with a stored weight, or the node's name. `calls` counts the calls of
+    the same module. `shapes` are those of the example run, None where none was made.
+    """
+
+    name: str
+    fragment: Fragment
+    call: ConvCall
+    store: Store
+    calls: int = 1
+    shapes: Shapes | None = None
+    whole_weights: str | None = None
+
+    @property
+    def spec(self) -> ConvSpec:
+        """The convolution's fields."""
+        return self.call.spec
+
+    @property
+    def graph(self) -> fx.Graph:
+        """Graph that is being rewritten."""
+        return self.fragment.working.graph
+
+    @property
+    def root(self) -> fx.GraphModule:
+        """Module that owns the graph."""
+        return self.fragment.working
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The convolution module, None for a function call."""
+        return None if self.call.path is None else self.root.get_submodule(self.call.path)
+
+    @property
+    def batched(self) -> bool:
+        """Whether the input has a batch axis (PyTorch also takes one sample without it)."""
+        return self.shapes is None or len(self.shapes.input) == self.spec.dims + 2
+
+    @property
+    def macs(self) -> int | None:
+        """Multiply-accumulates of one call for one sample, None where no shape is known."""
+        return None if self.shapes is None else self.spec.macs(self.shapes.input, self.shapes.output)
+
+    def following_batchnorm(self) -> BatchNorm | str | None:
+        """The BatchNorm that may move with the convolution, why it may not, or None."""
+        node = self.call.node
+        norms = [user for user in node.users if self._batchnorm_type(user) is not None]
+        if not norms:
+            return None
+        norm, path = norms[0], str(norms[0].target)
+        module = self.root.get_submodule(path)
+        if len(node.users) > 1:
+            return f"the output of the convolution has {len(node.users)} users besides {path}"
+        if nn.utils.parametrize.is_parametrized(module):
+            return f"{path} is parametrised"
+        if self.store.hooks(module):
+            return f"{path} has hooks ({', '.join(self.store.hooks(module))})"
+        if self._batchnorm_type(norm) != self.spec.dims or not self.batched:
+            return f"{path} ({type(module).__name__}) is not for {self.spec.dims} spatial dimensions"
+        if module.num_features != self.spec.out_channels:
+            return f"{path} has {module.num_features} channels, not {self.spec.out_channels}"
+        if len(norm.all_input_nodes) > 1 or self.store.calls_of(module) > 1:
+            return f"{path} is called elsewhere too"
+        if not self.store.owns_alone(module):
+            return f"{path} shares its parameters with another module"
+        return BatchNorm(norm, path, self.spec.out_channels)
+
+    def _batchnorm_type(self, node: fx.Node) -> int | None:
+        if node.op != "call_module":
+            return None
+        return BATCHNORMS.get(type(self.root.get_submodule(str(node.target))))
+
+    # What a pass emits. Every method adds nodes in front of the convolution.
+
+    def channels(self, value: fx.Node, part: Slice) -> fx.Node:
+        """`value[:, start:stop]`."""
+        index = (slice(None), slice(part.start, part.stop))
+        return self.graph.call_function(operator.getitem, (value, index))
+
+    def concat(self, values: Sequence[fx.Node]) -> fx.Node:
+        """`torch.cat([...], dim=1)`."""
+        return self.graph.call_function(torch.cat, (list(values),), {"dim": 1})
+
+    def conv_branches(
+        self, weight_rows: Sequence[Slice], bias_rows: Sequence[Slice], fields: ConvSpec
+    ) -> tuple[Emit, ...]:
+        """One `groups=1` convolution for each pair of row slices, as functions that emit its call.
+
+        `fields` are those of one branch. Its weights are rows of the site's own.
+        """
+        if self.whole_weights is not None or self.call.computed:
+            return self._functional_branches(weight_rows, bias_rows, fields)
+        home = self._home()
+        key = (id(self.fragment), home, tuple(weight_rows), tuple(bias_rows))
+        if key not in self.store.placed:
+            self._place_modules(home, weight_rows, bias_rows, fields)
+            self.store.placed.add(key)
+        extra = () if self.call.output_size is None else (self.call.output_size,)
+
+        def emitter(position: int) -> Emit:
+            target = f"{home}.{position}" if home else str(position)
+            return lambda value: self.graph.call_module(target, (value, *extra))
+
+        return tuple(emitter(position) for position in range(len(weight_rows)))
+
+    def batchnorm_branches(self, norm: BatchNorm, rows: Sequence[Slice]) -> tuple[Emit, ...]:
+        """The BatchNorm's channels `rows`, each as a BatchNorm of its own."""
+        module = self.root.get_submodule(norm.path)
+        branches = []
+        for part in rows:
+            tensors = {
+                name: self.store.rows(tensor, part if tensor is not None and tensor.dim() else None)
+                for name, tensor in (*module._parameters.items(), *module._buffers.items())
+            }
+            branches.append(rebuild(module, tensors, num_features=part.stop - part.start))
+        self.store.replace(self.fragment, norm.path, norm.path, branches, {None: list(rows)})
+
+        def emitter(position: int) -> Emit:
+            return lambda value: self.graph.call_module(f"{norm.path}.{position}", (value,))
+
+        return tuple(emitter(position) for position in range(len(rows)))
+
+    def _home(self) -> str:
+        """Path under which the branches go: the module's, or the one that held the weight."""
+        if self.call.path is not None:
+            return self.fragment.home(self.call.path)
+        assert isinstance(self.call.weight, Stored)
+        return self.store.home_of(self.fragment, self.call.weight.key, self._bias_key())
+
+    def _bias_key(self) -> str | None:
+        return self.call.bias.key if isinstance(self.call.bias, Stored) else None
+
+    def _place_modules(
+        self, home: str, weight_rows: Sequence[Slice], bias_rows: Sequence[Slice], fields: ConvSpec
+    ) -> None:
+        assert isinstance(self.call.weight, Stored)
+        weight = attribute(self.root, self.call.weight.key)
+        bias_key = self._bias_key()
+        bias = None if bias_key is None else attribute(self.root, bias_key)
+        template = self.module or module_from_spec(fields)
+        if self.call.path is None:
+            template.training = self.root.training
+        numbers = {
+            "in_channels": fields.in_channels,
+            "out_channels": fields.out_channels,
+            "groups": fields.groups,
+        }
+        branches = []
+        for rows, bias_part in zip(weight_rows, bias_rows, strict=True):
+            tensors = {
+                "weight": self.store.rows(weight, rows),
+                "bias": self.store.rows(bias, bias_part),
+            }
+            branches.append(_with_tensors(template, tensors, numbers))
+        rows_by_name = {"weight": list(weight_rows), "bias": list(bias_rows)}
+        if self.call.path is not None:
+            self.store.replace(self.fragment, self.call.path, home, branches, rows_by_name)
+        else:
+            keys = {self.call.weight.key: "weight"} | ({bias_key: "bias"} if bias_key else {})
+            self.store.replace_tensors(self.fragment, keys, home, branches, rows_by_name)
+
+    def _functional_branches(
+        self, weight_rows: Sequence[Slice], bias_rows: Sequence[Slice], fields: ConvSpec
+    ) -> tuple[Emit, ...]:
+        if self.call.path is not None:
+            self.store.expose(self.fragment, self.call.path)
+        weight = self._node_of(self.call.weight)
+        bias = None if self.call.bias is None else self._node_of(self.call.bias)
+        function = _FUNCTIONAL[fields.dims, fields.transposed]
+        padded = None if fields.padding_mode == "zeros" else _edges(fields)
+        options: dict[str, Any] = {
+            "stride": fields.stride,
+            "padding": fields.padding if padded is None else 0,
+            "dilation": fields.dilation,
+        }
+        if fields.transposed:
+            options["output_padding"] = fields.output_padding
+
+        def emitter(rows: Slice, bias_part: Slice) -> Emit:
+            def emit(value: fx.Node) -> fx.Node:
+                part = self._rows(weight, rows)
+                offset = None if bias is None else self._rows(bias, bias_part)
+                if padded is not None:
+                    arguments = (value, padded, fields.padding_mode)
+                    value = self.graph.call_function(nn.functional.pad, arguments)
+                return self.graph.call_function(function, (value, part, offset), dict(options))
+
+            return emit
+
+        return tuple(
+            emitter(rows, bias_part) for rows, bias_part in zip(weight_rows, bias_rows, strict=True)
+        )
+
+    def _rows(self, value: fx.Node, part: Slice) -> fx.Node:
+        index = slice(part.start, part.stop)
+        return self.graph.call_function(operator.getitem, (value, index))
+
+    def _node_of(self, source: Source) -> fx.Node:
+        if isinstance(source, Computed):
+            return source.node
+        if isinstance(source, Stored):
+            return self.graph.get_attr(self.store.current(self.fragment, source.key))
+        home = self.store.expose(self.fragment, source.path)
+        if home and isinstance(self.root.get_submodule(home), HookedWeight):
+            return self.graph.call_module(home)
+        prefix = f"{home}." if home else ""
+        return self.graph.call_module(f"{prefix}parametrizations.{source.name}")
+
+
+def _edges(spec: ConvSpec) -> list[int]:
+    """Padding of each side as `torch.nn.functional.pad` wants it, the last dimension first.
+
+    'same' puts the odd element at the end, as `torch.nn` does.
+    """
+    edges: list[int] = []
+    for axis in reversed(range(spec.dims)):
+        if isinstance(spec.padding, str):
+            total = spec.dilation[axis] * (spec.kernel_size[axis] - 1)
+            total = total if spec.padding == "same" else 0
+            edges += [total // 2, total - total // 2]
+        else:
+            edges += [spec.padding[axis]] * 2
+    return edges
+
+
+def _with_tensors(
+    template: nn.Module, tensors: dict[str, torch.Tensor | None], numbers: dict[str, int]
+) -> nn.Module:
+    """`template` with other tensors, each registered as the parameter or buffer that it is."""
+    names = {name: None for name in (*template._parameters, *template._buffers)}
+    branch = rebuild(template, names | tensors, **numbers)
+    for name, tensor in tensors.items():
+        if tensor is None or isinstance(tensor, nn.Parameter) or name in branch._buffers:
+            continue
+        del branch._parameters[name]
+        branch.register_buffer(name, tensor)
+    return branch
+
+
+_FUNCTIONAL = {
+    (1, False): torch.conv1d,
+    (2, False): torch.conv2d,
+    (3, False): torch.conv3d,
+    (1, True): torch.conv_transpose1d,
+    (2, True): torch.conv_transpose2d,
+    (3, True): torch.conv_transpose3d,
+}
+assert set(_FUNCTIONAL) == set(CONV_TYPES.values())

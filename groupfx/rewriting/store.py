@@ -1,0 +1,300 @@
+"""Where the tensors of the working model are, who uses them, and where rewrites move them.
+
+One store serves one pass over one program. It knows every module that registers a tensor and
+every graph node that reads it, so that a tensor is cut into rows only where nothing else needs it
+whole; it cuts each tensor once, so that what was tied stays tied; and it keeps the map from the
+rewritten model's state_dict to the original's.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import fx, nn
+
+from ..calls import ConvCall, Stored
+from ..channels import Slice
+from ..convs import rows_of
+from ..nn import HookedWeight, is_weight_hook
+from ..state_map import Rows
+from ..tracing.program import Fragment, Program
+from ..tracing.tracer import hooked
+
+Place = tuple[int, str]
+_HOOKED = "hooked"
+
+
+class Store:
+    """The tensors of one program's working side; see the module's text."""
+
+    def __init__(self, program: Program, entries: dict[str, Rows]) -> None:
+        self.program = program
+        self.entries = entries
+        self.placed: set[object] = set()
+        self._cut: dict[tuple[int, int, int], torch.Tensor] = {}
+        self._moved: dict[tuple[int, str], str] = {}
+        self._tied: list[torch.Tensor] = []
+        self._claimed: set[fx.Node] = set()
+        self._paths: dict[int, list[str]] = defaultdict(list)
+        self._registered: dict[int, set[Place]] = defaultdict(set)
+        self._calls: dict[int, list[fx.Node]] = defaultdict(list)
+        self._reads: dict[int, list[fx.Node]] = defaultdict(list)
+        self._survey()
+
+    def _survey(self) -> None:
+        for path, module in self.program.result.named_modules(remove_duplicate=False):
+            self._paths[id(module)].append(path)
+            for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is not None:
+                    self._registered[id(tensor)].add((id(module), name))
+        for fragment in self.program.fragments:
+            for node in fragment.working.graph.nodes:
+                if node.op == "call_module":
+                    module = fragment.working.get_submodule(str(node.target))
+                    self._calls[id(module)].append(node)
+                elif node.op == "get_attr":
+                    self._reads[id(_get(fragment.working, str(node.target)))].append(node)
+
+    # Questions
+
+    def hooks(self, module: nn.Module) -> list[str]:
+        """Kinds of the user's hooks on `module` and on its tensors."""
+        found = hooked(module)
+        for name, tensor in module._parameters.items():
+            hooks = tensor is not None and (
+                tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None)
+            )
+            if hooks:
+                found.append(f"gradient hook on {name}")
+        return found
+
+    def calls_of(self, module: nn.Module) -> int:
+        """Number of graph nodes that call `module`, under whatever path."""
+        return len(self._calls[id(module)])
+
+    def owns_alone(self, module: nn.Module) -> bool:
+        """Whether no other module and no graph node uses the tensors of `module`."""
+        tensors = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
+        return all(
+            len(self._registered[id(tensor)]) == 1 and not self._reads[id(tensor)]
+            for tensor in tensors
+        )
+
+    def can_expose(self, module: nn.Module) -> bool:
+        """Whether the recomputed weight of `module` can be computed in the graph instead."""
+        if not any(is_weight_hook(hook) for hook in module._forward_pre_hooks.values()):
+            return True
+        return HookedWeight.from_module(module) is not None
+
+    def kept_whole(
+        self, claims: Sequence[tuple[Fragment, ConvCall]]
+    ) -> Mapping[fx.Node, str]:
+        """For the calls that are about to be cut: which weights must stay whole, and why.
+
+        A tensor may be cut where every module that registers it and every node that reads it is
+        among `claims`, and all of them cut it alike.
+        """
+        claimed_nodes = self._claimed = {call.node for _, call in claims}
+        places: set[Place] = set()
+        cuts: dict[int, set[tuple[int, bool]]] = defaultdict(set)
+        for fragment, call in claims:
+            for key in _stored_keys(call):
+                holder, name = _holder(fragment.working, key)
+                if call.path is None or claimed_nodes.issuperset(self._calls[id(holder)]):
+                    places.add((id(holder), name))
+                cuts[id(_get(fragment.working, key))].add((call.spec.groups, call.spec.transposed))
+        found: dict[fx.Node, str] = {}
+        for fragment, call in claims:
+            for key in _stored_keys(call):
+                tensor = _get(fragment.working, key)
+                readers = {user for node in self._reads[id(tensor)] for user in node.users}
+                if len(cuts[id(tensor)]) > 1:
+                    found[call.node] = f"{key} is shared by convolutions with other groups"
+                elif not places.issuperset(self._registered[id(tensor)]):
+                    found[call.node] = f"{key} is shared with a module that needs it whole"
+                elif not claimed_nodes.issuperset(readers):
+                    found[call.node] = f"{key} is read elsewhere in the graph"
+        return found
+
+    def all_claimed(self, module: nn.Module | None) -> bool:
+        """Whether every call of `module` is among the last claims."""
+        return module is None or self._claimed.issuperset(self._calls[id(module)])
+
+    # Changes
+
+    def rows(self, tensor: torch.Tensor | None, part: Slice | None) -> torch.Tensor | None:
+        """Rows of `tensor` (all of it where `part` is None), the same object for the same rows."""
+        if tensor is None:
+            return None
+        if part is None:
+            return tensor.detach().clone()
+        if len(self._registered[id(tensor)]) < 2:
+            return rows_of(tensor, part.start, part.stop)
+        key = (id(tensor), part.start, part.stop)
+        if key not in self._cut:
+            # The key is an address: the tensor must not be freed while it is in use.
+            self._tied.append(tensor)
+            self._cut[key] = rows_of(tensor, part.start, part.stop)
+        return self._cut[key]
+
+    def replace(
+        self,
+        fragment: Fragment,
+        path: str,
+        home: str,
+        branches: Sequence[nn.Module],
+        rows: Mapping[str | None, Sequence[Slice]],
+    ) -> None:
+        """Put `branches` under `home` in place of the module at `path`, and under its aliases.
+
+        `rows` gives, for each tensor name (None: for all others), the rows of each branch.
+        """
+        module = fragment.working.get_submodule(path)
+        names = [*module._parameters, *module._buffers]
+        for full_path in self._paths[id(module)]:
+            for name in names:
+                self._move(full_path, name, full_path, rows.get(name, rows.get(None, ())))
+        container = nn.ModuleList(branches)
+        container.training = module.training
+        self._install(fragment, path, home, container)
+
+    def replace_tensors(
+        self,
+        fragment: Fragment,
+        keys: Mapping[str, str],
+        home: str,
+        branches: Sequence[nn.Module],
+        rows: Mapping[str, Sequence[Slice]],
+    ) -> None:
+        """Put `branches` under `home` in place of the tensors `keys` (key -> name in a branch)."""
+        full_home = fragment.full_name(home)
+        for key, name in keys.items():
+            holder, attribute = _holder(fragment.working, key)
+            owner = fragment.full_name(key.rpartition(".")[0])
+            self._move(owner, attribute, full_home, rows[name], new_name=name)
+            holder._parameters.pop(attribute, None)
+            holder._buffers.pop(attribute, None)
+        container = nn.ModuleList(branches)
+        container.training = fragment.working.training
+        self._install(fragment, None, home, container)
+
+    def home_of(self, fragment: Fragment, weight_key: str, bias_key: str | None) -> str:
+        """Path for the branches of a function call whose weight is stored under `weight_key`.
+
+        The path of the module that holds the weight, where it holds nothing else; else the path
+        of the weight itself, which is free once the weight is cut.
+        """
+        holder, _ = _holder(fragment.working, weight_key)
+        path = weight_key.rpartition(".")[0]
+        held = {f"{path}.{name}" if path else name for name in (*holder._parameters, *holder._buffers)}
+        alone = held <= {weight_key, bias_key} and not holder._modules
+        return path if alone else weight_key
+
+    def expose(self, fragment: Fragment, path: str) -> str:
+        """Turn a convolution module into a holder of its tensors, which the graph now reads.
+
+        Returns the holder's path. A module that is called by others too stays what it is.
+        """
+        if (id(fragment), path) in self._moved:
+            return self._moved[id(fragment), path]
+        working = fragment.working
+        module = working.get_submodule(path)
+        if not self.all_claimed(module):
+            return path
+        taken = HookedWeight.from_module(module)
+        home = fragment.home(path)
+        if home == path:
+            holder = taken or _holding(nn.Module(), module)
+            for alias in self._paths[id(module)]:
+                _set(working, alias, holder)
+        elif taken is None:
+            delattr(working, path)
+            _holding(working, module)
+        else:
+            home = _HOOKED
+            delattr(working, path)
+            working.add_module(home, taken)
+            for alias in self._paths[id(module)]:
+                for name in (*taken._parameters, *taken._buffers):
+                    self._move(alias, name, f"{alias}.{home}", None)
+        self._moved[id(fragment), path] = home
+        return home
+
+    def current(self, fragment: Fragment, key: str) -> str:
+        """Key, in the working graph, of a tensor that was stored under `key` before the pass."""
+        path, _, name = key.rpartition(".")
+        return _join(self._moved.get((id(fragment), path), path), name)
+
+    def _move(
+        self,
+        owner: str,
+        name: str,
+        target: str,
+        rows: Sequence[Slice] | None,
+        *,
+        new_name: str | None = None,
+    ) -> None:
+        """Record that the tensor `name` of `owner` is now rows in the branches of `target`."""
+        old = self.entries.pop(_join(owner, name), None)
+        if old is None:
+            return
+        if rows is None:
+            self.entries[_join(target, new_name or name)] = old
+            return
+        for position, part in enumerate(rows):
+            key = _join(target, str(position), new_name or name)
+            start = old.start + part.start
+            scalar = name == "num_batches_tracked"
+            self.entries[key] = old if scalar else Rows(old.key, start, start + len(part))
+
+    def _install(
+        self, fragment: Fragment, path: str | None, home: str, container: nn.ModuleList
+    ) -> None:
+        working = fragment.working
+        aliases = [home]
+        if path is not None:
+            module = working.get_submodule(path)
+            aliases = [home] if fragment.is_module else self._paths[id(module)]
+        if home != "":
+            for alias in aliases:
+                _set(working, alias, container)
+            return
+        if path is not None:
+            delattr(working, path)
+        for name, branch in container.named_children():
+            working.add_module(name, branch)
+
+
+def _holding(holder: nn.Module, module: nn.Module) -> nn.Module:
+    """`holder`, with the tensors and children of `module`."""
+    holder._parameters.update(module._parameters)
+    holder._buffers.update(module._buffers)
+    holder._modules.update(module._modules)
+    holder._non_persistent_buffers_set |= module._non_persistent_buffers_set
+    holder.training = module.training
+    return holder
+
+
+def _set(root: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    # Assigned, not added: a name keeps its place, and parameters their order.
+    root.get_submodule(parent)._modules[name] = module
+
+
+def _get(root: nn.Module, key: str) -> object:
+    holder, name = _holder(root, key)
+    return getattr(holder, name)
+
+
+def _holder(root: nn.Module, key: str) -> tuple[nn.Module, str]:
+    path, _, name = key.rpartition(".")
+    return root.get_submodule(path), name
+
+
+def _stored_keys(call: ConvCall) -> Iterable[str]:
+    return [s.key for s in (call.weight, call.bias) if isinstance(s, Stored)]
+
+
+def _join(*parts: str) -> str:
+    return ".".join(part for part in parts if part)
+

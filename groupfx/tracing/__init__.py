@@ -1,0 +1,8 @@
+"""Three ways into a model: a symbolic trace, its convolution modules, or `torch.export`."""
+
+from .opening import open_model
+from .program import WAYS, Fragment, Program, Shapes, Way
+from .swapped import SwappedConv
+from .tracer import CannotTrace
+
+__all__ = ["WAYS", "CannotTrace", "Fragment", "Program", "Shapes", "SwappedConv", "Way", "open_model"]

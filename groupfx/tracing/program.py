@@ -1,0 +1,139 @@
+"""A model that was opened for rewriting: what it was, what is being made of it, and how they match.
+
+A `Program` holds two sides. The *reference* shares its tensors with the caller's model and is
+never changed. The *working* side is a copy, and passes rewrite it. Each side is one graph, or, in
+way `modules`, one small graph (a *fragment*) for each convolution module.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import fx, nn
+
+from ..errors import ModelError
+from ..inputs import ExampleInputs
+
+Way = Literal["trace", "modules", "export"]
+WAYS: tuple[Way, ...] = ("trace", "modules", "export")
+
+# In a fragment the module itself lies here; what a rewrite makes of it lies at the root.
+FRAGMENT_MODULE = "conv"
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Shapes of one call's input and output, the batch included."""
+
+    input: tuple[int, ...]
+    output: tuple[int, ...]
+
+
+@dataclass
+class Fragment:
+    """A graph of the original, its working copy, and which nodes compute the same value.
+
+    `path` is where the graph stands in the model: `""` for a whole model, else a module's path.
+    `standing` maps the name of a reference node to the working node that stands for it; a node
+    whose value is no longer computed anywhere is not in it.
+    """
+
+    path: str
+    reference: fx.GraphModule
+    working: fx.GraphModule
+    shapes: Shapes | None = None
+    calls: int = 1
+    is_module: bool = False
+    changed: bool = False
+    standing: dict[str, fx.Node] = field(init=False)
+    _names: dict[fx.Node, list[str]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.standing = {node.name: node for node in self.working.graph.nodes}
+        self._names = {node: [name] for name, node in self.standing.items()}
+
+    def stand_in(self, old: fx.Node, new: fx.Node) -> None:
+        """Record that `new` computes what `old` computed."""
+        names = self._names.pop(old, [])
+        self._names.setdefault(new, []).extend(names)
+        self.standing.update(dict.fromkeys(names, new))
+
+    def forget(self, node: fx.Node) -> None:
+        """Record that nothing computes what `node` computed any more."""
+        for name in self._names.pop(node, []):
+            del self.standing[name]
+
+    def stands_for(self, node: fx.Node) -> str | None:
+        """Name of the first reference node that the working `node` stands for."""
+        return next(iter(self._names.get(node, [])), None)
+
+    def home(self, path: str) -> str:
+        """Where the parts of the module at `path` go: its own path, or the root of a fragment."""
+        return "" if self.is_module and path == FRAGMENT_MODULE else path
+
+    def full_name(self, path: str) -> str:
+        """Name, in the whole model, of what lies at `path` in this fragment."""
+        return ".".join(part for part in (self.path, self.home(path)) if part)
+
+    def original_key(self, key: str) -> str:
+        """Key in the original's state_dict of a tensor of the reference graph."""
+        if self.is_module and key.startswith(f"{FRAGMENT_MODULE}."):
+            key = key.removeprefix(f"{FRAGMENT_MODULE}.")
+        return f"{self.path}.{key}" if self.path else key
+
+
+@dataclass
+class Program:
+    """A model opened in one of three ways.
+
+    `model` is the caller's, `result` the working model: a `GraphModule`, or in way `modules` a
+    copy of the caller's model into which changed fragments are put. `notes` say why this way was
+    taken and what a trace or an export fixed. `unreachable` gives, for paths of grouped convolution
+    modules that cannot be opened, the reason; `uncalled` are those that forward does not call.
+    """
+
+    way: Way
+    model: nn.Module
+    result: nn.Module
+    fragments: list[Fragment]
+    inputs: ExampleInputs | None
+    notes: tuple[str, ...] = ()
+    unreachable: Mapping[str, str] = field(default_factory=dict)
+    uncalled: tuple[str, ...] = ()
+
+
+def share_tensors(model: nn.Module) -> dict[int, Any]:
+    """A memo for `copy.deepcopy` under which the copy holds the very tensors of `model`."""
+    memo: dict[int, Any] = {}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        memo[id(tensor)] = tensor
+    memo.update(_detached_attributes(model))
+    return memo
+
+
+def _detached_attributes(model: nn.Module) -> dict[int, Any]:
+    """Plain tensors on modules, without their history: deepcopy refuses a tensor that has one."""
+    return {
+        id(value): value.detach()
+        for module in model.modules()
+        for value in module.__dict__.values()
+        if isinstance(value, torch.Tensor) and value.grad_fn is not None
+    }
+
+
+def copied(model: nn.Module, *, share: bool) -> nn.Module:
+    """A deep copy of `model`, which shares its tensors or has its own.
+
+    Raises `ModelError` where Python cannot copy the model.
+    """
+    memo = share_tensors(model) if share else _detached_attributes(model)
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise ModelError(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}): "
+            "a rewrite works on a copy so that your model stays as it is; "
+            "pass inplace=True to work on the model itself"
+        ) from error

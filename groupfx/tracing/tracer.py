@@ -1,0 +1,286 @@
+"""Symbolic tracing that notices when the trace would not be the model.
+
+`torch.fx` records one path through `forward`. Some things make that path differ from the model
+without any error, and each is looked for here:
+
+- `forward` reads `self.training`, the grad mode, or draws random numbers while it runs: the model
+  is traced twice, with all of them changed, and the two graphs are compared;
+- a custom `torch.autograd.Function` is inlined and its backward is lost: the module that calls it
+  stays a leaf;
+- hooks on modules that are traced through, or on the root, would be recorded once or dropped;
+- an optional argument would be traced as given, or as left out, for good.
+
+So does a part of `forward` that runs under `no_grad` or `autocast`: a graph has no `with`.
+"""
+
+import contextlib
+import dis
+import inspect
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+from torch.utils._pytree import tree_leaves
+
+from ..convs import CONV_TYPES, original_type
+from ..nn import is_weight_hook
+
+_HOOK_FIELDS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+class CannotTrace(Exception):
+    """Tracing failed, or would have changed the model. The message is the reason."""
+
+
+class _CustomBackward(Exception):
+    """A custom autograd function met a proxy."""
+
+    def __init__(self, function: type) -> None:
+        super().__init__(function.__name__)
+        self.function = function
+
+
+class Tracer(fx.Tracer):
+    """A symbolic tracer with the leaves that groupfx needs.
+
+    `opaque` names modules that stay leaves although their class is not of `torch.nn`.
+    """
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, opaque: frozenset[str] = frozenset()) -> None:
+        super().__init__()
+        self.opaque = opaque
+        self.calls: list[str] = []
+        self._context = _context()
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        # A graph has no `with`: what ran under no_grad or autocast would run without it.
+        if _context() != self._context:
+            raise CannotTrace("forward switches the grad mode or autocast for a part of itself")
+        return super().create_node(*args, **kwargs)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if module_qualified_name in self.opaque:
+            return True
+        kind = original_type(m)
+        if kind.__module__.startswith("groupfx.nn") or kind in CONV_TYPES:
+            return True
+        if isinstance(m, fx.GraphModule):
+            return False
+        library = kind.__module__.startswith(("torch.nn", "torch.ao.nn"))
+        return library and not isinstance(m, nn.Sequential)
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        self.calls.append(self.path_of_module(m))
+        result = super().call_module(m, forward, args, kwargs)
+        self.calls.pop()
+        return result
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        frame = sys._getframe(1)
+        while frame.f_back is not None and frame.f_globals.get("__name__", "") == fx.proxy.__name__:
+            frame = frame.f_back
+        if not _is_asserted(frame.f_code, frame.f_lasti):
+            return super().to_bool(obj)
+        message = f"assertion failed in {frame.f_code.co_qualname}"
+        self.create_proxy("call_function", torch._assert, (obj, message), {})
+        return True
+
+
+def _context() -> tuple[bool, ...]:
+    return torch.is_grad_enabled(), *(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
+
+
+def _is_asserted(code: Any, offset: int) -> bool:
+    """Whether the truth test at `offset` decides an `assert` statement."""
+    instructions = list(dis.get_instructions(code))
+    position = next((k for k, i in enumerate(instructions) if i.offset == offset), None)
+    if position is None or position + 1 == len(instructions):
+        return False
+    test = instructions[position]
+    if "JUMP" not in test.opname or not test.opname.endswith(("IF_TRUE", "IF_FALSE")):
+        return False
+    if test.opname.endswith("IF_TRUE"):
+        return instructions[position + 1].opname == "LOAD_ASSERTION_ERROR"
+    target = next((i for i in instructions if i.offset == test.argval), None)
+    return target is not None and target.opname == "LOAD_ASSERTION_ERROR"
+
+
+@contextlib.contextmanager
+def _autograd_functions_refused() -> Iterator[None]:
+    """While active, a custom autograd function that is applied to a proxy raises."""
+    original = torch.autograd.Function.__dict__["apply"]
+
+    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(leaf, fx.Proxy) for leaf in tree_leaves((args, kwargs))):
+            raise _CustomBackward(cls)
+        return original.__func__(cls, *args, **kwargs)
+
+    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        torch.autograd.Function.apply = original  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def random_state_kept(seed: int) -> Iterator[None]:
+    """Seed Python, NumPy and torch for a while, then put back what was there."""
+    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(pytorch)
+
+
+@contextlib.contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Put every module's `training` flag back at the end."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+def hooked(module: nn.Module) -> list[str]:
+    """Names of the kinds of user hooks on `module`, legacy reparametrisations not counted."""
+    found = []
+    for field in _HOOK_FIELDS:
+        hooks = getattr(module, field, None) or {}
+        if any(not _recomputes(hook) for hook in hooks.values()):
+            found.append(field.strip("_").replace("_", " "))
+    return found
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A traced graph, the tensors that `forward` made on the way, and what is now fixed."""
+
+    graph: fx.Graph
+    constants: Mapping[str, torch.Tensor]
+    notes: tuple[str, ...] = ()
+
+
+def _recomputes(hook: object) -> bool:
+    return is_weight_hook(hook, str(getattr(hook, "name", getattr(hook, "_tensor_name", ""))))
+
+
+def trace(model: nn.Module, given: frozenset[str], *, fix_optional: bool = False) -> Trace:
+    """Graph of `model`, which is left as it was.
+
+    `given` names the arguments of `forward` that the caller passes. Raises `CannotTrace` with the
+    reason where the graph would not be the model; with `fix_optional`, arguments left out are
+    fixed at their defaults (said in the notes) instead of refused.
+    """
+    optional = _optional_arguments(model)
+    if optional and not fix_optional:
+        names = ", ".join(optional)
+        raise CannotTrace(f"a trace would fix the optional arguments of forward ({names})")
+    fixed = {name: value for name, value in optional.items() if name not in given}
+    _refuse_hooks(model)
+    traced = _trace_with_leaves(model, fixed, seed=1)
+    with modes_kept(model), torch.set_grad_enabled(not torch.is_grad_enabled()):
+        for module in model.modules():
+            module.training = not module.training
+        other = _trace_with_leaves(model, fixed, seed=2)
+    difference = _first_difference(traced, other)
+    if difference:
+        raise CannotTrace(
+            "forward depends on the training mode, the grad mode or random numbers, "
+            f"and a trace would freeze it (it differs at {difference})"
+        )
+    notes = tuple(f"argument {name!r} is fixed at {value!r}" for name, value in fixed.items())
+    return Trace(traced.graph, traced.constants, notes)
+
+
+def _optional_arguments(model: nn.Module) -> dict[str, Any]:
+    """Arguments of `forward` that have defaults."""
+    parameters = inspect.signature(model.forward).parameters
+    for parameter in parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise CannotTrace(f"forward takes a variable number of arguments ({parameter})")
+    return {n: p.default for n, p in parameters.items() if p.default is not p.empty}
+
+
+def _refuse_hooks(model: nn.Module) -> None:
+    """Hooks survive on leaves only: elsewhere they would be recorded once, or dropped."""
+    tracer = Tracer()
+    for path, module in model.named_modules():
+        if path and tracer.is_leaf_module(module, path):
+            continue
+        kinds = hooked(module)
+        if kinds:
+            raise CannotTrace(f"{path or 'the model'} has {kinds[0]}, which a trace would drop")
+
+
+def _trace_with_leaves(model: nn.Module, fixed: dict[str, Any], *, seed: int) -> Trace:
+    opaque: set[str] = set()
+    while True:
+        tracer = Tracer(frozenset(opaque))
+        before = set(model.__dict__)
+        try:
+            with random_state_kept(seed), _autograd_functions_refused():
+                graph = tracer.trace(model, dict(fixed) or None)
+        except _CustomBackward as error:
+            owner = tracer.calls[-1] if tracer.calls else ""
+            if not owner:
+                reason = f"forward applies the autograd function {error}: its backward would be lost"
+                raise CannotTrace(reason) from error
+            opaque.add(owner)
+        except CannotTrace:
+            raise
+        except Exception as error:
+            # Whatever a user's forward raises when it is given proxies is a reason, not a crash.
+            first_line = str(error).splitlines()[0] if str(error) else ""
+            raise CannotTrace(f"{type(error).__name__}: {first_line}") from error
+        else:
+            return Trace(graph, _taken_constants(model, before))
+
+
+def _taken_constants(model: nn.Module, before: set[str]) -> dict[str, torch.Tensor]:
+    """Tensors that the tracer left on the root, removed from it."""
+    names = [name for name in model.__dict__ if name not in before]
+    constants = {name: model.__dict__.pop(name) for name in names}
+    return {name: value for name, value in constants.items() if isinstance(value, torch.Tensor)}
+
+
+def _first_difference(traced: Trace, other: Trace) -> str | None:
+    """Name of the first node in which two traces differ, constants compared by value."""
+    nodes, twins = list(traced.graph.nodes), list(other.graph.nodes)
+    for node, twin in zip(nodes, twins, strict=False):
+        # Node names are given in order, so equal graphs have equal names and equal argument reprs.
+        same = (node.op, node.name, node.target) == (twin.op, twin.name, twin.target)
+        if not same or repr((node.args, node.kwargs)) != repr((twin.args, twin.kwargs)):
+            return str(node.name)
+        if node.op == "get_attr" and node.target in traced.constants:
+            constant = traced.constants[str(node.target)]
+            if not torch.equal(constant, other.constants[str(node.target)]):
+                return str(node.name)
+    if len(nodes) != len(twins):
+        longer = nodes if len(nodes) > len(twins) else twins
+        return str(longer[min(len(nodes), len(twins))].name)
+    return None

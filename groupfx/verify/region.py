@@ -1,0 +1,196 @@
+"""A piece of a graph, from a few input nodes to one output node, run on its own.
+
+`Region` says which piece, `run_region` runs it where it stands, and `Float64Copy` holds float64
+copies, on the CPU, of just the modules and tensors that the piece uses, so that it can be run in
+any mode, forward and backward, while the graph that it was taken from stays as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..errors import InternalError
+from .float64 import Float64, widen
+
+
+def _same_name(path: str) -> str:
+    return path
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """The nodes of `module`'s graph that `output` depends on, up to `inputs`.
+
+    `full_name` turns the path of a tensor in `module` into its name in the whole model, for a
+    graph that is only a part of one.
+    """
+
+    module: fx.GraphModule
+    inputs: tuple[fx.Node, ...]
+    output: fx.Node
+    full_name: Callable[[str], str] = _same_name
+
+    def nodes(self) -> tuple[fx.Node, ...]:
+        """The nodes to run, each behind those that it reads; `inputs` are not among them.
+
+        Raises InternalError, naming it, for a placeholder that is not in `inputs`.
+        """
+        order: list[fx.Node] = []
+        # In two visits: first what it reads, then the node itself. No recursion: graphs are deep.
+        done = set(self.inputs)
+        pending = [(self.output, False)]
+        while pending:
+            node, complete = pending.pop()
+            if complete:
+                order.append(node)
+                continue
+            if node in done:
+                continue
+            if node.op == "placeholder":
+                raise InternalError(
+                    f"the value of {self.output.name} depends on the model's input {node.name}, "
+                    f"not on {', '.join(n.name for n in self.inputs) or 'nothing'} alone"
+                )
+            done.add(node)
+            pending.append((node, True))
+            pending.extend((read, False) for read in reversed(node.all_input_nodes))
+        return tuple(order)
+
+
+def run_region(
+    region: Region,
+    values: Sequence[Any],
+    parts: Mapping[str, Any] | None = None,
+    nodes: Sequence[fx.Node] | None = None,
+) -> Any:
+    """The value of `region.output`, given one value for each of `region.inputs`.
+
+    `parts` replaces the modules and tensors that the graph's targets name, which otherwise are
+    those of `region.module`, in their own dtype and mode. `nodes` is `region.nodes()`, for a
+    caller that runs a region many times.
+
+    Raises InternalError for a placeholder that is not an input, or a wrong number of values.
+    """
+    if len(values) != len(region.inputs):
+        raise InternalError(f"{len(region.inputs)} region inputs, but {len(values)} values")
+    found: dict[fx.Node, Any] = dict(zip(region.inputs, values, strict=True))
+
+    def read(argument: Any) -> Any:
+        return fx.node.map_arg(argument, found.__getitem__)
+
+    for node in region.nodes() if nodes is None else nodes:
+        target: Any = node.target
+        if node.op in ("get_attr", "call_module"):
+            target = _part(region.module, target) if parts is None else parts[target]
+        if node.op == "get_attr":
+            found[node] = target
+            continue
+        args, kwargs = read(node.args), read(node.kwargs)
+        if node.op == "call_method":
+            found[node] = getattr(args[0], target)(*args[1:], **kwargs)
+        else:
+            found[node] = target(*args, **kwargs)
+    return found[region.output]
+
+
+class Float64Copy:
+    """Float64 copies, on the CPU, of the modules and tensors that a region uses.
+
+    Tied tensors and shared modules stay tied and shared. `native` names tensors that keep their
+    own dtype, as in `Float64`. All parameters ask for gradients. `tensors` has every parameter and
+    buffer by its full name. The copies live as long as this object.
+    """
+
+    def __init__(self, region: Region, native: Collection[str] = ()) -> None:
+        self._region = region
+        self._nodes = region.nodes()
+        self._native: dict[str, Tensor] = {}
+        self.originals = dict(_state(region, self._nodes))
+        memo: dict[int, Any] = {}
+        targets = dict.fromkeys(
+            str(node.target) for node in self._nodes if node.op in ("get_attr", "call_module")
+        )
+        parts = {target: _part(region.module, target) for target in targets}
+        kept = {id(tensor) for name, tensor in self.originals.items() if name in native}
+        for part in parts.values():
+            for tensor in _every_tensor(part):
+                memo.setdefault(id(tensor), _copied(tensor, narrow=id(tensor) in kept))
+        self.tensors: dict[str, Tensor] = {
+            name: memo[id(tensor)] for name, tensor in self.originals.items()
+        }
+        self._parts = {target: copy.deepcopy(part, memo) for target, part in parts.items()}
+        self._kept = [memo[id(t)] for name, t in self.originals.items() if name in native]
+
+    def run(self, values: Sequence[Any], *, training: bool) -> Any:
+        """The region's value in float64, every module in train mode or every module in eval mode.
+
+        `values` are not written to. In train mode running statistics and the like move on, in the
+        copies.
+        """
+        for module in self.modules():
+            module.training = training
+        own = [value.clone() if isinstance(value, Tensor) else value for value in values]
+        with Float64(native=self._kept):
+            return widen(run_region(self._region, own, self._parts, self._nodes))
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Every copied module, submodules included."""
+        for part in self._parts.values():
+            if isinstance(part, nn.Module):
+                yield from part.modules()
+
+
+def _part(module: nn.Module, target: str) -> Any:
+    path, _, name = target.rpartition(".")
+    try:
+        return getattr(module.get_submodule(path), name)
+    except AttributeError as error:
+        raise InternalError(f"the graph reads {target}, which the model does not have") from error
+
+
+def _state(region: Region, nodes: Sequence[fx.Node]) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter, buffer and constant that the nodes use, by its full name."""
+    for target in dict.fromkeys(
+        str(node.target) for node in nodes if node.op in ("get_attr", "call_module")
+    ):
+        part = _part(region.module, target)
+        if isinstance(part, Tensor):
+            yield region.full_name(target), part
+        if not isinstance(part, nn.Module):
+            continue
+        named = [
+            *part.named_parameters(remove_duplicate=False),
+            *part.named_buffers(remove_duplicate=False),
+        ]
+        for name, tensor in named:
+            yield region.full_name(f"{target}.{name}"), tensor
+
+
+def _every_tensor(part: Any) -> Iterator[Tensor]:
+    """Parameters, buffers and plain tensor attributes, those with a history included.
+
+    A legacy `weight_norm` leaves its last weight on the module, and Python cannot copy that.
+    """
+    if isinstance(part, Tensor):
+        yield part
+    if not isinstance(part, nn.Module):
+        return
+    for module in part.modules():
+        yield from (tensor for tensor in module._parameters.values() if tensor is not None)
+        yield from (tensor for tensor in module._buffers.values() if tensor is not None)
+        yield from (value for value in vars(module).values() if isinstance(value, Tensor))
+
+
+def _copied(tensor: Tensor, *, narrow: bool) -> Tensor:
+    value = tensor.detach().cpu()
+    value = value.clone() if narrow or widen(value) is value else widen(value)
+    if not isinstance(tensor, nn.Parameter):
+        return value
+    differentiable = value.is_floating_point() or value.is_complex()
+    return nn.Parameter(value, requires_grad=differentiable)

@@ -1,0 +1,118 @@
+"""Split a grouped convolution into one `groups=1` convolution a group.
+
+Before:  y = conv(x)                                        groups = g
+After:   y = cat([conv_k(x[:, k*n : (k+1)*n]) for k in range(g)], dim=1)
+
+A grouped convolution applies g independent convolutions to g slices of n = in_channels / g
+channels. Its weight is [out, n, ...]: rows k*m to (k+1)*m, m = out_channels / g, are the weight
+of group k. A transposed one keeps its weight as [in, m, ...], so its rows go by n instead; the
+bias goes by m in both. No number is computed anew, so the result is the same to the bit.
+
+A BatchNorm that follows acts on each channel alone and is cut along with the convolution:
+
+         bn(cat([y_0, y_1, ...])) = cat([bn_0(y_0), bn_1(y_1), ...])
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from groupfx.calls import Recomputed
+from groupfx.channels import Slice, group_slices
+from groupfx.errors import UsageError
+from groupfx.rewriting import BatchNorm, Pass, Rewritten, Site, Skip, name_matches
+
+
+@dataclass(frozen=True)
+class Split:
+    """The channels of each branch: of the input, and of the output."""
+
+    inputs: tuple[Slice, ...]
+    outputs: tuple[Slice, ...]
+    batchnorm: BatchNorm | None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SplitGroupedConv(Pass[Split]):
+    """Slice the input channels, one `groups=1` convolution a group, concatenate."""
+
+    batchnorm: Literal["branches", "after"] = "branches"
+    """where a BatchNorm that follows goes: into the branches, or after the concatenation"""
+
+    depthwise: Literal["auto", "keep", "split"] = "auto"
+    """auto leaves 1-d and 2-d depthwise alone and splits 3-d ones and those with a multiplier"""
+
+    max_groups: int | None = None
+    """sites with more groups than this are skipped"""
+
+    only: tuple[str, ...] = ()
+    """patterns of site names; the others are skipped"""
+
+    skip: tuple[str, ...] = ()
+    """patterns of site names that are skipped"""
+
+    def __post_init__(self) -> None:
+        if self.max_groups is not None and self.max_groups < 2:
+            raise UsageError(f"max_groups={self.max_groups}: a site has at least 2 groups")
+
+    def match(self, site: Site) -> Split | Skip:
+        refusal = self._not_asked_for(site) or _not_possible(site)
+        if refusal is not None:
+            return Skip(refusal)
+        spec = site.spec
+        inputs = group_slices(spec.in_channels, spec.groups)
+        outputs = group_slices(spec.out_channels, spec.groups)
+        norm = site.following_batchnorm() if self.batchnorm == "branches" else None
+        if isinstance(norm, str):
+            return Split(inputs, outputs, None, (f"BatchNorm stays after the concat: {norm}",))
+        return Split(inputs, outputs, norm)
+
+    def rewrite(self, site: Site, description: Split) -> Rewritten:
+        inputs, outputs, norm = description.inputs, description.outputs, description.batchnorm
+        rows = inputs if site.spec.transposed else outputs
+        branch = site.spec.with_channels(len(inputs[0]), len(outputs[0]), groups=1)
+        convs = site.conv_branches(rows, outputs, branch)
+        norms = site.batchnorm_branches(norm, outputs) if norm else None
+        values = []
+        for position, part in enumerate(inputs):
+            value = convs[position](site.channels(site.call.input, part))
+            values.append(norms[position](value) if norms else value)
+        return Rewritten(
+            output=site.concat(values),
+            end=norm.node if norm else site.call.node,
+            form=f"{len(values)} x {branch.describe()}" + (" + BatchNorm" if norm else ""),
+            branches=len(values),
+            notes=description.notes,
+        )
+
+    def _not_asked_for(self, site: Site) -> str | None:
+        spec = site.spec
+        if self.only and not name_matches(site.name, self.only):
+            return f"not among only={','.join(self.only)}"
+        if name_matches(site.name, self.skip):
+            return f"named by skip={','.join(self.skip)}"
+        if spec.kind == "depthwise" and self.depthwise == "auto" and spec.dims < 3:
+            return f"{spec.dims}-d depthwise is left alone; depthwise=split splits it"
+        if spec.kind.startswith("depthwise") and self.depthwise == "keep":
+            return "depthwise=keep"
+        if self.max_groups is not None and spec.groups > self.max_groups:
+            return f"{spec.groups} groups would make {spec.groups} branches, max_groups={self.max_groups}"
+        return None
+
+
+def _not_possible(site: Site) -> str | None:
+    """Why no split of this site computes the same, or None."""
+    if not site.batched and site.shapes is not None:
+        return f"its input has no batch axis (shape {site.shapes.input}); add one with unsqueeze(0)"
+    module = site.module
+    if module is None:
+        return None
+    hooks = site.store.hooks(module)
+    if hooks:
+        return f"it has hooks ({', '.join(hooks)}), which would be lost; remove them first"
+    sources = [s for s in (site.call.weight, site.call.bias) if isinstance(s, Recomputed)]
+    if sources and not site.store.can_expose(module):
+        return "a hook recomputes its weight in a way that is not known; remove the hook first"
+    if sources and site.call.output_size is not None:
+        return "its weight is recomputed and it is called with output_size; set output_padding"
+    return None
