@@ -34,7 +34,14 @@ class RewriteError(GroupfxError):
 
 
 class MismatchError(GroupfxError):
-    """The rewritten model does not compute the same function as the original."""
+    """The rewritten model does not compute the same function as the original.
+
+    `report` is the whole report, with the verdict of each site.
+    """
+
+    def __init__(self, message: str, *, report: object = None) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class MissingDependencyError(GroupfxError):

@@ -321,8 +321,8 @@ class StateDictMap:
                 end = last
         if end != last:
             raise RewriteError(
-                f"'{key}' of the original cannot be given back: the rewritten model holds nothing "
-                f"of its rows from {end} on, and of {last} rows it needs all"
+                f"'{key}' of the original cannot be given back: of its {last} rows, the rewritten "
+                f"model lacks those from {end} on"
             )
         if len({part.shape[1:] for part in parts}) > 1:
             shapes = ", ".join(str(list(part.shape)) for part in parts[:_SHOWN])

@@ -220,7 +220,7 @@ def differences(legacy: nn.Module, weight: HookedWeight, function: Callable[...,
         with torch.no_grad():
             for parameter in (*legacy.parameters(), *weight.parameters()):
                 assert parameter.grad is not None
-                parameter -= 0.01 * parameter.grad
+                parameter.sub_(parameter.grad, alpha=0.01)
                 parameter.grad = None
     return found
 
@@ -252,7 +252,7 @@ def test_a_wrong_field_would_be_seen(hook: str, field: str, value: int) -> None:
 @pytest.mark.parametrize("hook", HOOKS)
 def test_hooked_weight_keeps_objects_keys_and_mode(hook: str) -> None:
     conv = hooked_conv(hook, "conv").eval()
-    conv.bias.requires_grad_(False)  # type: ignore[union-attr,operator]
+    conv.get_parameter("bias").requires_grad_(False)
     weight = HookedWeight.from_module(conv)
     assert weight is not None
     assert set(weight.state_dict()) == set(conv.state_dict())
@@ -292,27 +292,31 @@ def test_hooked_weight_can_be_copied_saved_and_rebuilt(hook: str) -> None:
         assert repr(again) == repr(weight)
 
 
-def test_hooked_weight_exports_in_eval_mode() -> None:
+def test_hooked_weight_is_one_node_of_a_graph_and_exports_in_eval_mode() -> None:
     class Conv(nn.Module):
         def __init__(self, weight: HookedWeight) -> None:
             super().__init__()
             self.weight = weight
 
         def forward(self, x: Tensor) -> Tensor:
-            return F.conv2d(x, self.weight(), self.weight.bias, groups=2)
+            return F.conv2d(x, self.weight(), self.weight.bias, groups=2)  # type: ignore[arg-type]
 
     for hook in ("weight_norm", "spectral_norm", "prune-twice"):
         conv = hooked_conv(hook, "conv").eval()
         weight = HookedWeight.from_module(conv)
         assert weight is not None
         x = torch.randn(2, 6, 7, 5)
-        exported = torch.export.export(Conv(weight).eval(), (x,)).module()
+        model = Conv(weight).eval()
+        traced = fx.GraphModule(model, LeafTracer().trace(model))
+        assert [n.target for n in traced.graph.nodes if n.op == "call_module"] == ["weight"]
+        assert torch.equal(copy.deepcopy(traced)(x), conv(x))
+        exported = torch.export.export(model, (x,)).module()
         assert torch.equal(exported(x), conv(x))
 
 
 class DoublingPrune(prune.Identity):
     def apply_mask(self, module: nn.Module) -> Tensor:
-        result: Tensor = 2 * super().apply_mask(module)
+        result: Tensor = 2 * super().apply_mask(module)  # type: ignore[no-untyped-call]
         return result
 
 
@@ -321,7 +325,7 @@ def not_taken() -> dict[str, nn.Module]:
     both_pruned = pruned_twice(nn.Conv2d(6, 10, 3, groups=2))
     prune.random_unstructured(both_pruned, "bias", 0.5)
     subclass = nn.Conv2d(6, 10, 3, groups=2)
-    DoublingPrune.apply(subclass, "weight")
+    DoublingPrune.apply(subclass, "weight")  # type: ignore[no-untyped-call]
     only_bias = nn.Conv2d(6, 10, 3, groups=2)
     prune.random_unstructured(only_bias, "bias", 0.5)
     extra = spectral_norm(nn.Conv2d(6, 10, 3, groups=2))

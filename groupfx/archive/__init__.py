@@ -1,1 +1,36 @@
-"""Our own file: a model as plain data."""
+"""Our own file: a rewritten model as plain data that `torch.load(weights_only=True)` reads.
+
+A pickled model runs code when it is loaded, and a pickled `GraphModule` carries Python source. A
+file of ours holds neither. It is one table:
+
+| key | what |
+|---|---|
+| `format`, `version` | `"groupfx-archive"`, and the version of the format (1) |
+| `groupfx`, `torch`, `created` | which versions wrote it, and when (UTC) |
+| `way` | `"trace"`, `"export"` or `"modules"` |
+| `graphs` | path -> index in `modules`; the path is empty for a whole model |
+| `modules` | one table a module: class, fields, parameters, buffers, children, or a graph |
+| `tensors` | one table a tensor: `data`, `parameter`, `requires_grad` |
+| `state` | way `modules`: the state_dict of the whole model, else None |
+| `inputs`, `report` | example inputs (dtypes and shapes) and the report of the rewrite |
+
+A node of a graph is `{"op", "name", "target", "args", "kwargs"}`. What a target may be is listed in
+`operators`, what a class may be in `module_classes`, and how arguments are written in `values`.
+"""
+
+from .applying import apply, load_state
+from .content import Archive, ArchiveInfo, decode_graph, encode_graph
+from .file import check_replaceable, is_archive, read, write
+
+__all__ = [
+    "Archive",
+    "ArchiveInfo",
+    "apply",
+    "check_replaceable",
+    "decode_graph",
+    "encode_graph",
+    "is_archive",
+    "load_state",
+    "read",
+    "write",
+]

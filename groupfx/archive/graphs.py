@@ -5,7 +5,6 @@ Reading checks every name and every target before `torch.fx` makes source text o
 
 from collections.abc import Iterator, Mapping
 
-import torch
 from torch import fx, nn
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
@@ -241,7 +240,3 @@ def _read_tree(data: object, reader: ValueReader) -> object:
     if not all(type(leaf) is int and leaf == _LEAF for leaf in leaves):
         raise Damaged("the structure of inputs or outputs holds more than places")
     return tree
-
-
-# torch.fx is imported through torch, so that this module has one name for both.
-assert torch.fx is fx

@@ -30,14 +30,13 @@ class TensorWriter:
         seen = self._seen.get(id(tensor))
         if seen is not None:
             return seen[0]
-        _require_plain(tensor)
+        data = numbers_of(tensor)
         index = len(self.entries)
         # The tensor is kept as well, so that its id is not given to another one meanwhile.
         self._seen[id(tensor)] = (index, tensor)
-        data = tensor.detach()
         self.entries.append(
             {
-                "data": data.clone() if _claims_more_than_it_has(data) else data,
+                "data": data,
                 "parameter": isinstance(tensor, nn.Parameter),
                 "requires_grad": tensor.requires_grad,
             }
@@ -45,7 +44,11 @@ class TensorWriter:
         return index
 
 
-def _require_plain(tensor: Tensor) -> None:
+def numbers_of(tensor: Tensor) -> Tensor:
+    """The numbers of `tensor`, in its own memory unless some of them overlap.
+
+    Raises `NotPlain` for a tensor that is more than strided numbers.
+    """
     kind = type(tensor)
     if kind is not Tensor and kind is not nn.Parameter:
         raise NotPlain(f"a tensor of the class {kind.__module__}.{kind.__qualname__}")
@@ -55,6 +58,8 @@ def _require_plain(tensor: Tensor) -> None:
         raise NotPlain("a tensor that was computed from others and still remembers how")
     if tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None):
         raise NotPlain("a tensor with hooks on its gradient")
+    data = tensor.detach()
+    return data.clone() if _claims_more_than_it_has(data) else data
 
 
 def read_tensors(entries: object) -> list[Tensor]:

@@ -217,10 +217,13 @@ class ValueReader:
     def _dict(self, data: object, depth: int) -> dict[object, object]:
         if not isinstance(data, list):
             raise Damaged("a table is not a list of pairs")
-        pairs = [self.items(pair, depth + 1, 2) for pair in data]
-        if not all(isinstance(key, str | int | float | bool | None) for key, _ in pairs):
-            raise Damaged("a key of a table is no plain value")
-        return dict(pairs)
+        found: dict[object, object] = {}
+        for pair in data:
+            key, value = self.items(pair, depth + 1, 2)
+            if not isinstance(key, str | int | float | bool | None):
+                raise Damaged("a key of a table is no plain value")
+            found[key] = value
+        return found
 
     def _ordered_dict(self, data: object, depth: int) -> OrderedDict[object, object]:
         return OrderedDict(self._dict(data, depth))

@@ -52,4 +52,4 @@ def _macs(model: nn.Module, inputs: ExampleInputs) -> int:
     with modes_kept(model), torch.no_grad(), counter:
         model.eval()
         inputs.call(model)
-    return int(counter.get_total_flops()) // (2 * max(inputs.batch_size, 1))
+    return int(counter.get_total_flops()) // (2 * max(inputs.batch or 1, 1))

@@ -180,6 +180,8 @@ def _rewrite_site(pass_: Pass[Any], match: _Match) -> RewrittenSite:
         fragment=fragment,
         exact=pass_.exact,
         spec=site.spec,
+        input_shape=None if site.shapes is None else site.shapes.input,
+        conv=fragment.stands_for(node),
         start=fragment.stands_for(data),
         end=fragment.stands_for(made.end),
     )

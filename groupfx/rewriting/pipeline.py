@@ -14,7 +14,7 @@ from ..inputs import ExampleInputs, infer_inputs
 from ..state_map import Rows, StateDictMap
 from ..tracing import Program, open_model
 from ..version import __version__
-from .checking import check_program
+from .checking import check_program, require_ok
 from .complexity import totals
 from .driver import PassResult, run_pass
 from .pass_ import Pass
@@ -77,7 +77,8 @@ class Pipeline:
         if verify and before is not None:
             after = totals(program.result, program.inputs)
             report = dataclasses.replace(report, complexity=Complexity(before, after))
-            report = check_program(program, report)
+            report = check_program(program, report, entries)
+            require_ok(report)
         state_map = StateDictMap(entries, dropped=dropped, model=program.result)
         return Result(program.result, report, state_map, program)
 

@@ -1,7 +1,7 @@
 """What was done at each site, what was skipped and why, and what it cost: plain, frozen records."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..convs import ConvSpec
@@ -27,7 +27,8 @@ class RewrittenSite:
 
     `macs` are multiply-accumulates of one call for one sample, None where no shape is known.
     `verdict` is None until the site was checked; `observable` says whether its weights reach the
-    model's output (None: not told).
+    model's output (None: not told). `conv`, `start` and `end` name nodes of the reference graph:
+    the convolution, what goes into it, and what the rewrite replaced last.
     """
 
     name: str
@@ -41,6 +42,8 @@ class RewrittenSite:
     fragment: Fragment = field(repr=False, compare=False)
     spec: ConvSpec = field(repr=False)
     exact: bool = True
+    input_shape: tuple[int, ...] | None = None
+    conv: str | None = None
     start: str | None = None
     end: str | None = None
     verdict: SiteVerdict | None = None
@@ -118,10 +121,6 @@ class Report:
         """Whether nothing that was checked differed."""
         sites_ok = all(site.verdict is None or site.verdict.ok for site in self.sites)
         return sites_ok and (self.model is None or self.model.ok)
-
-    def with_checks(self, sites: tuple[RewrittenSite, ...], model: ModelVerdict) -> "Report":
-        """This report with verdicts."""
-        return replace(self, sites=sites, model=model)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data with the schema's name and version, ready for JSON."""

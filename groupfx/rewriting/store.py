@@ -96,20 +96,20 @@ class Store:
         """
         claimed_nodes = self._claimed = {call.node for _, call in claims}
         places: set[Place] = set()
-        cuts: dict[int, set[tuple[int, bool]]] = defaultdict(set)
+        cuts: dict[int, set[object]] = defaultdict(set)
         for fragment, call in claims:
             for key in _stored_keys(call):
                 holder, name = _holder(fragment.working, key)
                 if call.path is None or claimed_nodes.issuperset(self._calls[id(holder)]):
                     places.add((id(holder), name))
-                cuts[id(_get(fragment.working, key))].add((call.spec.groups, call.spec.transposed))
+                cuts[id(_get(fragment.working, key))].add(_cut_of(call))
         found: dict[fx.Node, str] = {}
         for fragment, call in claims:
             for key in _stored_keys(call):
                 tensor = _get(fragment.working, key)
                 readers = {user for node in self._reads[id(tensor)] for user in node.users}
                 if len(cuts[id(tensor)]) > 1:
-                    found[call.node] = f"{key} is shared by convolutions with other groups"
+                    found[call.node] = f"{key} is shared by calls that would cut it differently"
                 elif not places.issuperset(self._registered[id(tensor)]):
                     found[call.node] = f"{key} is shared with a module that needs it whole"
                 elif not claimed_nodes.issuperset(readers):
@@ -293,6 +293,17 @@ def _holder(root: nn.Module, key: str) -> tuple[nn.Module, str]:
 
 def _stored_keys(call: ConvCall) -> Iterable[str]:
     return [s.key for s in (call.weight, call.bias) if isinstance(s, Stored)]
+
+
+def _cut_of(call: ConvCall) -> object:
+    """What must agree for two calls to share the pieces of a tensor.
+
+    The groups, where each call is of a module with fields of its own; everything, where the
+    branches have to be made for a function call.
+    """
+    if call.path is not None:
+        return call.spec.groups, call.spec.transposed
+    return call.spec, call.weight, call.bias
 
 
 def _join(*parts: str) -> str:

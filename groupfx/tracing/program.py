@@ -77,6 +77,10 @@ class Fragment:
         """Name, in the whole model, of what lies at `path` in this fragment."""
         return ".".join(part for part in (self.path, self.home(path)) if part)
 
+    def working_key(self, key: str) -> str:
+        """Key in the result's state_dict of a tensor of the working graph."""
+        return f"{self.path}.{key}" if self.path else key
+
     def original_key(self, key: str) -> str:
         """Key in the original's state_dict of a tensor of the reference graph."""
         if self.is_module and key.startswith(f"{FRAGMENT_MODULE}."):
@@ -92,6 +96,7 @@ class Program:
     copy of the caller's model into which changed fragments are put. `notes` say why this way was
     taken and what a trace or an export fixed. `unreachable` gives, for paths of grouped convolution
     modules that cannot be opened, the reason; `uncalled` are those that forward does not call.
+    `dynamic` is False where an export fixed the sizes of the inputs.
     """
 
     way: Way
@@ -102,13 +107,29 @@ class Program:
     notes: tuple[str, ...] = ()
     unreachable: Mapping[str, str] = field(default_factory=dict)
     uncalled: tuple[str, ...] = ()
+    dynamic: bool = True
+
+
+def twin_tree(model: nn.Module) -> nn.Module:
+    """The same tensors and attributes under new module objects; nothing is deep-copied."""
+    twins: dict[nn.Module, nn.Module] = {}
+    for module in model.modules():
+        twin = twins[module] = module.__class__.__new__(module.__class__)
+        twin.__dict__.update(module.__dict__)
+        for held in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
+            twin.__dict__[held] = copy.copy(module.__dict__[held])
+    for twin in twins.values():
+        for name, child in twin._modules.items():
+            twin._modules[name] = None if child is None else twins[child]
+    return twins[model]
 
 
 def share_tensors(model: nn.Module) -> dict[int, Any]:
-    """A memo for `copy.deepcopy` under which the copy holds the very tensors of `model`."""
-    memo: dict[int, Any] = {}
-    for tensor in [*model.parameters(), *model.buffers()]:
-        memo[id(tensor)] = tensor
+    """A memo for `copy.deepcopy` under which the copy holds the very parameters of `model`.
+
+    Buffers are copied: a forward may write to them.
+    """
+    memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
     memo.update(_detached_attributes(model))
     return memo
 
@@ -124,7 +145,7 @@ def _detached_attributes(model: nn.Module) -> dict[int, Any]:
 
 
 def copied(model: nn.Module, *, share: bool) -> nn.Module:
-    """A deep copy of `model`, which shares its tensors or has its own.
+    """A deep copy of `model`, which shares its parameters or has its own.
 
     Raises `ModelError` where Python cannot copy the model.
     """

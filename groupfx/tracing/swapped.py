@@ -1,5 +1,7 @@
 """The container that takes a convolution module's place in the user's own model."""
 
+from typing import Any
+
 import torch
 from torch import fx, nn
 
@@ -17,6 +19,11 @@ class SwappedConv(fx.GraphModule):
         for name, value in module.__dict__.items():
             if not name.startswith("_") and name not in self.__dict__:
                 self.__dict__[name] = value
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SwappedConv":
+        twin: SwappedConv = super().__deepcopy__(memo)
+        twin.keep_fields(self)
+        return twin
 
     @property
     def weight(self) -> torch.Tensor | None:

@@ -18,7 +18,7 @@ import dis
 import inspect
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,6 +166,19 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
+@contextlib.contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Put the values of all buffers back at the end: a forward may count its calls in one."""
+    saved = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in saved:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+
+
 def hooked(module: nn.Module) -> list[str]:
     """Names of the kinds of user hooks on `module`, legacy reparametrisations not counted."""
     found = []
@@ -241,7 +254,7 @@ def _trace_with_leaves(model: nn.Module, fixed: dict[str, Any], *, seed: int) ->
     opaque: set[str] = set()
     while True:
         tracer = Tracer(frozenset(opaque))
-        before = set(model.__dict__)
+        before = _Attributes(model)
         try:
             with random_state_kept(seed), _autograd_functions_refused():
                 graph = tracer.trace(model, dict(fixed) or None)
@@ -258,14 +271,43 @@ def _trace_with_leaves(model: nn.Module, fixed: dict[str, Any], *, seed: int) ->
             first_line = str(error).splitlines()[0] if str(error) else ""
             raise CannotTrace(f"{type(error).__name__}: {first_line}") from error
         else:
-            return Trace(graph, _taken_constants(model, before))
+            constants = {
+                name: value
+                for name, value in model.__dict__.items()
+                if name.startswith("_tensor_constant") and isinstance(value, torch.Tensor)
+            }
+            changed = before.restore(except_for=constants.keys())
+            if changed:
+                raise CannotTrace(f"forward assigns to {changed}, which a trace would freeze")
+            return Trace(graph, constants)
+        finally:
+            before.restore()
 
 
-def _taken_constants(model: nn.Module, before: set[str]) -> dict[str, torch.Tensor]:
-    """Tensors that the tracer left on the root, removed from it."""
-    names = [name for name in model.__dict__ if name not in before]
-    constants = {name: model.__dict__.pop(name) for name in names}
-    return {name: value for name, value in constants.items() if isinstance(value, torch.Tensor)}
+class _Attributes:
+    """The attributes of every module of a model, to be put back after `forward` ran on proxies."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._dicts = [
+            (path, held, dict(held))
+            for path, module in model.named_modules()
+            for held in (module.__dict__, module._parameters, module._buffers, module._modules)
+        ]
+
+    def restore(self, except_for: Collection[str] = ()) -> str | None:
+        """Undo every assignment; the first one found, by name, if there was any."""
+        changed = None
+        for path, held, before in self._dicts:
+            names = [n for n in held.keys() | before.keys() if held.get(n) is not before.get(n)]
+            if not names:
+                continue
+            own = [name for name in names if name not in except_for]
+            if own and changed is None:
+                changed = f"{path}.{own[0]}" if path else own[0]
+            held.clear()
+            held.update(before)
+        return changed
 
 
 def _first_difference(traced: Trace, other: Trace) -> str | None:

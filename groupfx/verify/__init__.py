@@ -1,1 +1,32 @@
-"""x"""
+"""Sameness: of a site, of a whole model, and of results in lower precision.
+
+`compare_regions` proves one site, `compare_models` a model end to end, `observable_sites` says
+which sites the end of a model can see, and `rms_within` is the yardstick for lower precision and
+other runtimes. `Float64` runs a model in float64 as it is. `Fingerprint` notices a changed model.
+"""
+
+from .float64 import Float64
+from .measures import Difference, Yardstick, difference, rms_within
+from .models import ModelVerdict, OutputVerdict, compare_models
+from .observable import observable_sites
+from .region import Float64Copy, Region, run_region
+from .sites import SiteVerdict, compare_regions
+from .untouched import Fingerprint
+
+__all__ = [
+    "Difference",
+    "Fingerprint",
+    "Float64",
+    "Float64Copy",
+    "ModelVerdict",
+    "OutputVerdict",
+    "Region",
+    "SiteVerdict",
+    "Yardstick",
+    "compare_models",
+    "compare_regions",
+    "difference",
+    "observable_sites",
+    "rms_within",
+    "run_region",
+]

@@ -123,12 +123,15 @@ def rounding_bound(magnitudes: Tensor, terms: int, dtype: torch.dtype = torch.fl
     return magnitudes.abs() * (2 * terms * unit / (1 - terms * unit))
 
 
-def bound_ratio(error: Tensor, bound: Tensor) -> float:
-    """The largest |error| / bound, 0 where both are 0; at most 1 if the bound holds everywhere."""
-    if not error.numel():
-        return 0.0
-    ratio = torch.where(error == 0, torch.zeros_like(bound), error.abs() / bound)
-    return float(ratio.nan_to_num(nan=math.inf, posinf=math.inf).max())
+def bound_ratio(before: Tensor, after: Tensor, bound: Tensor) -> float:
+    """The largest |after - before| / bound over the elements that are finite on both sides.
+
+    0 where there is no error, infinite where there is one and the bound is 0 or not a number.
+    """
+    finite = torch.isfinite(before) & torch.isfinite(after)
+    error, bound = (after - before)[finite].abs(), bound[finite]
+    ratios = (error / bound)[error > 0]
+    return float(ratios.nan_to_num(nan=math.inf, posinf=math.inf).max()) if ratios.numel() else 0.0
 
 
 def _abs(value: Any) -> Any:
@@ -148,9 +151,7 @@ def _reach(call: Mapping[str, Any], transposed: bool) -> tuple[int, ...]:
     dilations = _each(call.get("dilation", 1), len(kernel))
     spans = [(size - 1) * step + 1 for size, step in zip(kernel, dilations, strict=True)]
     if transposed:
-        return tuple(
-            -(-span // stride) + 1 for span, stride in zip(spans, strides, strict=True)
-        )
+        return tuple(-(-span // stride) + 1 for span, stride in zip(spans, strides, strict=True))
     return tuple(span + stride - 1 for span, stride in zip(spans, strides, strict=True))
 
 

@@ -111,7 +111,7 @@ class Float64(TorchFunctionMode):
         self._shadowed: dict[int, Tensor] = {}
 
     def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
         self._shadows.clear()
         self._shadowed.clear()
 

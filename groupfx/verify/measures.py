@@ -8,6 +8,7 @@ both sides must agree in kind: finite, NaN, plus or minus infinity.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,12 +70,13 @@ def difference(original: Tensor, candidate: Tensor) -> Difference:
     original, candidate = _real(original), _real(candidate)
     if not original.is_floating_point():
         return _exact_difference(original, candidate)
+    error, scale = _peak(candidate - original), _peak(original)
+    if math.isfinite(error) and math.isfinite(scale):
+        return Difference(error, scale)
     reason = kind_mismatch(original, original, candidate, original.dtype)
-    both = torch.isfinite(original) & torch.isfinite(candidate)
-    if bool(both.all()):
-        return Difference(_peak(candidate - original), _peak(original), reason)
-    error = _peak((candidate - original)[both])
-    return Difference(error, _peak(original[torch.isfinite(original)]), reason)
+    finite = torch.isfinite(original)
+    error = _peak((candidate - original)[finite & torch.isfinite(candidate)])
+    return Difference(error, _peak(original[finite]), reason)
 
 
 def identical(original: Tensor, candidate: Tensor) -> bool:
@@ -140,6 +142,11 @@ def rms_within(
             f"{str(dtype).removeprefix('torch.')} is {original_rms:.2e}, the limit {limit:.2e}"
         )
     return Yardstick(reason is None, candidate_rms, original_rms, limit, reason)
+
+
+def plain_number(value: float | None) -> float | None:
+    """The number for a report, where JSON has no infinity and no NaN: None for those."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def paired_leaves(

@@ -12,8 +12,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from ..errors import InternalError
 from .float64 import Float64, widen
@@ -144,6 +144,12 @@ class Float64Copy:
         for part in self._parts.values():
             if isinstance(part, nn.Module):
                 yield from part.modules()
+
+    def norms(self) -> Iterator[_NormBase]:
+        """The batch and instance norms that have a weight."""
+        for module in self.modules():
+            if isinstance(module, _NormBase) and module.weight is not None:
+                yield module
 
 
 def _part(module: nn.Module, target: str) -> Any:

@@ -14,19 +14,297 @@ weight is zero hides everything before it). Both regions are run in float64 on t
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from ..errors import InternalError
 from ..inputs import unchanged
 from ..state_map import Rows
-from .bounds import ConvCalls, ConvRecorder, Magnitudes, bound_ratio, rounding_bound
-from .measures import Difference, difference, identical
+from .bounds import Magnitudes, bound_ratio, rounding_bound
+from .carry import Carrier, cut
+from .gradients import Derivatives, differentiate
+from .measures import difference, identical, plain_number
 from .region import Float64Copy, Region
+from .samples import Sampler, Values
 
 TOLERANCE = 1e-12
+_SEED = 7919
+
+
+@dataclass(frozen=True)
+class SiteVerdict:
+    """What the comparison of one site found.
+
+    Attributes:
+        ok: everything that was asked for holds.
+        identical: bit-identical in eval mode, in every run.
+        max_error: the largest |d| of the eval runs, in float64.
+        bound_ratio: the largest |d| / bound, at most 1 if the form is as accurate as it may be;
+            None where an exact form was asked for.
+        train_ok: output and buffers agree in train mode; None if the original has no train mode.
+        gradients_ok: gradients agree in both modes; None if there is nothing to differentiate.
+        reason: why it is not ok, in words; None if it is.
+        shapes: the input shapes that were used, one tuple a run.
+    """
+
+    ok: bool
+    identical: bool = False
+    max_error: float = float("inf")
+    bound_ratio: float | None = None
+    train_ok: bool | None = None
+    gradients_ok: bool | None = None
+    reason: str | None = None
+    shapes: tuple[tuple[tuple[int, ...], ...], ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: shapes are lists, a number that is not finite is None."""
+        return {
+            **vars(self),
+            "max_error": plain_number(self.max_error),
+            "bound_ratio": plain_number(self.bound_ratio),
+            "shapes": [[list(shape) for shape in run] for run in self.shapes],
+        }
+
+
+def compare_regions(
+    original: Region,
+    rewritten: Region,
+    examples: Sequence[Any],
+    *,
+    exact: bool = True,
+    rows: Mapping[str, Rows] | None = None,
+    native: Collection[str] = (),
+    seed: int = _SEED,
+) -> SiteVerdict:
+    """Prove that two regions compute the same function; see the text of this module.
+
+    Args:
+        original: the region of the reference graph, which is not changed.
+        rewritten: the region between the nodes that correspond. Its inputs stand in the same order.
+        examples: for each input the shape of a floating tensor (a tuple), or a tensor like the one
+            that the site gets, or a constant.
+        exact: demand the same bits in eval mode, as a split gives them.
+        rows: the map of the rewrite, as `StateDictMap.entries` (rewritten name -> rows of an
+            original tensor; a name that is missing stands for itself). None where the rewrite does
+            not just move rows: then steps 2 and 3 are done without it, on the parameters that there
+            are, and gradients are compared for the inputs alone.
+        native: full names of tensors that keep their own dtype; see `Float64`.
+        seed: of everything random.
+
+    Raises InternalError where a region is not closed: a value comes from outside its inputs.
+    """
+    if len(original.inputs) != len(rewritten.inputs):
+        raise InternalError(
+            f"the original region has {len(original.inputs)} inputs, "
+            f"the rewritten one {len(rewritten.inputs)}"
+        )
+    with unchanged(), torch.enable_grad():
+        sides = (Float64Copy(original, native), Float64Copy(rewritten, native))
+        sampler = Sampler(examples, seed)
+        try:
+            samples, calls = sampler.samples(sides[0])
+        except InternalError:
+            raise
+        except Exception as error:
+            reason = f"the original cannot be run on its own: {first_line(error)}"
+            return SiteVerdict(ok=False, reason=reason)
+        carrier = None if rows is None else Carrier(*sides, rows)
+        comparison = _Comparison(*sides, carrier, exact, calls.terms, seed)
+        mismatch = comparison.run(samples)
+    return SiteVerdict(
+        ok=mismatch is None,
+        identical=comparison.identical,
+        max_error=comparison.max_error,
+        bound_ratio=None if exact else comparison.ratio,
+        train_ok=comparison.train_ok,
+        gradients_ok=comparison.gradients_ok,
+        reason=mismatch,
+        shapes=tuple(_shapes(values) for values in samples),
+    )
+
+
+class _MismatchError(Exception):
+    """The two sides differ; the message is the reason."""
+
+
+@dataclass
+class _Comparison:
+    """Two copies being compared, and what was found so far."""
+
+    original: Float64Copy
+    rewritten: Float64Copy
+    carrier: Carrier | None
+    exact: bool
+    terms: int
+    seed: int
+    identical: bool = True
+    max_error: float = 0.0
+    ratio: float = 0.0
+    train_ok: bool | None = None
+    gradients_ok: bool | None = None
+
+    def run(self, samples: Sequence[Values]) -> str | None:
+        """Compare everything; the reason why the two sides differ, None if they do not."""
+        try:
+            self._run(samples)
+        except _MismatchError as mismatch:
+            return str(mismatch)
+        return None
+
+    def _run(self, samples: Sequence[Values]) -> None:
+        for values in samples:
+            self._compare_eval(values, "in eval mode")
+        problem = None if self.carrier is None else self.carrier.problem()
+        if problem is not None:
+            raise _MismatchError(problem)
+        self._unblind(samples[0])
+        self._compare_eval_gradients(samples[0])
+        self._compare_train(samples[0])
+
+    def _compare_eval(self, values: Values, when: str) -> None:
+        with torch.no_grad():
+            before = self.original.run(values, training=False)
+            with _failing(when):
+                after = self.rewritten.run(values, training=False)
+            self._judge(before, after, values, when)
+
+    def _judge(self, before: Tensor, after: Tensor, values: Values, when: str) -> None:
+        """Whether two outputs in eval mode are as close as they have to be."""
+        if not isinstance(after, Tensor):
+            raise _MismatchError(f"{when} the output is a {type(after).__name__}, not a tensor")
+        if identical(before, after):
+            return
+        self.identical = False
+        found = difference(before, after)
+        self.max_error = max(self.max_error, found.error)
+        if found.reason is not None:
+            raise _MismatchError(f"{when} the output {found.reason}")
+        if self.exact:
+            raise _MismatchError(
+                f"{when} it is not bit-identical: off by up to {found.error:.3g}, where the output "
+                f"reaches {found.scale:.3g}"
+            )
+        positive = [value.abs() if _is_float(value) else value for value in values]
+        with torch.no_grad(), Magnitudes():
+            magnitudes = self.original.run(positive, training=False)
+        ratio = bound_ratio(before, after, rounding_bound(magnitudes, self.terms))
+        self.ratio = max(self.ratio, ratio)
+        if ratio > 1:
+            raise _MismatchError(
+                f"{when} it is off by up to {found.error:.3g}, {ratio:.3g} times what the rounding "
+                f"of {self.terms} terms explains"
+            )
+
+    def _unblind(self, values: Values) -> None:
+        """Change the parameters of both sides alike, so that nothing hides behind a zero.
+
+        With a map of the rewrite, everything becomes random. Without one, norms whose weight holds
+        zeros get 1 added, which commutes with any slice, permutation or repeat.
+        """
+        if self.carrier is None:
+            _raise_norms(self.original, self.rewritten)
+            return
+        kept = self.carrier.values()
+        self.carrier.randomize(torch.Generator().manual_seed(self.seed + 1))
+        try:
+            with torch.no_grad():
+                usable = bool(torch.isfinite(self.original.run(values, training=False)).all())
+        except Exception:
+            usable = False
+        if not usable:  # such as a logarithm of a parameter: then its own values have to do
+            self.carrier.restore(kept)
+
+    def _compare_eval_gradients(self, values: Values) -> None:
+        when = "in eval mode" if self.carrier is None else "in eval mode with random parameters"
+        before = differentiate(self.original, values, training=False, seed=self.seed)
+        with _failing(when):
+            after = differentiate(self.rewritten, values, training=False, seed=self.seed)
+        self._judge(before.output, after.output, values, when)
+        if before.inputs is None:
+            return
+        self.gradients_ok = False
+        self._match_gradients(before, after, when)
+        self.gradients_ok = True
+
+    def _compare_train(self, values: Values) -> None:
+        """Last, because it moves running statistics."""
+        try:
+            before = differentiate(self.original, values, training=True, seed=self.seed)
+        except Exception:  # such as a BatchNorm over a single value
+            return
+        self.train_ok = False
+        with _failing("in train mode"):
+            after = differentiate(self.rewritten, values, training=True, seed=self.seed)
+        _require_close("in train mode the output", before.output, after.output)
+        for name, rows in () if self.carrier is None else self.carrier.pairs():
+            tensor = self.rewritten.tensors[name]
+            if not isinstance(tensor, nn.Parameter):
+                what = f"after a step in train mode {name}"
+                _require_close(what, cut(self.original.tensors[rows.key], rows), tensor)
+        self.train_ok = True
+        if before.inputs is not None:
+            self.gradients_ok = False
+            self._match_gradients(before, after, "in train mode")
+            self.gradients_ok = True
+
+    def _match_gradients(self, before: Derivatives, after: Derivatives, when: str) -> None:
+        scale = before.scale()
+        if after.inputs is None:
+            raise _MismatchError(f"{when} the output lost its gradient")
+        for position, pair in enumerate(zip(before.inputs or (), after.inputs, strict=True)):
+            _require_close(f"{when} the gradient of input {position}", *pair, scale)
+        for name, rows in () if self.carrier is None else self.carrier.pairs():
+            if name in after.parameters and rows.key in before.parameters:
+                expected = cut(before.parameters[rows.key], rows)
+                what = f"{when} the gradient of {name}"
+                _require_close(what, expected, after.parameters[name], scale)
+
+
+def first_line(error: BaseException) -> str:
+    """`RuntimeError: the first line of its message`."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+
+
+@contextlib.contextmanager
+def _failing(when: str) -> Iterator[None]:
+    try:
+        yield
+    except (InternalError, _MismatchError):
+        raise
+    except Exception as error:
+        raise _MismatchError(f"{when} the rewritten form fails: {first_line(error)}") from error
+
+
+def _require_close(what: str, before: Tensor, after: Tensor, scale: float = 0.0) -> None:
+    if identical(before, after):
+        return
+    found = difference(before, after)
+    if found.reason is not None:
+        raise _MismatchError(f"{what} {found.reason}")
+    limit = TOLERANCE * max(scale, found.scale)
+    if found.error > limit:
+        raise _MismatchError(
+            f"{what} is off by up to {found.error:.3g}, and at most {limit:.3g} is rounding"
+        )
+
+
+def _raise_norms(original: Float64Copy, rewritten: Float64Copy) -> None:
+    weights = [norm.weight for side in (original, rewritten) for norm in side.norms()]
+    if not any(bool((norm.weight == 0).any()) for norm in original.norms()):
+        return
+    with torch.no_grad():
+        for weight in {id(weight): weight for weight in weights}.values():
+            weight.add_(1)
+
+
+def _shapes(values: Values) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(value.shape) for value in values if isinstance(value, Tensor))
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()

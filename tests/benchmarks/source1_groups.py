@@ -109,7 +109,7 @@ def shuffles(shape: tuple[int, ...], groups: int) -> tuple[Tensor, Candidates]:
         return grouped.transpose(1, 2).reshape(batch, channels, height, width)
 
     gather = ChannelGather(shuffle_permutation(channels, groups))
-    candidates = {
+    candidates: dict[str, Callable[[Tensor], Tensor]] = {
         "view, transpose, reshape": by_view,
         "ChannelShuffle": ChannelShuffle(groups),
         "ChannelGather (index_select)": gather,

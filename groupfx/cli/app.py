@@ -1,0 +1,157 @@
+"""The commands and their options. What a command does is in a module of its own, loaded late."""
+
+from typing import Any
+
+import typer
+
+from ..version import __version__
+from . import options as opt
+from .help import Command, Group
+
+PROGRAM = "groupfx"
+COMMANDS = ("rewrite", "inspect", "passes")
+
+app = typer.Typer(
+    cls=Group,
+    # Plain text: sections are ours, and boxes do not survive a pipe or a narrow terminal.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="groupfx rewrite model.pt --input-shape 2,3,224,224",
+)
+
+
+def _command(short_help: str, example: str) -> Any:
+    return app.command(cls=Command, short_help=short_help, epilog=example)
+
+
+@app.callback(invoke_without_command=True)
+def root(context: typer.Context, version: opt.Version = False) -> None:
+    """Find every grouped convolution in a PyTorch model, rewrite it into the form that its next
+    user needs, and prove that the function did not change."""
+    if version:
+        typer.echo(f"{PROGRAM} {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(2)
+
+
+@_command(
+    "Rewrite a model, and prove that it is the same.",
+    "groupfx rewrite resnext50.pt --input-shape 2,3,224,224 -p split-grouped-conv:max_groups=32",
+)
+def rewrite(
+    model: opt.Model,
+    input_shape: opt.InputShapes = None,
+    arch: opt.Arch = None,
+    arch_args: opt.ArchArgs = None,
+    key: opt.Key = None,
+    trust_pickle: opt.TrustPickle = False,
+    python_path: opt.PythonPath = None,
+    passes: opt.Passes = None,
+    target: opt.Target = None,
+    way: opt.WayOption = "auto",
+    no_verify: opt.NoVerify = False,
+    output: opt.Out = None,
+    force: opt.Force = False,
+    dry_run: opt.DryRun = False,
+    emit_python: opt.EmitPython = None,
+    json: opt.Json = None,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+    traceback: opt.Traceback = False,
+) -> int:
+    """Rewrite the grouped convolutions of MODEL, check each site and the whole model in float64,
+    and write the result to a file that loads without trust.
+
+    Exit code: 0 done, also where there is nothing to rewrite; 1 the check failed, or a site that
+    was named cannot be rewritten: then nothing is written; 2 wrong usage, or a file or a model
+    that cannot be read; 70 a bug of groupfx."""
+    from .model_file import ModelOptions
+    from .rewrite import RewriteOptions, run_rewrite
+
+    source = ModelOptions.of(
+        model,
+        input_shape or (),
+        arch=arch,
+        arch_args=arch_args,
+        key=key,
+        trust_pickle=trust_pickle,
+        python_path=python_path,
+    )
+    options = RewriteOptions(
+        source=source,
+        passes=None if passes is None else tuple(passes),
+        target=target,
+        way=way,
+        verify=not no_verify,
+        output=output,
+        force=force,
+        dry_run=dry_run,
+        emit_python=emit_python,
+        json=json,
+        quiet=quiet,
+        verbose=verbose,
+    )
+    return run_rewrite(options)
+
+
+@_command(
+    "Show what is grouped in a model, and what a rewrite would do.",
+    "groupfx inspect weights.pt --arch examples/shufflenet_v1.py:shufflenet_v1_g2",
+)
+def inspect(
+    model: opt.Model,
+    input_shape: opt.InputShapes = None,
+    arch: opt.Arch = None,
+    arch_args: opt.ArchArgs = None,
+    key: opt.Key = None,
+    trust_pickle: opt.TrustPickle = False,
+    python_path: opt.PythonPath = None,
+    passes: opt.Passes = None,
+    target: opt.Target = None,
+    way: opt.WayOption = "auto",
+    json: opt.Json = None,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+    traceback: opt.Traceback = False,
+) -> int:
+    """Show every grouped convolution of MODEL, whether the passes would rewrite it, and why not
+    where not. For a file that groupfx wrote also what was done to it, and by which version."""
+    from .inspect import InspectOptions, run_inspect
+    from .model_file import ModelOptions
+
+    source = ModelOptions.of(
+        model,
+        input_shape or (),
+        arch=arch,
+        arch_args=arch_args,
+        key=key,
+        trust_pickle=trust_pickle,
+        python_path=python_path,
+    )
+    options = InspectOptions(
+        source=source,
+        passes=None if passes is None else tuple(passes),
+        target=target,
+        way=way,
+        json=json,
+        quiet=quiet,
+        verbose=verbose,
+    )
+    return run_inspect(options)
+
+
+@_command(
+    "List the passes, their options, and what they refuse.", "groupfx passes split-grouped-conv"
+)
+def passes(
+    name: opt.PassName = None,
+    json: opt.Json = None,
+    traceback: opt.Traceback = False,
+) -> int:
+    """List the passes with their options, and the passes of each target."""
+    from .catalogue import run_passes
+
+    return run_passes(name, json)

@@ -1,0 +1,85 @@
+"""The way in: run a command, and turn whatever goes wrong into one message and an exit code."""
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import NoReturn
+
+import typer
+
+from ..errors import GroupfxError, InternalError
+from .app import COMMANDS, PROGRAM, app
+
+INTERRUPTED = 130
+BUG = InternalError.exit_code
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0 done, 1 the answer is no, 2 usage or a file, 70 a bug."""
+    for stream in (sys.stdout, sys.stderr):
+        # A name that the terminal's encoding lacks must not end the program.
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    sys.exit(run(sys.argv[1:] if argv is None else list(argv)))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command and return its exit code; errors are on stderr already."""
+    traced = "--traceback" in argv
+    try:
+        code = app(list(argv), prog_name=PROGRAM, standalone_mode=False)
+    except GroupfxError as error:
+        return _fail(error, str(error), error.exit_code, traced)
+    except typer.TyperException as error:
+        return _fail(error, _usage(error), error.exit_code, traced)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except Exception as error:
+        return _fail(error, f"{type(error).__name__}: {error}", BUG, traced)
+    if code == INTERRUPTED:
+        _say("interrupted")
+    return code if isinstance(code, int) else 0
+
+
+def _fail(error: BaseException, message: str, code: int, traced: bool) -> int:
+    if traced:
+        traceback.print_exception(error)
+    _say(f"error: {message}", style=True)
+    if code == BUG:
+        again = "" if traced else ", with what --traceback prints"
+        _say(f"this is a bug of groupfx, not of your model or file: please report it{again}")
+    return code
+
+
+def _say(message: str, *, style: bool = False) -> None:
+    # Imported late: --help and --version do without.
+    from .table import printable
+
+    start = f"{PROGRAM}:"
+    if style and sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
+        start = typer.style(start, fg="red", bold=True)
+    print(f"{start} {printable(message)}", file=sys.stderr)
+
+
+def _usage(error: typer.TyperException) -> str:
+    """The message of a misuse, what was probably meant, and where help is."""
+    message = error.format_message().strip()
+    near: Sequence[str] | None = getattr(error, "possibilities", None)
+    if near:
+        message = f"{getattr(error, 'message', message)}. Did you mean {' or '.join(near)}?"
+    context = getattr(error, "ctx", None)
+    path = PROGRAM if context is None else context.command_path
+    return f"{message}{_missing_command(message)}\nTry '{path} --help'."
+
+
+def _missing_command(message: str) -> str:
+    """A hint where a file stands in the place of the command."""
+    _, _, rest = message.partition("No such command '")
+    word = rest.partition("'")[0]
+    if not word or get_close_matches(word, COMMANDS) or not Path(word).is_file():
+        return ""
+    return f" Did you mean '{PROGRAM} inspect {word}' or '{PROGRAM} rewrite {word}'?"

@@ -1,0 +1,221 @@
+"""The options of all commands, each described once."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ..passes import PASSES, PIPELINES
+
+# As in groupfx.tracing, which would import torch; a test holds them together.
+Way = Literal["auto", "trace", "modules", "export"]
+
+_FILE = "Model file"
+_REWRITE = "What to rewrite"
+_OUTPUT = "Output"
+_MESSAGES = "Messages"
+
+
+def complete_pass(incomplete: str) -> Iterable[str]:
+    """Names of passes for shell completion, from the table: no class is loaded."""
+    return [name for name in PASSES if name.startswith(incomplete)]
+
+
+def complete_target(incomplete: str) -> Iterable[str]:
+    """Names of targets for shell completion."""
+    return [name for name in PIPELINES if name != "default" and name.startswith(incomplete)]
+
+
+Model = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL",
+        help="A file of ours, a pickled module, a dict that holds one, or a state_dict "
+        "(.pt, .pth, .safetensors) with --arch.",
+        show_default=False,
+    ),
+]
+PassName = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[PASS]",
+        help="Show this pass only.",
+        show_default=False,
+        autocompletion=complete_pass,
+    ),
+]
+
+InputShapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input-shape",
+        metavar="SHAPE",
+        help="Shape of an input of forward, batch first: 2,3,224,224, or name=2,3,32,32, or "
+        "int64:2,16, or input_ids=int64:2,16. Once for each input. Inferred where not given.",
+        show_default=False,
+        rich_help_panel=_FILE,
+    ),
+]
+Arch = Annotated[
+    str | None,
+    typer.Option(
+        "--arch",
+        metavar="FACTORY",
+        help="What makes the model that a state_dict belongs to: package.module:factory or "
+        "file.py:factory. It is called, so its code runs.",
+        show_default=False,
+        rich_help_panel=_FILE,
+    ),
+]
+ArchArgs = Annotated[
+    str | None,
+    typer.Option(
+        "--arch-args",
+        metavar="JSON",
+        help="Keyword arguments of the factory, such as '{\"num_classes\": 10}'.",
+        show_default=False,
+        rich_help_panel=_FILE,
+    ),
+]
+Key = Annotated[
+    str | None,
+    typer.Option(
+        "--key",
+        metavar="NAME",
+        help="Where the model is in a file that holds a dict.",
+        show_default=False,
+        rich_help_panel=_FILE,
+    ),
+]
+TrustPickle = Annotated[
+    bool,
+    typer.Option(
+        "--trust-pickle",
+        help="Unpickle classes of any kind. This runs code from the file: only for files that you "
+        "made yourself.",
+        rich_help_panel=_FILE,
+    ),
+]
+PythonPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--python-path",
+        metavar="DIR",
+        help="Folder in which to look for the classes and the factory.",
+        show_default=False,
+        rich_help_panel=_FILE,
+    ),
+]
+
+Passes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--pass",
+        "-p",
+        metavar="PASS",
+        help="A pass, with options as in split-grouped-conv:max_groups=64,depthwise=split. May "
+        "be repeated; they run in this order. 'groupfx passes' lists them.",
+        show_default=False,
+        autocompletion=complete_pass,
+        rich_help_panel=_REWRITE,
+    ),
+]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        metavar="NAME",
+        help=f"The passes for one target: {', '.join(complete_target(''))}.",
+        show_default=False,
+        autocompletion=complete_target,
+        rich_help_panel=_REWRITE,
+    ),
+]
+WayOption = Annotated[
+    Way,
+    typer.Option(
+        "--way",
+        help="How to open the model: as one traced graph, by its convolution modules, or by "
+        "torch.export.",
+        rich_help_panel=_REWRITE,
+    ),
+]
+NoVerify = Annotated[
+    bool,
+    typer.Option(
+        "--no-verify",
+        help="Do not check that the function is the same.",
+        rich_help_panel=_REWRITE,
+    ),
+]
+
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="OUT.pt",
+        help="The file to write.  [default: MODEL's name with .groupfx.pt, in this folder]",
+        show_default=False,
+        rich_help_panel=_OUTPUT,
+    ),
+]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        help="Replace a file that groupfx did not write, or MODEL itself.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Rewrite, check and report, but write no model.", rich_help_panel=_OUTPUT
+    ),
+]
+Json = Annotated[
+    Path | None,
+    typer.Option(
+        "--json",
+        metavar="FILE",
+        help="Write the report as JSON; - for stdout, which then gets nothing else.",
+        show_default=False,
+        rich_help_panel=_OUTPUT,
+    ),
+]
+EmitPython = Annotated[
+    Path | None,
+    typer.Option(
+        "--emit-python",
+        metavar="FILE",
+        help="Write the rewritten model as readable Python; - for stdout.",
+        show_default=False,
+        rich_help_panel=_OUTPUT,
+    ),
+]
+
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", help="Errors only.", rich_help_panel=_MESSAGES),
+]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose",
+        "-v",
+        help="Why each site was left, and what torch warns of.",
+        rich_help_panel=_MESSAGES,
+    ),
+]
+Traceback = Annotated[
+    bool,
+    typer.Option(
+        "--traceback", help="Show the Python traceback of an error.", rich_help_panel=_MESSAGES
+    ),
+]
+Version = Annotated[
+    bool,
+    typer.Option("--version", help="Show the version.", show_default=False),
+]

@@ -1,0 +1,167 @@
+"""Where output goes: data to stdout, everything else to stderr, and calm while libraries work."""
+
+import contextlib
+import logging
+import os
+import sys
+import textwrap
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from typing import IO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from .table import Cell, Column, printable, table_lines
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """The reader left (`| head`): be silent, and finish the work."""
+        self.quiet = True
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
+def console(file: IO[str]) -> Console:
+    """A console that prints text as it is; escape codes only at a terminal and without NO_COLOR."""
+    return _Console(
+        file=file,
+        color_system=None if os.environ.get("NO_COLOR") else "auto",
+        highlight=False,
+        markup=False,
+        emoji=False,
+        soft_wrap=True,
+    )
+
+
+class Screen:
+    """What a command says, and where.
+
+    `quiet` leaves errors only. `data` is False where stdout belongs to something else, such as
+    `--json -`: then nothing else is printed there.
+    """
+
+    def __init__(self, *, quiet: bool = False, verbose: bool = False, data: bool = True) -> None:
+        self.verbose = verbose and not quiet
+        self._quiet = quiet
+        self._data = data and not quiet
+        self._out = console(sys.stdout)
+        self._err = console(sys.stderr)
+
+    @property
+    def terminal(self) -> bool:
+        """Whether a person reads stdout."""
+        return self._out.is_terminal
+
+    @property
+    def width(self) -> int | None:
+        """Columns of the terminal; None where stdout is none, and lines are never broken."""
+        return self._out.width if self.terminal else None
+
+    def line(self, text: Cell = "") -> None:
+        """One line of data."""
+        if self._data:
+            self._out.print(printable(text) if isinstance(text, str) else text)
+
+    def paragraph(self, text: str, indent: str = "") -> None:
+        """Text of data, broken into lines at a terminal."""
+        for line in self._wrapped(text, indent):
+            self.line(line)
+
+    def table(self, columns: Sequence[Column], rows: Iterable[Sequence[Cell]]) -> None:
+        """Aligned rows of data; see `table_lines`."""
+        for line in table_lines(columns, rows, self.width):
+            self.line(line)
+
+    def log(self, text: str) -> None:
+        """A line for those who asked for more, on stderr."""
+        if self.verbose:
+            self._err.print(Text(printable(text), style="dim"))
+
+    def warn(self, text: str) -> None:
+        """A line on stderr that starts with `groupfx: warning`."""
+        if not self._quiet:
+            self._err.print(Text.assemble(("groupfx: warning: ", "yellow"), printable(text)))
+
+    @contextlib.contextmanager
+    def work(self, text: str) -> Iterator["Work"]:
+        """Show at a terminal that something goes on; keep libraries and models off the screen.
+
+        What they print goes to stderr, and their warnings are shown with `--verbose` only: a user
+        of the command line cannot act on them.
+        """
+        shown = self._err.is_terminal and not self._quiet and not self._err.is_dumb_terminal
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(),
+        )
+        progress = Progress(
+            *columns,
+            console=self._err,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=shown,
+            disable=not shown,
+        )
+        with progress, contextlib.redirect_stdout(sys.stderr), self._calm():
+            yield Work(progress, text)
+
+    @contextlib.contextmanager
+    def _calm(self) -> Iterator[None]:
+        before = logging.root.manager.disable
+        with warnings.catch_warnings():
+            if self.verbose:
+                warnings.simplefilter("default")
+                warnings.showwarning = self._show_warning
+            else:
+                warnings.simplefilter("ignore")
+                logging.disable(max(before, logging.WARNING))
+            try:
+                yield
+            finally:
+                logging.disable(before)
+
+    def _show_warning(
+        self,
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: object = None,
+        line: str | None = None,
+    ) -> None:
+        self.warn(f"{category.__name__}: {message}")
+
+    def _wrapped(self, text: str, indent: str) -> list[str]:
+        if self.width is None:
+            return [f"{indent}{text}"]
+        return textwrap.wrap(
+            text,
+            width=max(self.width - 1, 20),
+            initial_indent=indent,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        ) or [""]
+
+
+class Work:
+    """A piece of work on the screen: a name, and how much of it is done where that is known."""
+
+    def __init__(self, progress: Progress, text: str) -> None:
+        self._progress = progress
+        self._task = progress.add_task(text, total=None, state="")
+
+    def stage(self, text: str) -> None:
+        """What is being done now."""
+        self._progress.update(self._task, description=text, total=None, state="")
+
+    def step(self, done: int, total: int) -> None:
+        """How much of the present stage is done."""
+        state = f"{done}/{total}"
+        self._progress.update(self._task, completed=done, total=total, state=state)

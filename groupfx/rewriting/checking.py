@@ -1,0 +1,153 @@
+"""The check at the end of a rewrite: each site on its own, then the whole model.
+
+A site is compared between the same two values on both sides: what went into the convolution, and
+what came out of it (or out of the BatchNorm that moved with it). The reference graph says what was
+there; the working graph says what stands for it now.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import fx
+
+from ..calls import Computed, ConvCall, Recomputed, Source, Stored, read_conv
+from ..errors import InternalError, MismatchError
+from ..state_map import Rows
+from ..tracing import Fragment, Program
+from ..verify import Region, SiteVerdict, compare_models, compare_regions, observable_sites
+from .report import Report, RewrittenSite
+
+# An uncalled module has no example shape: a few positions beyond the reach of its kernel do.
+_FREE_POSITIONS = (5, 7, 3)
+
+
+def check_program(
+    program: Program, report: Report, rows: Mapping[str, Rows]
+) -> Report:
+    """`report` with a verdict for each rewritten site and for the model.
+
+    `rows` is the map of the rewrite. A site that was rewritten twice is checked once, as a whole.
+    """
+    nodes = {
+        id(fragment): {node.name: node for node in fragment.reference.graph.nodes}
+        for fragment in program.fragments
+    }
+    seen = _observable(program, report.sites, nodes)
+    sites = tuple(
+        replace(
+            site,
+            verdict=_check_site(site, nodes[id(site.fragment)], rows),
+            observable=seen.get(site.name),
+        )
+        for site in report.sites
+    )
+    assert program.inputs is not None
+    whole = compare_models(program.model, program.result, program.inputs, vary=program.dynamic)
+    return replace(report, sites=sites, model=whole)
+
+
+def require_ok(report: Report) -> None:
+    """Raise `MismatchError`, with the report as its `report`, where a check failed."""
+    if report.ok:
+        return
+    wrong = [site for site in report.sites if site.verdict is not None and not site.verdict.ok]
+    if wrong:
+        first = wrong[0]
+        reason = first.verdict.reason if first.verdict else None
+        message = f"{first.name} does not compute what it did: {reason}"
+        if len(wrong) > 1:
+            message += f" (and {len(wrong) - 1} more sites)"
+    else:
+        reason = report.model.reason if report.model else None
+        message = f"every site computes what it did, but the model does not: {reason}"
+    raise MismatchError(message, report=report)
+
+
+def _check_site(
+    site: RewrittenSite, nodes: Mapping[str, fx.Node], rows: Mapping[str, Rows]
+) -> SiteVerdict:
+    fragment = site.fragment
+    if site.start is None or site.end is None:
+        raise InternalError(f"{site.name}: nothing in the original stands for it")
+    reference = _region(fragment, nodes[site.start], nodes[site.end])
+    now = [fragment.standing.get(node.name) for node in reference.inputs]
+    end = fragment.standing.get(site.end)
+    missing = [node.name for node, twin in zip(reference.inputs, now, strict=True) if twin is None]
+    if missing or end is None:
+        raise InternalError(f"{site.name}: nothing computes {(missing or [site.end])[0]} any more")
+    working = Region(
+        fragment.working, tuple(n for n in now if n is not None), end, fragment.working_key
+    )
+    examples = [_example(site, node) for node in reference.inputs]
+    return compare_regions(reference, working, examples, exact=site.exact, rows=rows)
+
+
+def _region(fragment: Fragment, start: fx.Node, end: fx.Node) -> Region:
+    """From `start` to `end`; other inputs of the model that it needs are inputs as well."""
+    reached, pending = {start}, [end]
+    placeholders = []
+    while pending:
+        node = pending.pop()
+        if node in reached:
+            continue
+        reached.add(node)
+        if node.op == "placeholder":
+            placeholders.append(node)
+        pending += node.all_input_nodes
+    inputs = (start, *placeholders)
+    return Region(fragment.reference, inputs, end, fragment.original_key)
+
+
+def _example(site: RewrittenSite, node: fx.Node) -> Any:
+    """Shape of what goes into a region, or the value of an argument that was left out."""
+    if node.name != site.start:
+        shape = node.meta.get("shape")
+        return (node.args[0] if node.args else None) if shape is None else tuple(shape)
+    if site.input_shape is not None:
+        return site.input_shape
+    spec = site.spec
+    reach = [(k - 1) * d + 1 for k, d in zip(spec.kernel_size, spec.dilation, strict=True)]
+    sizes = [r + free for r, free in zip(reach, _FREE_POSITIONS, strict=False)]
+    return (2, spec.in_channels, *sizes)
+
+
+def _observable(
+    program: Program, sites: Sequence[RewrittenSite], nodes: Mapping[int, Mapping[str, fx.Node]]
+) -> dict[str, bool | None]:
+    assert program.inputs is not None
+    parameters = {}
+    for site in sites:
+        if site.conv is None:
+            continue
+        call = read_conv(nodes[id(site.fragment)][site.conv], site.fragment.reference)
+        if isinstance(call, ConvCall):
+            parameters[site.name] = list(_weight_parameters(site.fragment, call.weight))
+    return observable_sites(program.model, program.inputs, parameters)
+
+
+def _weight_parameters(fragment: Fragment, weight: Source) -> Iterable[str]:
+    """Full names, in the original, of the parameters that make up a weight."""
+    root = fragment.reference
+    if isinstance(weight, Stored):
+        yield fragment.original_key(weight.key)
+        return
+    if isinstance(weight, Recomputed):
+        for name, _ in root.get_submodule(weight.path).named_parameters():
+            if not name.startswith("bias"):
+                yield fragment.original_key(f"{weight.path}.{name}")
+        return
+    assert isinstance(weight, Computed)
+    pending, reached = [weight.node], set()
+    while pending:
+        node = pending.pop()
+        if node in reached:
+            continue
+        reached.add(node)
+        pending += node.all_input_nodes
+        if node.op == "get_attr":
+            yield fragment.original_key(str(node.target))
+        elif node.op == "call_module":
+            path = str(node.target)
+            for name, _ in root.get_submodule(path).named_parameters():
+                yield fragment.original_key(f"{path}.{name}")

@@ -1,0 +1,73 @@
+"""The third way in: the graph of `torch.export`."""
+
+import inspect
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ..inputs import ExampleInputs
+from .graphs import adopt, restore_order
+from .tracer import CannotTrace, modes_kept
+
+FIXED = "sizes that the export fixed:"
+
+
+def exported(model: nn.Module, inputs: ExampleInputs) -> tuple[fx.GraphModule, tuple[str, ...]]:
+    """Graph of `torch.export` in eval mode, with every size dynamic that can be.
+
+    Raises `CannotTrace` with the reason where the exporter refuses.
+    """
+    pair = inputs.with_batch(2)
+    dynamic = torch.export.Dim.AUTO
+
+    def sizes(value: Any) -> Any:
+        return dict.fromkeys(range(value.dim()), dynamic) if isinstance(value, torch.Tensor) else None
+
+    shapes = torch.utils._pytree.tree_map(
+        sizes, inspect.signature(model.forward).bind(*pair.args, **pair.kwargs).arguments
+    )
+    with modes_kept(model), torch.no_grad():
+        model.eval()
+        try:
+            program = torch.export.export(
+                model, pair.args, dict(pair.kwargs), dynamic_shapes=dict(shapes)
+            )
+            module = program.module(check_guards=False)
+        except Exception as error:
+            first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
+            raise CannotTrace(f"{type(error).__name__}: {first_line}") from error
+    assert isinstance(module, fx.GraphModule)
+    adopt(module, model)
+    restore_order(module, model)
+    notes = ["exported in eval mode: result.model stays in it"]
+    fixed = list(_assert_fixed_sizes(module))
+    if fixed:
+        notes.append(f"{FIXED} {', '.join(fixed)}")
+    return module, tuple(notes)
+
+
+def _assert_fixed_sizes(module: fx.GraphModule) -> Iterator[str]:
+    """Make the graph refuse a batch or spatial size that the exporter took for a constant.
+
+    Without the exporter's guards another size might run and compute something else.
+    """
+    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    for node in placeholders:
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor):
+            continue
+        for axis, size in enumerate(value.shape):
+            if axis == 1 or not isinstance(size, int):
+                continue
+            with module.graph.inserting_after(placeholders[-1]):
+                found = module.graph.call_method("size", (node, axis))
+            with module.graph.inserting_after(found):
+                same = module.graph.call_function(operator.eq, (found, size))
+            message = f"{node.name} was exported with size {size} in dimension {axis}"
+            with module.graph.inserting_after(same):
+                module.graph.call_function(torch._assert, (same, message))
+            yield f"{node.name}: dimension {axis} = {size}"
+    module.recompile()

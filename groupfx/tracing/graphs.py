@@ -1,0 +1,176 @@
+"""Graph modules made and copied so that nothing of the model is left behind."""
+
+import copy
+import inspect
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ..convs import CONV_TYPES, original_type
+from ..errors import ModelError
+from ..inputs import ExampleInputs
+from .program import FRAGMENT_MODULE, copied
+from .swapped import SwappedConv
+from .tracer import Trace, Tracer, buffers_kept, modes_kept, trace
+
+
+def assemble(
+    model: nn.Module, traced: Trace, kind: type[fx.GraphModule] = fx.GraphModule
+) -> fx.GraphModule:
+    """A `GraphModule` of `traced` over the modules and tensors of `model`, none left behind."""
+    graph = traced.graph
+    # Neither the tracer nor the file that forward stood in is part of the model.
+    graph._tracer_cls = None
+    graph._co_fields = {}
+    for name, constant in traced.constants.items():
+        model.__dict__[name] = constant
+    module = kind(model, graph, class_name=type(model).__name__)
+    for name in traced.constants:
+        del model.__dict__[name]
+        module._non_persistent_buffers_set.add(name)
+    adopt(module, model)
+    restore_order(module, model)
+    return module
+
+
+def adopt(module: fx.GraphModule, model: nn.Module) -> None:
+    """Put what the graph does not use where it was: every key of the state_dict stays."""
+    tracer = Tracer()
+    inside: list[str] = []
+    for path, child in model.named_modules(remove_duplicate=False):
+        if any(path.startswith(leaf) for leaf in inside):
+            continue
+        if path and tracer.is_leaf_module(child, path):
+            inside.append(f"{path}.")
+            parent, _, name = path.rpartition(".")
+            holder = _ensure_holder(module, parent)
+            if name not in holder._modules:
+                holder.add_module(name, child)
+                continue
+        holder = _ensure_holder(module, path)
+        for name, parameter in child._parameters.items():
+            if name not in holder._parameters:
+                holder.register_parameter(name, parameter)
+        for name, buffer in child._buffers.items():
+            if name not in holder._buffers:
+                holder.register_buffer(name, buffer)
+            if name in child._non_persistent_buffers_set:
+                holder._non_persistent_buffers_set.add(name)
+
+
+def restore_order(module: nn.Module, model: nn.Module) -> None:
+    """Give children and tensors the order of the original: optimisers number parameters by it."""
+    for path, child in model.named_modules():
+        holder = module.get_submodule(path)
+        for kind in ("_modules", "_parameters", "_buffers"):
+            order, held = child.__dict__[kind], holder.__dict__[kind]
+            names = [name for name in order if name in held]
+            names += [name for name in held if name not in order]
+            items = [(name, held[name]) for name in names]
+            held.clear()
+            held.update(items)
+
+
+def _ensure_holder(module: nn.Module, path: str) -> nn.Module:
+    for name in path.split(".") if path else ():
+        if name not in module._modules or module._modules[name] is None:
+            module._modules[name] = nn.Module()
+        module = module.get_submodule(name)
+    return module
+
+
+def same_tensors(reference: fx.GraphModule) -> fx.GraphModule:
+    """A second graph over the same tensors and leaves, under holders of its own."""
+    graph = copy.deepcopy(reference.graph)
+    twin = type(reference).__mro__[1](reference, graph, class_name=type(reference).__name__)
+    adopt(twin, reference)
+    restore_order(twin, reference)
+    return twin
+
+
+def copied_graph(reference: fx.GraphModule) -> fx.GraphModule:
+    """A copy with tensors of its own. Raises `ModelError` where a leaf cannot be copied."""
+    twin = copied(reference, share=False)
+    assert isinstance(twin, fx.GraphModule)
+    _keep_what_copying_drops(reference, twin)
+    return twin
+
+
+def _keep_what_copying_drops(reference: fx.GraphModule, working: fx.GraphModule) -> None:
+    """Copying a `GraphModule` drops second names, and makes the root's buffers persistent."""
+    working._non_persistent_buffers_set |= reference._non_persistent_buffers_set
+    first: dict[nn.Module, str] = {}
+    for path, module in reference.named_modules(remove_duplicate=False):
+        name = first.setdefault(module, path)
+        if name != path:
+            parent, _, own = path.rpartition(".")
+            working.get_submodule(parent)._modules[own] = working.get_submodule(name)
+    for names, held in (
+        (reference._parameters, working._parameters),
+        (reference._buffers, working._buffers),
+    ):
+        keys: dict[int, str] = {}
+        for name, tensor in names.items():
+            key = keys.setdefault(id(tensor), name)
+            held[name] = held[key]  # type: ignore[assignment]
+    restore_order(working, reference)
+
+
+class _ShapeRecorder(fx.Interpreter):
+    """Runs a graph and notes the shape of each tensor on its node."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, torch.Tensor):
+            n.meta["shape"] = tuple(value.shape)
+        return value
+
+
+def record_shapes(module: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> None:
+    """Run `module` once in eval mode and note each node's shape in `node.meta["shape"]`."""
+    bound = inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs)
+    bound.apply_defaults()
+    with modes_kept(module), buffers_kept(module), torch.no_grad():
+        module.eval()
+        try:
+            _ShapeRecorder(module).run(*bound.arguments.values())
+        except Exception as error:
+            raise ModelError(forward_failed(model, inputs, error)) from error
+
+
+def forward_failed(model: nn.Module, inputs: ExampleInputs, error: Exception) -> str:
+    shapes = ", ".join(str(entry["shape"]) for entry in inputs.describe() if "shape" in entry)
+    lines = str(error).strip().splitlines() or [""]
+    return (
+        f"{type(model).__name__} does not run on an input of shape {shapes} "
+        f"({type(error).__name__}: {lines[0]}): give the shape that it expects"
+    )
+
+
+def module_graph(module: nn.Module) -> fx.GraphModule:
+    """A graph that calls one convolution module, or that shows what its own `forward` does.
+
+    Raises `CannotTrace` where a subclass's `forward` cannot be traced.
+    """
+    if original_type(module) not in CONV_TYPES:
+        names = list(inspect.signature(module.forward).parameters)
+        traced = trace(module, frozenset(names[:1]), fix_optional=True)
+        return assemble(module, traced, SwappedConv)
+    graph = fx.Graph()
+    arguments: list[fx.Node] = [graph.placeholder("input")]
+    if CONV_TYPES[original_type(module)][1]:
+        arguments.append(graph.placeholder("output_size", default_value=None))
+    graph.output(graph.call_module(FRAGMENT_MODULE, tuple(arguments)))
+    root = nn.Module()
+    root.add_module(FRAGMENT_MODULE, module)
+    root.training = module.training
+    return SwappedConv(root, graph, class_name=type(module).__name__)
+
+
+def run_for_shapes(module: fx.GraphModule, example: torch.Tensor | None) -> None:
+    if example is None:
+        return
+    with modes_kept(module), torch.no_grad():
+        module.eval()
+        _ShapeRecorder(module).run(example)

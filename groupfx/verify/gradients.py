@@ -1,0 +1,68 @@
+"""One forward and one backward through a region's float64 copy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .region import Float64Copy
+
+
+@dataclass(frozen=True)
+class Derivatives:
+    """An output, and the gradients of a random linear function of it.
+
+    `inputs` has one for each floating input, `parameters` one for each full name; zeros where no
+    gradient arrives. `inputs` is None if the output does not depend on anything differentiable.
+    """
+
+    output: Tensor
+    inputs: tuple[Tensor, ...] | None = None
+    parameters: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def scale(self) -> float:
+        """The largest magnitude among all gradients: what rounding is to be measured by.
+
+        A parameter alone has no scale: the gradient of a bias in front of a BatchNorm in train
+        mode is zero but for rounding.
+        """
+        gradients = (*(self.inputs or ()), *self.parameters.values())
+        finite = [gradient[torch.isfinite(gradient)] for gradient in gradients]
+        return max((float(g.abs().max()) for g in finite if g.numel()), default=0.0)
+
+
+def differentiate(
+    copy: Float64Copy, values: Sequence[Any], *, training: bool, seed: int
+) -> Derivatives:
+    """Run `copy` forward and backward. `seed` fixes the cotangent and what the region draws."""
+    leaves = [value.clone().requires_grad_() for value in values if _differentiable(value)]
+    remaining = iter(leaves)
+    given = [next(remaining) if _differentiable(value) else value for value in values]
+    parameters = {
+        name: tensor
+        for name, tensor in copy.tensors.items()
+        if isinstance(tensor, nn.Parameter) and tensor.requires_grad
+    }
+    torch.manual_seed(seed)
+    output = copy.run(given, training=training)
+    if not output.requires_grad:
+        return Derivatives(output)
+    wanted = [*leaves, *{id(tensor): tensor for tensor in parameters.values()}.values()]
+    cotangent = torch.randn(
+        output.shape, dtype=output.dtype, generator=torch.Generator().manual_seed(seed)
+    )
+    gradients = torch.autograd.grad(output, wanted, cotangent, materialize_grads=True)
+    found = {id(tensor): gradient for tensor, gradient in zip(wanted, gradients, strict=True)}
+    return Derivatives(
+        output.detach(),
+        tuple(found[id(leaf)] for leaf in leaves),
+        {name: found[id(tensor)] for name, tensor in parameters.items()},
+    )
+
+
+def _differentiable(value: Any) -> bool:
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())

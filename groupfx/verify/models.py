@@ -1,0 +1,244 @@
+"""The proof end to end: a whole model and its rewritten form, in eval mode and in float64."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..errors import GroupfxError, ModelError
+from ..inputs import ExampleInputs, evaluate, unchanged
+from .float64 import Float64, named_state, widen
+from .measures import (
+    StructureMismatchError,
+    difference,
+    identical,
+    paired_leaves,
+    plain_number,
+)
+from .sites import first_line
+
+_SEEDS = (11, 23, 47)
+
+
+@dataclass(frozen=True)
+class OutputVerdict:
+    """One output tensor, over all runs: max|d| / max|y| at its worst, and why it is not ok."""
+
+    name: str
+    ok: bool
+    relative_error: float
+    identical: bool
+    reason: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; a number that is not finite is None."""
+        return {**vars(self), "relative_error": plain_number(self.relative_error)}
+
+
+@dataclass(frozen=True)
+class ModelVerdict:
+    """What the comparison end to end found.
+
+    Attributes:
+        ok: every output agrees in every run.
+        outputs: one verdict for each output tensor.
+        reason: why it is not ok, in words; None if it is.
+        runs: the input shapes of each run.
+    """
+
+    ok: bool
+    outputs: tuple[OutputVerdict, ...] = ()
+    reason: str | None = None
+    runs: tuple[tuple[tuple[int, ...], ...], ...] = ()
+
+    @property
+    def identical(self) -> bool:
+        """Whether every output was bit-identical in every run."""
+        return self.ok and all(output.identical for output in self.outputs)
+
+    @property
+    def relative_error(self) -> float:
+        """The worst of all outputs."""
+        return max((output.relative_error for output in self.outputs), default=0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, with shapes as lists."""
+        return {
+            "ok": self.ok,
+            "identical": self.identical,
+            "relative_error": plain_number(self.relative_error),
+            "reason": self.reason,
+            "outputs": [output.to_dict() for output in self.outputs],
+            "runs": [[list(shape) for shape in run] for run in self.runs],
+        }
+
+
+def compare_models(
+    original: nn.Module,
+    rewritten: nn.Module,
+    inputs: ExampleInputs,
+    *,
+    tolerance: float = 1e-12,
+    native: Collection[str] = (),
+    vary: bool = True,
+) -> ModelVerdict:
+    """Run both models in eval mode and float64 and compare every output tensor.
+
+    Three runs, with a seed each: the inputs as given; random ones in another batch size; random
+    ones in another spatial size too. The original decides which sizes there are (with
+    `vary=False`: only the given ones, for a model that was exported with fixed sizes). Every
+    output must satisfy max|d| / max|y| <= `tolerance`; integers, bools and the structure must be
+    equal; for values that are not finite see `measures`.
+
+    `native` names parameters and buffers that keep their own dtype; see `Float64`. Both models'
+    modes and buffers and the random generators are left as they were. Models that draw random
+    numbers get the same seed on both sides.
+
+    Raises ModelError if the original does not run on the given inputs.
+    """
+    runs: list[tuple[tuple[int, ...], ...]] = []
+    outputs: dict[str, OutputVerdict] = {}
+    reason = None
+    with unchanged(original, rewritten), torch.no_grad():
+        before, after = _Runner(original, native), _Runner(rewritten, native)
+        for seed, given, expected in _runs(before, inputs, vary):
+            runs.append(tuple(tuple(tensor.shape) for tensor in given.tensors()))
+            try:
+                _compare(expected, after.run(given, seed), tolerance, outputs)
+            except StructureMismatchError as error:
+                reason = str(error)
+            except Exception as error:
+                reason = f"the rewritten model fails where the original runs: {first_line(error)}"
+            if reason is not None:
+                break
+    if reason is None:
+        wrong = [output for output in outputs.values() if not output.ok]
+        reason = f"{wrong[0].name} {wrong[0].reason}" if wrong else None
+    return ModelVerdict(reason is None, tuple(outputs.values()), reason, tuple(runs))
+
+
+class _Runner:
+    """Runs one model in eval mode and float64, with the same random numbers for the same seed."""
+
+    def __init__(self, model: nn.Module, native: Collection[str]) -> None:
+        self.model = model
+        state = named_state(model)
+        self._native = [state[name] for name in native if name in state]
+        self._wide: nn.Module | None = None
+        self._ran = False
+
+    def run(self, inputs: ExampleInputs, seed: int) -> Any:
+        """The model's output. `inputs` are not written to."""
+        if self._wide is not None:
+            return self._call(self._wide, inputs, seed)
+        try:
+            with Float64(self.model, self._native):
+                output = self._call(self.model, inputs, seed)
+        except Exception as error:
+            if self._ran or self._native or isinstance(error, GroupfxError):
+                raise
+            # TorchScript and custom operators are out of a function mode's reach.
+            self._wide = _wide_copy(self.model, error)
+            return self._call(self._wide, inputs, seed)
+        self._ran = True
+        return output
+
+    def _call(self, model: nn.Module, inputs: ExampleInputs, seed: int) -> Any:
+        evaluate(model)
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        return inputs.map(torch.clone).call(model)
+
+
+def _wide_copy(model: nn.Module, error: Exception) -> nn.Module:
+    try:
+        return copy.deepcopy(model).double()
+    except Exception:
+        raise error from None
+
+
+def _runs(
+    original: _Runner, inputs: ExampleInputs, vary: bool
+) -> Iterator[tuple[int, ExampleInputs, Any]]:
+    """Seed, inputs and the original's output of each run."""
+    first = inputs.map(widen)
+    try:
+        expected = original.run(first, _SEEDS[0])
+    except GroupfxError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs.tensors())
+        raise ModelError(
+            f"{type(original.model).__name__} does not run in float64 on inputs of shape {shapes}: "
+            f"{first_line(error)}"
+        ) from error
+    yield _SEEDS[0], first, expected
+    for seed, choices in zip(_SEEDS[1:], _other_sizes(first, vary), strict=True):
+        generator = torch.Generator().manual_seed(seed)
+        for choice in choices:
+            given = choice.randomized(generator)
+            try:
+                expected = original.run(given, seed)
+            except Exception:
+                continue  # a size that the original does not take
+            yield seed, given, expected
+            break
+
+
+def _compare(
+    expected: Any, found: Any, tolerance: float, outputs: dict[str, OutputVerdict]
+) -> None:
+    """Add one run to `outputs`, where each output keeps its worst."""
+    for path, before, after in paired_leaves(expected, found):
+        before, after = widen(before), widen(after)
+        measured = difference(before, after)
+        reason = measured.reason
+        if reason is None and not measured.relative <= tolerance:
+            reason = (
+                f"is off by {measured.error:.3g}, {measured.relative:.3g} of its largest value "
+                f"{measured.scale:.3g}; {tolerance:g} is allowed"
+            )
+        earlier = outputs.get(path, OutputVerdict(path, True, 0.0, True))
+        outputs[path] = OutputVerdict(
+            path,
+            earlier.ok and reason is None,
+            max(earlier.relative_error, measured.relative),
+            earlier.identical and identical(before, after),
+            earlier.reason or reason,
+        )
+
+
+def _other_sizes(inputs: ExampleInputs, vary: bool) -> tuple[list[ExampleInputs], ...]:
+    """For each further run, what to try: other sizes first, the given ones last."""
+    batch, spatial = inputs.batch, inputs.spatial
+    if not vary:
+        return [inputs], [inputs]
+    larger = inputs.with_batch(3 if batch == 2 else 2) if batch else inputs
+    single = inputs.with_batch(1 if batch != 1 else 2) if batch else inputs
+    resized = [single.resized(sizes) for sizes in _other_spatial(spatial)]
+    return [larger, inputs], [*resized, single, inputs]
+
+
+def _other_spatial(spatial: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Smaller sizes, a different one in each dimension; then sizes that strided nets can halve."""
+    if not spatial or min(spatial) < 1:
+        return
+    tried = {spatial}
+    for step in (1, 8, 32):
+        for shares in ((3, 2, 3), (1, 2, 3)):
+            sizes = tuple(
+                max(size * shares[position % 3] // 4 // step, 1) * step
+                for position, size in enumerate(spatial)
+            )
+            if sizes not in tried:
+                tried.add(sizes)
+                yield sizes
+    yield tuple(size + 32 * (position + 1) for position, size in enumerate(spatial))
