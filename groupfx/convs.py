@@ -27,6 +27,9 @@ CONV_TYPES: Mapping[type[nn.Module], tuple[int, bool]] = {
 }
 
 
+_MUTABLE = (dict, list, set)
+
+
 @dataclass(frozen=True)
 class ConvSpec:
     """What one convolution computes, without its weights.
@@ -155,7 +158,9 @@ def rebuild(
     more than the rewrite. `tensors` names every parameter and buffer of the new module.
     """
     twin = type(module).__new__(type(module))
-    twin.__dict__.update({key: copy.copy(value) for key, value in module.__dict__.items()})
+    for key, value in module.__dict__.items():
+        # What can be changed in place must not be shared; most fields are numbers and tuples.
+        twin.__dict__[key] = copy.copy(value) if isinstance(value, _MUTABLE) else value
     twin.__dict__.update(fields)
     for name in list(twin._parameters):
         twin._parameters[name] = tensors[name]  # type: ignore[assignment]

@@ -11,7 +11,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -169,8 +169,7 @@ class ExampleInputs:
             raise UsageError(f"not a description of inputs: {error!r}") from error
 
 
-@dataclass(frozen=True)
-class InferredInputs:
+class InferredInputs(NamedTuple):
     """Inputs that a model's forward accepted, and where they came from, as text."""
 
     inputs: ExampleInputs
@@ -212,7 +211,9 @@ def infer_inputs(model: nn.Module) -> InferredInputs:
 def unchanged(*models: nn.Module) -> Iterator[None]:
     """Put back, at the end, every module's mode, every buffer, and the random generators' states.
 
-    A buffer that was written to gets its values back, one that was replaced is put back itself.
+    A buffer that was written to gets its values back, one that was replaced is put back itself,
+    and so is a tensor that is a plain attribute, such as the weight that a legacy `weight_norm`
+    leaves on its module.
     """
     modules = [module for model in models for module in model.modules()]
     modes = [(module, module.training) for module in modules if hasattr(module, "training")]
@@ -221,17 +222,25 @@ def unchanged(*models: nn.Module) -> Iterator[None]:
         for module in modules
         for name, buffer in module._buffers.items()
     ]
+    attributes = [
+        (module, name, value)
+        for module in modules
+        for name, value in vars(module).items()
+        if isinstance(value, Tensor)
+    ]
     with _generators_unchanged():
         try:
             yield
         finally:
             for module, mode in modes:
                 module.training = mode
-            for module, name, buffer, value in buffers:
-                if module._buffers[name] is not buffer:
+            for module, name, value in attributes:
+                vars(module)[name] = value
+            for module, name, buffer, kept in buffers:
+                if name not in module._buffers or module._buffers[name] is not buffer:
                     module._buffers[name] = buffer
-                if buffer is not None and value is not None:
-                    _put_back(buffer, value)
+                if buffer is not None and kept is not None:
+                    _put_back(buffer, kept)
 
 
 def evaluate(model: nn.Module) -> None:

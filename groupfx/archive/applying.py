@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import FileError, ModelError
+from ..tracing.swapped import SwappedConv
 from .content import Archive, copy_graphs
 
 _SHOWN = 5
@@ -51,7 +52,7 @@ def _replace(model: nn.Module, path: str, fragment: fx.GraphModule) -> None:
             "build the model with the same --arch and arguments as when the file was written"
         ) from error
     fragment.train(replaced.training)
-    holder._modules[name] = fragment
+    holder._modules[name] = SwappedConv.of(fragment, replaced)
 
 
 def _tie(model: nn.Module, archive: Archive) -> None:
@@ -73,12 +74,25 @@ def _tie(model: nn.Module, archive: Archive) -> None:
             model.get_submodule(path)._parameters[name] = owner
 
 
-def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load `state` strictly, and exactly: dtype and memory format become those of `state`.
+def load_state(
+    model: nn.Module, state: Mapping[str, Tensor], source: str, *, exact: bool = True
+) -> None:
+    """Load `state`, which must have the keys of `model`, no more and no less.
 
-    Raises `FileError` with the first few keys that are missing, unexpected or of another shape.
+    With `exact`, dtypes and memory formats become those of `state`; else they stay the model's, as
+    with `load_state_dict`. Raises `FileError` with the first few keys that are missing, unexpected
+    or of another shape.
     """
     _compare(model, state, source)
+    if exact:
+        _adopt_formats(model, state)
+    try:
+        model.load_state_dict(dict(state), strict=True)
+    except RuntimeError as error:
+        raise FileError(f"the weights of {source} do not fit: {error}") from error
+
+
+def _adopt_formats(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     tensors: dict[str, Tensor] = dict(model.named_buffers(remove_duplicate=False))
     tensors.update(model.named_parameters(remove_duplicate=False))
     with torch.no_grad():
@@ -86,10 +100,6 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
             tensor = tensors.get(key)
             if tensor is not None and _differs(tensor, value):
                 tensor.data = torch.empty_like(value, device=tensor.device)
-    try:
-        model.load_state_dict(dict(state), strict=True)
-    except RuntimeError as error:
-        raise FileError(f"the weights of {source} do not fit: {error}") from error
 
 
 def _differs(tensor: Tensor, value: Tensor) -> bool:

@@ -32,6 +32,17 @@ def is_zip(file: BinaryIO) -> bool:
     return start == b"PK\x03\x04"
 
 
+def record_names(file: BinaryIO) -> frozenset[str]:
+    """Names of the records of a zip file, below its folder, not checked. Raises `Damaged`."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return frozenset(name.partition("/")[2] for name in archive.namelist())
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise Damaged(f"it is truncated or damaged ({error})") from error
+    finally:
+        file.seek(0)
+
+
 def check_container(file: BinaryIO, *, checksums: bool = True) -> Container:
     """Look through the directory of the zip `file` and verify its checksums. Raises `Damaged`."""
     size = file.seek(0, 2)
@@ -41,7 +52,9 @@ def check_container(file: BinaryIO, *, checksums: bool = True) -> Container:
             container = _check_directory(archive.infolist(), size)
             if checksums:
                 _check_records(archive)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except Damaged:
+        raise
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise Damaged(f"it is truncated or damaged ({error})") from error
     finally:
         file.seek(0)
@@ -82,7 +95,7 @@ def read_record(file: BinaryIO, name: str, limit: int | None = None) -> bytes:
             folder = archive.infolist()[0].filename.partition("/")[0]
             with archive.open(f"{folder}/{name}") as record:
                 return record.read() if limit is None else record.read(limit)
-    except (zipfile.BadZipFile, KeyError, IndexError, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, LookupError, EOFError, RuntimeError, ValueError) as error:
         raise Damaged(f"its record {name} cannot be read ({error})") from error
     finally:
         file.seek(0)

@@ -138,6 +138,20 @@ def copy_graphs(graphs: Mapping[str, fx.GraphModule]) -> dict[str, fx.GraphModul
     return _decode(data, Budget())
 
 
+def rebuild_plain(module: nn.Module) -> nn.Module:
+    """`module` built anew from what a file of ours would hold of it, with the same tensors.
+
+    This is how a module from a stranger's pickle is cleaned: whatever a file of ours may not hold
+    (other classes, hooks, functions as fields, names that would turn into source text when it is
+    traced) raises `NotPlain` or `Damaged`.
+    """
+    tensors = TensorWriter(strict=True)
+    modules = ModuleWriter(tensors)
+    index = modules.add(module)
+    reader = ValueReader(read_tensors(tensors.entries), Budget(), functions=True)
+    return read_modules(modules.entries, reader)[index]
+
+
 def encode(archive: Archive) -> dict[str, Any]:
     """The table that stands for `archive`. Raises `FileError` for what a file cannot hold."""
     if archive.way not in WAYS:

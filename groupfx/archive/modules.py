@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from . import weight_hooks
 from .graphs import is_export_guard, kept_nodes, read_graph, write_graph
 from .module_classes import class_name, class_of
-from .names import INTERNAL_FIELDS, Damaged, atom, identifier, is_atom, member
+from .names import INTERNAL_FIELDS, Damaged, identifier, member
 from .names import field as field_name
 from .tensors import NotPlain, TensorWriter
 from .values import ValueReader, ValueWriter, tensor_at
@@ -83,7 +83,8 @@ class ModuleWriter:
             if node.op == "call_module"
         }
         entry: Entry = {"class": GRAPH, "graph": graph, "training": module.training}
-        return entry | self._tensors_of(module, path) | self._children(module, path, called)
+        entry |= self._tensors_of(module, path, fx.GraphModule)
+        return entry | self._children(module, path, fx.GraphModule, called)
 
     def _plain(self, module: nn.Module, path: str, runs: bool) -> Entry:
         kind, parametrized = type(module), parametrize.is_parametrized(module)
@@ -102,7 +103,8 @@ class ModuleWriter:
         if name is not None:
             entry["fields"] = self._fields(module, path, computed)
         called = {id(child) for child in module._modules.values()} if runs else set()
-        return entry | self._tensors_of(module, path) | self._children(module, path, called)
+        entry |= self._tensors_of(module, path, kind if name else nn.Module)
+        return entry | self._children(module, path, kind if name else nn.Module, called)
 
     def _fields(self, module: nn.Module, path: str, computed: set[str | None]) -> Entry:
         left_out = INTERNAL_FIELDS | computed
@@ -119,11 +121,12 @@ class ModuleWriter:
                 raise NotPlain(f"{error} (field {name} of {path or 'the root'})") from error
         return fields
 
-    def _tensors_of(self, module: nn.Module, path: str) -> Entry:
+    def _tensors_of(self, module: nn.Module, path: str, kind: type) -> Entry:
+        parameters, buffers = module._parameters.items(), module._buffers.items()
         try:
             return {
-                "parameters": {atom(k): self._index(t) for k, t in module._parameters.items()},
-                "buffers": {atom(k): self._index(t) for k, t in module._buffers.items()},
+                "parameters": {member(kind, name): self._index(t) for name, t in parameters},
+                "buffers": {member(kind, name): self._index(t) for name, t in buffers},
                 "transient": sorted(module._non_persistent_buffers_set & set(module._buffers)),
             }
         except (NotPlain, Damaged) as error:
@@ -132,13 +135,17 @@ class ModuleWriter:
     def _index(self, tensor: Tensor | None) -> int | None:
         return None if tensor is None else self.tensors.add(tensor)
 
-    def _children(self, module: nn.Module, path: str, called: set[int]) -> Entry:
+    def _children(self, module: nn.Module, path: str, kind: type, called: set[int]) -> Entry:
         children: dict[str, int | None] = {}
         for name, child in module._modules.items():
             if is_export_guard(child):
                 continue
-            if not is_atom(name):
-                raise NotPlain(f"a module named {name!r} (in {path or 'the root'})")
+            try:
+                member(kind, name)
+            except Damaged as error:
+                raise NotPlain(
+                    f"a module in {path or 'the root'} whose name is none: {error}"
+                ) from error
             below = f"{path}.{name}" if path else name
             children[name] = None if child is None else self._child(child, below, called)
         return {"children": children}

@@ -36,17 +36,12 @@ def identifier(name: object) -> str:
     return name
 
 
-def is_atom(name: object) -> bool:
-    """Whether `name` may be one part of a module path."""
-    if not isinstance(name, str) or len(name) > MAX_NAME:
-        return False
-    return bool(_ATOM.match(name)) and not name.startswith("__")
-
-
 def atom(name: object) -> str:
     """`name` if it may be one part of a module path."""
-    if not isinstance(name, str) or not is_atom(name):
+    if not isinstance(name, str) or len(name) > MAX_NAME or not _ATOM.match(name):
         raise Damaged(f"{_shown(name)} is not a name of a module or a tensor")
+    if name.startswith("__"):
+        raise Damaged(f"{_shown(name)} is a reserved name")
     return name
 
 

@@ -3,36 +3,15 @@
 import pickletools
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from typing import Any, BinaryIO
 
 from .names import Damaged
-
-
-@dataclass(frozen=True)
-class Global:
-    """A class or function that a pickle names."""
-
-    name: str
-
-
-@dataclass
-class PickleUse:
-    """What one pickle would do: which classes and functions it names, calls and instantiates.
-
-    `called` and `made` hold names, or `"?"` for the result of something else. `rebuilt` holds the
-    functions that `torch._tensor._rebuild_from_type_v2` would call.
-    """
-
-    globals: set[str] = field(default_factory=set)
-    called: set[str] = field(default_factory=set)
-    made: set[str] = field(default_factory=set)
-    rebuilt: set[str] = field(default_factory=set)
 
 
 def globals_of(data: bytes) -> set[str]:
     """Dotted names of all classes and functions that the pickle in `data` names."""
     names: set[str] = set()
-    for opcode, argument, _ in _opcodes(data):
+    for opcode, argument in opcodes(data):
         if opcode.name in ("GLOBAL", "INST"):
             names.add(global_name(*str(argument).split(" ", 1)))
         elif opcode.name == "STACK_GLOBAL" or opcode.name.startswith("EXT"):
@@ -40,10 +19,15 @@ def globals_of(data: bytes) -> set[str]:
     return names
 
 
-def _opcodes(data: bytes) -> Iterator[tuple[pickletools.OpcodeInfo, object, int | None]]:
+def opcodes(source: bytes | BinaryIO) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]:
+    """Each instruction of the first pickle in `source` and its argument. Raises `Damaged`.
+
+    A file is left behind the pickle's end.
+    """
     try:
-        yield from pickletools.genops(data)
-    except (ValueError, IndexError, UnicodeDecodeError, OverflowError) as error:
+        for opcode, argument, _ in pickletools.genops(source):
+            yield opcode, argument
+    except (ValueError, IndexError, OverflowError, MemoryError) as error:
         raise Damaged(f"its pickle is truncated or damaged ({error})") from error
 
 

@@ -19,9 +19,11 @@ class TensorWriter:
     """Collects tensors. The index of a tensor in `entries` stands for it everywhere else.
 
     Two uses of one `Parameter` get one index. Views of one storage stay views of one storage,
-    because `torch.save` writes each storage once.
+    because `torch.save` writes each storage once. With `strict`, a tensor whose elements lie on top
+    of each other is refused instead of being spread out: a stranger's file may claim any size.
     """
 
+    strict: bool = False
     entries: list[Entry] = field(default_factory=list)
     _seen: dict[int, tuple[int, Tensor]] = field(default_factory=dict, repr=False)
 
@@ -30,7 +32,7 @@ class TensorWriter:
         seen = self._seen.get(id(tensor))
         if seen is not None:
             return seen[0]
-        data = numbers_of(tensor)
+        data = numbers_of(tensor, strict=self.strict)
         index = len(self.entries)
         # The tensor is kept as well, so that its id is not given to another one meanwhile.
         self._seen[id(tensor)] = (index, tensor)
@@ -44,7 +46,7 @@ class TensorWriter:
         return index
 
 
-def numbers_of(tensor: Tensor) -> Tensor:
+def numbers_of(tensor: Tensor, *, strict: bool = False) -> Tensor:
     """The numbers of `tensor`, in its own memory unless some of them overlap.
 
     Raises `NotPlain` for a tensor that is more than strided numbers.
@@ -59,7 +61,11 @@ def numbers_of(tensor: Tensor) -> Tensor:
     if tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None):
         raise NotPlain("a tensor with hooks on its gradient")
     data = tensor.detach()
-    return data.clone() if _claims_more_than_it_has(data) else data
+    if not _claims_more_than_it_has(data):
+        return data
+    if strict:
+        raise NotPlain(f"a tensor of shape {tuple(data.shape)}, more than the numbers given")
+    return data.clone()
 
 
 def read_tensors(entries: object) -> list[Tensor]:

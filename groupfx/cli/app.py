@@ -1,14 +1,18 @@
 """The commands and their options. What a command does is in a module of its own, loaded late."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import typer
 
 from ..version import __version__
 from . import options as opt
+from .early import require_file, require_names
+from .files import PROGRAM
 from .help import Command, Group
 
-PROGRAM = "groupfx"
+Function = TypeVar("Function", bound=Callable[..., Any])
+
 COMMANDS = ("rewrite", "inspect", "passes")
 
 app = typer.Typer(
@@ -21,14 +25,15 @@ app = typer.Typer(
 )
 
 
-def _command(short_help: str, example: str) -> Any:
+def _command(short_help: str, example: str) -> Callable[[Function], Function]:
     return app.command(cls=Command, short_help=short_help, epilog=example)
 
 
 @app.callback(invoke_without_command=True)
 def root(context: typer.Context, version: opt.Version = False) -> None:
     """Find every grouped convolution in a PyTorch model, rewrite it into the form that its next
-    user needs, and prove that the function did not change."""
+    user needs, and prove that the function did not change.
+    """
     if version:
         typer.echo(f"{PROGRAM} {__version__}")
         raise typer.Exit
@@ -39,7 +44,7 @@ def root(context: typer.Context, version: opt.Version = False) -> None:
 
 @_command(
     "Rewrite a model, and prove that it is the same.",
-    "groupfx rewrite resnext50.pt --input-shape 2,3,224,224 -p split-grouped-conv:max_groups=32",
+    "groupfx rewrite model.pt --input-shape 2,3,224,224 -p split-grouped-conv:max_groups=64",
 )
 def rewrite(
     model: opt.Model,
@@ -67,7 +72,11 @@ def rewrite(
 
     Exit code: 0 done, also where there is nothing to rewrite; 1 the check failed, or a site that
     was named cannot be rewritten: then nothing is written; 2 wrong usage, or a file or a model
-    that cannot be read; 70 a bug of groupfx."""
+    that cannot be read; 70 a bug of groupfx.
+    """
+    require_file(model)
+    require_names(passes, target)
+
     from .model_file import ModelOptions
     from .rewrite import RewriteOptions, run_rewrite
 
@@ -78,7 +87,7 @@ def rewrite(
         arch_args=arch_args,
         key=key,
         trust_pickle=trust_pickle,
-        python_path=python_path,
+        python_path=tuple(python_path or ()),
     )
     options = RewriteOptions(
         source=source,
@@ -118,7 +127,11 @@ def inspect(
     traceback: opt.Traceback = False,
 ) -> int:
     """Show every grouped convolution of MODEL, whether the passes would rewrite it, and why not
-    where not. For a file that groupfx wrote also what was done to it, and by which version."""
+    where not. For a file that groupfx wrote also what was done to it, and by which version.
+    """
+    require_file(model)
+    require_names(passes, target)
+
     from .inspect import InspectOptions, run_inspect
     from .model_file import ModelOptions
 
@@ -129,7 +142,7 @@ def inspect(
         arch_args=arch_args,
         key=key,
         trust_pickle=trust_pickle,
-        python_path=python_path,
+        python_path=tuple(python_path or ()),
     )
     options = InspectOptions(
         source=source,
@@ -152,6 +165,8 @@ def passes(
     traceback: opt.Traceback = False,
 ) -> int:
     """List the passes with their options, and the passes of each target."""
+    require_names(None if name is None else [name], None)
+
     from .catalogue import run_passes
 
     return run_passes(name, json)

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from typing import Any
 from ..errors import FileError, UsageError
 
 STDOUT = Path("-")
+PROGRAM = "groupfx"
+_HEAD = 400
 
 
 def check_folder(path: Path, option: str) -> None:
@@ -56,43 +57,37 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def check_python(path: Path, *, force: bool) -> None:
+    """Refuse to replace Python that somebody wrote: what we write says so in its first lines."""
+    if force or not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        if PROGRAM not in file.read(_HEAD):
+            raise FileError(
+                f"--emit-python {path}: the file exists and groupfx did not write it: choose "
+                "another name, or replace it with --force"
+            )
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` whole or not at all; `-` is stdout. Raises FileError."""
     if path == STDOUT:
         _to_stdout(text)
-        return
+    elif path.exists() and not path.is_file():
+        _to_device(path, text)
+    else:
+        from ..archive.atomic import whole_file
+
+        with whole_file(path) as file:
+            file.write(text.encode("utf-8"))
+
+
+def _to_device(path: Path, text: str) -> None:
+    """Write to a pipe or to something like /dev/stderr, which a file must not replace."""
     try:
-        if path.exists() and not path.is_file():
-            # A device or a pipe, such as /dev/stderr: it must not be replaced by a file.
-            path.write_text(text, encoding="utf-8")
-        else:
-            _replace(path.resolve(), text)
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise FileError(f"{path} cannot be written ({error.strerror or error})") from error
-
-
-def _replace(path: Path, text: str) -> None:
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, _mode(path))
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
-def _mode(path: Path) -> int:
-    """Permissions of the file that is replaced, else those of a new file."""
-    if path.exists():
-        return path.stat().st_mode & 0o777
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
+        raise FileError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def _to_stdout(text: str) -> None:

@@ -12,7 +12,8 @@ from typing import NoReturn
 import typer
 
 from ..errors import GroupfxError, InternalError
-from .app import COMMANDS, PROGRAM, app
+from .app import COMMANDS, app
+from .files import PROGRAM
 
 INTERRUPTED = 130
 BUG = InternalError.exit_code

@@ -39,7 +39,7 @@ Model = Annotated[
 PassName = Annotated[
     str | None,
     typer.Argument(
-        metavar="[PASS]",
+        metavar="PASS",
         help="Show this pass only.",
         show_default=False,
         autocompletion=complete_pass,
@@ -98,11 +98,11 @@ TrustPickle = Annotated[
     ),
 ]
 PythonPath = Annotated[
-    Path | None,
+    list[Path] | None,
     typer.Option(
         "--python-path",
         metavar="DIR",
-        help="Folder in which to look for the classes and the factory.",
+        help="Folder in which to look for the classes and the factory. May be repeated.",
         show_default=False,
         rich_help_panel=_FILE,
     ),
@@ -114,8 +114,8 @@ Passes = Annotated[
         "--pass",
         "-p",
         metavar="PASS",
-        help="A pass, with options as in split-grouped-conv:max_groups=64,depthwise=split. May "
-        "be repeated; they run in this order. 'groupfx passes' lists them.",
+        help="A pass, with its options after a colon: name:option=value,option=value. May be "
+        "repeated; they run in this order. 'groupfx passes' lists them.",
         show_default=False,
         autocompletion=complete_pass,
         rich_help_panel=_REWRITE,
@@ -136,8 +136,9 @@ WayOption = Annotated[
     Way,
     typer.Option(
         "--way",
-        help="How to open the model: as one traced graph, by its convolution modules, or by "
-        "torch.export.",
+        metavar="WAY",
+        help="How to open the model: trace (one graph), modules (its convolution modules are "
+        "swapped), export (torch.export), or auto.",
         rich_help_panel=_REWRITE,
     ),
 ]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import IO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from .table import Cell, Column, printable, table_lines
@@ -86,7 +86,7 @@ class Screen:
             self._err.print(Text.assemble(("groupfx: warning: ", "yellow"), printable(text)))
 
     @contextlib.contextmanager
-    def work(self, text: str) -> Iterator["Work"]:
+    def work(self, text: str) -> Iterator[None]:
         """Show at a terminal that something goes on; keep libraries and models off the screen.
 
         What they print goes to stderr, and their warnings are shown with `--verbose` only: a user
@@ -96,8 +96,6 @@ class Screen:
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[state]}"),
             TimeElapsedColumn(),
         )
         progress = Progress(
@@ -109,7 +107,8 @@ class Screen:
             disable=not shown,
         )
         with progress, contextlib.redirect_stdout(sys.stderr), self._calm():
-            yield Work(progress, text)
+            progress.add_task(text, total=None)
+            yield
 
     @contextlib.contextmanager
     def _calm(self) -> Iterator[None]:
@@ -148,20 +147,3 @@ class Screen:
             break_long_words=False,
             break_on_hyphens=False,
         ) or [""]
-
-
-class Work:
-    """A piece of work on the screen: a name, and how much of it is done where that is known."""
-
-    def __init__(self, progress: Progress, text: str) -> None:
-        self._progress = progress
-        self._task = progress.add_task(text, total=None, state="")
-
-    def stage(self, text: str) -> None:
-        """What is being done now."""
-        self._progress.update(self._task, description=text, total=None, state="")
-
-    def step(self, done: int, total: int) -> None:
-        """How much of the present stage is done."""
-        state = f"{done}/{total}"
-        self._progress.update(self._task, completed=done, total=total, state=state)

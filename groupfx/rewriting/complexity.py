@@ -6,8 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..calls import Unreadable, convs
 from ..convs import spec_of_module
-from ..inputs import ExampleInputs
-from ..tracing.tracer import modes_kept
+from ..inputs import ExampleInputs, evaluate, unchanged
 from .report import Totals
 
 
@@ -49,7 +48,7 @@ def _groups(model: nn.Module) -> list[int]:
 
 def _macs(model: nn.Module, inputs: ExampleInputs) -> int:
     counter = FlopCounterMode(display=False)
-    with modes_kept(model), torch.no_grad(), counter:
-        model.eval()
+    with unchanged(model), torch.no_grad(), counter:
+        evaluate(model)
         inputs.call(model)
     return int(counter.get_total_flops()) // (2 * max(inputs.batch or 1, 1))

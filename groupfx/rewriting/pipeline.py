@@ -101,7 +101,7 @@ def _report(program: Program, results: Sequence[PassResult]) -> Report:
         skipped=tuple(site for result in results for site in result.skipped),
         versions={
             "groupfx": __version__,
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "python": platform.python_version(),
         },
     )

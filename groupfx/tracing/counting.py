@@ -10,10 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..convs import CONV_TYPES, original_type
 from ..errors import ModelError
-from ..inputs import ExampleInputs
+from ..inputs import ExampleInputs, evaluate, unchanged
 from .graphs import forward_failed
 from .program import Shapes
-from .tracer import buffers_kept, modes_kept
 
 
 def grouped_modules(model: nn.Module) -> dict[str, _ConvNd]:
@@ -84,8 +83,8 @@ def count_calls(model: nn.Module, inputs: ExampleInputs) -> Counted:
         handles.append(module.register_forward_pre_hook(before))
         handles.append(module.register_forward_hook(after, with_kwargs=True))
     try:
-        with modes_kept(model), buffers_kept(model), torch.no_grad(), counter:
-            model.eval()
+        with unchanged(model), torch.no_grad(), counter:
+            evaluate(model)
             inputs.call(model)
     except Exception as error:
         raise ModelError(forward_failed(model, inputs, error)) from error

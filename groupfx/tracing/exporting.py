@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..inputs import ExampleInputs
+from ..inputs import ExampleInputs, evaluate, unchanged
 from .graphs import adopt, restore_order
-from .tracer import CannotTrace, modes_kept
+from .tracer import CannotTrace
 
 FIXED = "sizes that the export fixed:"
 
@@ -29,8 +29,8 @@ def exported(model: nn.Module, inputs: ExampleInputs) -> tuple[fx.GraphModule, t
     shapes = torch.utils._pytree.tree_map(
         sizes, inspect.signature(model.forward).bind(*pair.args, **pair.kwargs).arguments
     )
-    with modes_kept(model), torch.no_grad():
-        model.eval()
+    with unchanged(model), torch.no_grad():
+        evaluate(model)
         try:
             program = torch.export.export(
                 model, pair.args, dict(pair.kwargs), dynamic_shapes=dict(shapes)

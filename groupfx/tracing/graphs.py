@@ -9,10 +9,10 @@ from torch import fx, nn
 
 from ..convs import CONV_TYPES, original_type
 from ..errors import ModelError
-from ..inputs import ExampleInputs
+from ..inputs import ExampleInputs, evaluate, unchanged
 from .program import FRAGMENT_MODULE, copied
 from .swapped import SwappedConv
-from .tracer import Trace, Tracer, buffers_kept, modes_kept, trace
+from .tracer import Trace, Tracer, trace
 
 
 def assemble(
@@ -131,8 +131,8 @@ def record_shapes(module: fx.GraphModule, model: nn.Module, inputs: ExampleInput
     """Run `module` once in eval mode and note each node's shape in `node.meta["shape"]`."""
     bound = inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs)
     bound.apply_defaults()
-    with modes_kept(module), buffers_kept(module), torch.no_grad():
-        module.eval()
+    with unchanged(module), torch.no_grad():
+        evaluate(module)
         try:
             _ShapeRecorder(module).run(*bound.arguments.values())
         except Exception as error:
@@ -171,6 +171,6 @@ def module_graph(module: nn.Module) -> fx.GraphModule:
 def run_for_shapes(module: fx.GraphModule, example: torch.Tensor | None) -> None:
     if example is None:
         return
-    with modes_kept(module), torch.no_grad():
-        module.eval()
+    with unchanged(module), torch.no_grad():
+        evaluate(module)
         _ShapeRecorder(module).run(example)

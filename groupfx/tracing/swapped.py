@@ -14,6 +14,16 @@ class SwappedConv(fx.GraphModule):
     together from the branches (a copy: writing to them changes nothing).
     """
 
+    @classmethod
+    def of(cls, graph: fx.GraphModule, replaced: nn.Module) -> "SwappedConv":
+        """The container of `graph`, with the tensors and children of it, for `replaced`."""
+        swapped = cls(graph, graph.graph, class_name=type(replaced).__name__)
+        for held in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
+            swapped.__dict__[held].update(graph.__dict__[held])
+        swapped.training = replaced.training
+        swapped.keep_fields(replaced)
+        return swapped
+
     def keep_fields(self, module: nn.Module) -> None:
         """Take over the plain fields of the module that is replaced."""
         for name, value in module.__dict__.items():

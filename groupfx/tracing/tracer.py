@@ -28,6 +28,7 @@ from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
 from ..convs import CONV_TYPES, original_type
+from ..inputs import unchanged
 from ..nn import is_weight_hook
 
 _HOOK_FIELDS = (
@@ -141,42 +142,13 @@ def _autograd_functions_refused() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def random_state_kept(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Seed Python, NumPy and torch for a while, then put back what was there."""
-    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-    try:
+    with unchanged():
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
         yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(pytorch)
-
-
-@contextlib.contextmanager
-def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Put every module's `training` flag back at the end."""
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
-
-
-@contextlib.contextmanager
-def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Put the values of all buffers back at the end: a forward may count its calls in one."""
-    saved = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in saved:
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
 
 
 def hooked(module: nn.Module) -> list[str]:
@@ -216,7 +188,7 @@ def trace(model: nn.Module, given: frozenset[str], *, fix_optional: bool = False
     fixed = {name: value for name, value in optional.items() if name not in given}
     _refuse_hooks(model)
     traced = _trace_with_leaves(model, fixed, seed=1)
-    with modes_kept(model), torch.set_grad_enabled(not torch.is_grad_enabled()):
+    with unchanged(model), torch.set_grad_enabled(not torch.is_grad_enabled()):
         for module in model.modules():
             module.training = not module.training
         other = _trace_with_leaves(model, fixed, seed=2)
@@ -256,7 +228,7 @@ def _trace_with_leaves(model: nn.Module, fixed: dict[str, Any], *, seed: int) ->
         tracer = Tracer(frozenset(opaque))
         before = _Attributes(model)
         try:
-            with random_state_kept(seed), _autograd_functions_refused():
+            with seeded(seed), _autograd_functions_refused():
                 graph = tracer.trace(model, dict(fixed) or None)
         except _CustomBackward as error:
             owner = tracer.calls[-1] if tracer.calls else ""

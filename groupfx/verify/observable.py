@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -31,15 +32,13 @@ def observable_sites(
     """
     seen = _Seen()
     wanted = {name for names in parameters.values() for name in names}
-    with unchanged(model), torch.enable_grad():
-        evaluate(model)
-        torch.manual_seed(_SEED)
-        leaves = _leaves(model, wanted, seen)
-        try:
-            own = inputs.map(torch.clone)
-            _backward(torch.func.functional_call(model, leaves, own.args, dict(own.kwargs)))
-        except Exception:  # a model without a usable derivative is one of the answers
-            return dict.fromkeys(parameters)
+    try:
+        with unchanged(model), torch.enable_grad(), _stand_ins(model, wanted, seen):
+            evaluate(model)
+            torch.manual_seed(_SEED)
+            _backward(inputs.map(torch.clone).call(model))
+    except Exception:  # that a model has no usable derivative is one of the answers
+        return dict.fromkeys(parameters)
     return {site: seen.verdict(names) for site, names in parameters.items()}
 
 
@@ -67,25 +66,46 @@ class _Seen:
         return None if not found or None in found else False
 
 
-def _leaves(model: nn.Module, wanted: set[str], seen: _Seen) -> dict[str, Tensor]:
-    """Stand-ins for all parameters (sharing their memory) and all buffers (copies)."""
-    leaves: dict[str, Tensor] = {}
-    made: dict[int, Tensor] = {}
+@contextlib.contextmanager
+def _stand_ins(model: nn.Module, wanted: set[str], seen: _Seen) -> Iterator[None]:
+    """Put leaves that share their memory in place of all parameters, and watch the wanted ones.
+
+    Not `torch.func.functional_call`: where a module is registered under two names, that one leaves
+    other parameters behind than it found.
+    """
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
-        if id(parameter) not in made:
-            made[id(parameter)] = parameter.detach()
-        leaves[name] = made[id(parameter)]
-    for tied in names.values():
-        leaf = leaves[tied[0]]
+    found = [
+        (module, name, parameter)
+        for module in model.modules()
+        for name, parameter in module._parameters.items()
+        if parameter is not None
+    ]
+    leaves: dict[int, Tensor] = {}
+    for _, _, parameter in found:
+        if id(parameter) in leaves:
+            continue
+        leaf = leaves[id(parameter)] = parameter.detach()
+        tied = names[id(parameter)]
         if wanted.intersection(tied) and (leaf.is_floating_point() or leaf.is_complex()):
             seen.watch(tied, leaf.requires_grad_())
-    for name, buffer in model.named_buffers(remove_duplicate=False):
-        if id(buffer) not in made:
-            made[id(buffer)] = buffer.detach().clone()
-        leaves[name] = made[id(buffer)]
-    return leaves
+    try:
+        for module, name, parameter in found:
+            module._parameters[name] = leaves[id(parameter)]  # type: ignore[assignment]
+        _refresh_recurrent(model)
+        yield
+    finally:
+        for module, name, parameter in found:
+            module._parameters[name] = parameter
+        _refresh_recurrent(model)
+
+
+def _refresh_recurrent(model: nn.Module) -> None:
+    """Recurrent layers keep a list of their weights besides the weights themselves."""
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            module._flat_weights = [getattr(module, n, None) for n in module._flat_weights_names]
 
 
 def _backward(output: Any) -> None:

@@ -61,7 +61,7 @@ def _digest(tensor: Tensor) -> tuple[object, ...]:
     if tensor.is_meta or tensor.layout is not torch.strided or tensor.is_quantized:
         return (*facts, tensor._version)
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return (*facts, hashlib.blake2b(flat.numpy(), digest_size=16).digest())
+    return (*facts, hashlib.blake2b(flat.numpy().data, digest_size=16).digest())
 
 
 def _look(module: nn.Module) -> tuple[object, ...]:

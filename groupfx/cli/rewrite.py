@@ -1,0 +1,171 @@
+"""`groupfx rewrite`: read, rewrite, check, write, tell."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..api import make_pipeline, rewrite
+from ..archive import check_replaceable
+from ..errors import MismatchError, ModelError, UsageError
+from ..rewriting import Report, Result
+from ..tracing.program import copied
+from .files import STDOUT, check_distinct, check_folder, check_python, json_text, write_text
+from .model_file import ModelOptions, OpenedFile, read_source
+from .numbers import size
+from .rewrite_text import show_report
+from .screen import Screen
+
+
+@dataclass(frozen=True)
+class RewriteOptions:
+    """The options of the command; `output` is None for the usual name."""
+
+    source: ModelOptions
+    passes: tuple[str, ...] | None
+    target: str | None
+    way: str
+    verify: bool
+    output: Path | None
+    force: bool
+    dry_run: bool
+    emit_python: Path | None
+    json: Path | None
+    quiet: bool
+    verbose: bool
+
+    @property
+    def place(self) -> Path:
+        """Where the model goes."""
+        return self.output or Path(f"{self.source.path.stem}.groupfx.pt")
+
+
+def run_rewrite(options: RewriteOptions) -> int:
+    """Do it, and return the exit code. Everything that can be refused early is."""
+    make_pipeline(options.passes, options.target)
+    _check_outputs(options)
+    to_stdout = STDOUT in (options.json, options.emit_python)
+    screen = Screen(quiet=options.quiet, verbose=options.verbose, data=not to_stdout)
+    path = options.source.path
+    with screen.work(f"Reading {path}"):
+        opened = read_source(options.source)
+    try:
+        with screen.work("Rewriting and checking" if options.verify else "Rewriting"):
+            result = _rewrite(options, opened)
+    except MismatchError as error:
+        if isinstance(error.report, Report):
+            show_report(screen, opened, error.report)
+            _write_json(options, opened, error.report, written=False)
+        raise
+    with screen.work("Writing"):
+        _write(options, result)
+    show_report(screen, opened, result.report)
+    _show_files(screen, options, result.report)
+    _write_json(options, opened, result.report, written=not options.dry_run)
+    return 0
+
+
+def _check_outputs(options: RewriteOptions) -> None:
+    """Refuse what could not be written in the end, before any work."""
+    place, python = options.place, options.emit_python
+    if place.suffix in (".pt2", ".onnx"):
+        raise UsageError(
+            f"-o {place}: this version does not write {place.suffix} files: give a .pt file"
+        )
+    if place.suffix != ".pt":
+        raise UsageError(f"-o {place}: the name must end in .pt, such as {place.name}.pt")
+    check_distinct(
+        {
+            "MODEL": options.source.path,
+            "-o": None if options.dry_run or options.force else place,
+            "--emit-python": python,
+            "--json": options.json,
+        }
+    )
+    if not options.dry_run:
+        check_folder(place, "-o")
+        check_replaceable(place, overwrite=options.force)
+    if options.json is not None:
+        check_folder(options.json, "--json")
+    if python is not None:
+        check_folder(python, "--emit-python")
+        check_python(python, force=options.force)
+
+
+def _rewrite(options: RewriteOptions, opened: OpenedFile) -> Result:
+    return rewrite(
+        opened.model,
+        opened.inputs,
+        passes=options.passes,
+        target=options.target,
+        way=options.way,
+        # The model is nobody else's: one that cannot be copied may be changed.
+        inplace=not _can_be_copied(opened.model),
+        verify=options.verify,
+    )
+
+
+def _can_be_copied(model: nn.Module) -> bool:
+    try:
+        copied(model, share=True)
+    except ModelError:
+        return False
+    return True
+
+
+def _write(options: RewriteOptions, result: Result) -> None:
+    python = None
+    if options.emit_python is not None:
+        from ..emit import emit_python
+
+        python = emit_python(result)
+    if not options.dry_run:
+        result.save(options.place, overwrite=options.force)
+    if options.emit_python is not None and python is not None:
+        write_text(options.emit_python, python)
+
+
+def _write_json(
+    options: RewriteOptions, opened: OpenedFile, report: Report, *, written: bool
+) -> None:
+    if options.json is not None:
+        document = _document(options, opened, report, written=written)
+        write_text(options.json, json_text(document))
+
+
+def _document(
+    options: RewriteOptions, opened: OpenedFile, report: Report, *, written: bool
+) -> dict[str, Any]:
+    """The report, and what the command made of it."""
+    python = options.emit_python if report.ok else None
+    return {
+        **report.to_dict(),
+        "ok": report.ok,
+        "verified": report.verified,
+        "files": {
+            "read": str(options.source.path),
+            "kind": opened.kind,
+            "written": str(options.place) if written else None,
+            "python": None if python is None else str(python),
+        },
+    }
+
+
+def _show_files(screen: Screen, options: RewriteOptions, report: Report) -> None:
+    screen.line()
+    if options.dry_run:
+        screen.line("Dry run: no model was written.")
+    else:
+        place = options.place
+        screen.line(f"Wrote {place} ({size(place.stat().st_size)}).")
+        screen.line(f"Read it with {_loading(place, report)}.")
+    if options.emit_python is not None:
+        screen.line(f"Wrote {options.emit_python}: the model as Python.")
+
+
+def _loading(place: Path, report: Report) -> str:
+    """The call that reads the file."""
+    if report.way == "modules":
+        return f'groupfx.load("{place}", model), where model is one as it was before'
+    return f'groupfx.load("{place}"), which executes nothing of it'
