@@ -104,12 +104,12 @@ def _not_possible(site: Site) -> str | None:
     """Why no split of this site computes the same, or None."""
     if not site.batched and site.shapes is not None:
         return f"its input has no batch axis (shape {site.shapes.input}); add one with unsqueeze(0)"
+    hooks = site.hooks()
+    if hooks:
+        return f"it has hooks ({', '.join(hooks)}), which would be lost; remove them first"
     module = site.module
     if module is None:
         return None
-    hooks = site.store.hooks(module)
-    if hooks:
-        return f"it has hooks ({', '.join(hooks)}), which would be lost; remove them first"
     sources = [s for s in (site.call.weight, site.call.bias) if isinstance(s, Recomputed)]
     if sources and not site.store.can_expose(module):
         return "a hook recomputes its weight in a way that is not known; remove the hook first"

@@ -96,7 +96,9 @@ def _branches(conv: nn.Module, norm: nn.Module | None) -> _Branches:
         made.convs.append(branch)
         _take(branch, conv, "weight", group * rows, rows, f"conv.{group}", "conv", made.rows)
         if conv.bias is not None:
-            _take(branch, conv, "bias", group * outputs, outputs, f"conv.{group}", "conv", made.rows)
+            _take(
+                branch, conv, "bias", group * outputs, outputs, f"conv.{group}", "conv", made.rows
+            )
         if norm is None:
             continue
         part = copy.deepcopy(norm)

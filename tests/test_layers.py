@@ -16,7 +16,7 @@ VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 # From the bottom up. A name is a module or a subpackage of groupfx; `groupfx` is the package's own
 # __init__, which re-exports from everywhere, so that nothing below it may import from it.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("channels", "errors", "version"),
+    ("channels", "errors", "schema", "version"),
     ("blocks", "convs", "learned", "nn"),
     (
         "archive",

@@ -4,10 +4,11 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from ..passes import PASSES, PIPELINES, pass_class
 from .files import STDOUT, check_folder, json_text, write_text
 from .screen import Screen
-from .table import Column
 
 SCHEMA = "groupfx.passes/1"
 
@@ -57,27 +58,22 @@ def _entry(name: str) -> dict[str, Any]:
 
 
 def _show(screen: Screen, entry: dict[str, Any]) -> None:
-    screen.line(entry["name"])
+    screen.line(Text(entry["name"], style="bold"))
     screen.paragraph(entry["text"], indent="  ")
-    if entry["options"]:
-        screen.line()
-        rows = [(f"  {_form(option)}", _text(option)) for option in entry["options"]]
-        screen.table([Column("  option"), Column("")], rows)
+    screen.line()
+    for option in entry["options"]:
+        screen.line(f"  {_form(option)}")
+        screen.paragraph(option["text"], indent="      ")
     if entry["refuses"]:
-        screen.line()
         screen.line("  leaves as it is, with the reason in the report:")
         for refusal in entry["refuses"]:
-            screen.paragraph(f"- {refusal}", indent="  ")
+            screen.paragraph(f"- {refusal}", indent="      ")
     screen.line()
 
 
 def _form(option: dict[str, Any]) -> str:
-    if option["choices"]:
-        return f"{option['name']}={'|'.join(option['choices'])}"
-    return f"{option['name']}=..."
-
-
-def _text(option: dict[str, Any]) -> str:
+    values = "|".join(option["choices"]) or "..."
     if option["several"]:
-        return f"{option['text']}; may be given several times"
-    return f"{option['text']}; default {option['default']}"
+        return f"{option['name']}={values}  (may be given several times)"
+    default = "none" if option["default"] is None else option["default"]
+    return f"{option['name']}={values}  (default: {default})"

@@ -10,13 +10,15 @@ from ..rewriting import Report, RewrittenSite
 from .model_file import OpenedFile
 from .numbers import count, plural, short, sizes
 from .screen import Screen
-from .table import Column
+from .table import Column, Table
 
 WAYS = {
     "trace": "traced as one graph",
     "modules": "by its convolution modules, which are swapped in a copy",
     "export": "exported as one graph",
 }
+_FULL = [Column(t) for t in ("site", "kind", "before", "after", "branches", "check")]
+_BRIEF = [Column(t) for t in ("site", "kind", "before", "after", "check")]
 _UNSEEN = "*"
 _NAMES_SHOWN = 3
 
@@ -52,13 +54,9 @@ def _input_text(entry: Mapping[str, Any]) -> str:
 
 
 def _show_sites(screen: Screen, report: Report) -> None:
-    if screen.terminal:
-        columns = [Column(t) for t in ("site", "kind", "before", "after", "check")]
-        rows = [_short_row(site) for site in report.sites]
-    else:
-        columns = [Column(t) for t in ("site", "kind", "before", "after", "branches", "check")]
-        rows = [_full_row(site) for site in report.sites]
-    screen.table(columns, rows)
+    full = Table(_FULL, [_full_row(site) for site in report.sites])
+    brief = Table(_BRIEF, [_brief_row(site) for site in report.sites])
+    screen.table(full, brief)
     if any(site.observable is False for site in report.sites):
         screen.paragraph(
             f"{_UNSEEN} not observable end to end: its weights do not reach the output now, so "
@@ -77,7 +75,7 @@ def _full_row(site: RewrittenSite) -> tuple[str | Text, ...]:
     return (site.name, site.kind, site.before, site.after, str(site.branches), _check(site))
 
 
-def _short_row(site: RewrittenSite) -> tuple[str | Text, ...]:
+def _brief_row(site: RewrittenSite) -> tuple[str | Text, ...]:
     """As few words as will do: what `before` says is not said again by `after`."""
     spec = site.spec
     kernel = sizes(spec.kernel_size)
@@ -114,7 +112,7 @@ def show_left(screen: Screen, left: Sequence[tuple[str, str, str]]) -> None:
     screen.line()
     screen.line(f"{plural(len(left), 'site')} left as {'it is' if len(left) == 1 else 'they are'}:")
     if screen.verbose or not screen.terminal:
-        screen.table([Column("site"), Column("kind"), Column("reason")], left)
+        screen.table(Table([Column("site"), Column("kind"), Column("reason")], left))
         return
     by_reason = defaultdict(list)
     for name, _, reason in left:
@@ -146,7 +144,9 @@ def _show_sizes(screen: Screen, report: Report) -> None:
         ("MACs, one sample", short(before.macs), short(after.macs)),
     ]
     screen.line()
-    screen.table([Column(""), Column("before", right=True), Column("after", right=True)], rows)
+    screen.table(
+        Table([Column(""), Column("before", right=True), Column("after", right=True)], rows)
+    )
 
 
 def _show_verdict(screen: Screen, report: Report) -> None:

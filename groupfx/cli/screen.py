@@ -6,14 +6,14 @@ import os
 import sys
 import textwrap
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import IO
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from .table import Cell, Column, printable, table_lines
+from .table import Cell, Table, printable, table_lines
 
 
 class _Console(Console):
@@ -70,9 +70,9 @@ class Screen:
         for line in self._wrapped(text, indent):
             self.line(line)
 
-    def table(self, columns: Sequence[Column], rows: Iterable[Sequence[Cell]]) -> None:
-        """Aligned rows of data; see `table_lines`."""
-        for line in table_lines(columns, rows, self.width):
+    def table(self, *tables: Table) -> None:
+        """Aligned rows of data, in the widest form that fits; see `table_lines`."""
+        for line in table_lines(tables, self.width):
             self.line(line)
 
     def log(self, text: str) -> None:
@@ -143,7 +143,7 @@ class Screen:
             text,
             width=max(self.width - 1, 20),
             initial_indent=indent,
-            subsequent_indent=indent,
+            subsequent_indent=f"{indent}  " if indent else "",
             break_long_words=False,
             break_on_hyphens=False,
         ) or [""]

@@ -1,6 +1,6 @@
 """Tables that fit: one row a line where the width allows it, two where not, nothing cut off."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.cells import cell_len
@@ -31,28 +31,54 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
-def table_lines(
-    columns: Sequence[Column], rows: Iterable[Sequence[Cell]], width: int | None
-) -> list[Text]:
-    """The header and the rows as aligned lines.
+@dataclass(frozen=True)
+class Table:
+    """Columns and rows, one cell a column."""
 
-    Where they are wider than `width` (None: no limit), the first cell of each row stands on a line
-    of its own and the rest below it. A column in which every cell is empty is left out.
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+
+
+def table_lines(tables: Sequence[Table], width: int | None) -> list[Text]:
+    """The same table in a wide form and in narrower ones: the first that fits, as aligned lines.
+
+    Where none fits into `width` (None: no limit), the first cell of each row of the last form
+    stands on a line of its own, and the rest below it. A column without a value is left out.
     """
-    cells = [[_text(cell) for cell in row] for row in rows]
-    used = [i for i in range(len(columns)) if i == 0 or any(row[i].plain for row in cells)]
-    columns = [columns[i] for i in used]
-    cells = [[row[i] for i in used] for row in cells]
-    header = [Text(column.title, style="bold") for column in columns]
-    lines = [header, *cells]
-    sizes = [max(cell_len(line[i].plain) for line in lines) for i in range(len(columns))]
-    if width is None or sum(sizes) + len(_GAP) * (len(sizes) - 1) <= width:
-        return [_line(line, columns, sizes) for line in lines]
-    stacked = []
-    for line in lines:
-        stacked.append(line[0])
-        stacked.append(Text(_INDENT) + _line(line[1:], columns[1:], sizes[1:]))
-    return stacked
+    forms = [_Form.of(table) for table in tables]
+    fitting = next((form for form in forms if width is None or form.width <= width), None)
+    return forms[-1].stacked() if fitting is None else fitting.lines()
+
+
+@dataclass(frozen=True)
+class _Form:
+    columns: Sequence[Column]
+    cells: Sequence[Sequence[Text]]
+    sizes: Sequence[int]
+
+    @classmethod
+    def of(cls, table: Table) -> "_Form":
+        rows = [[_text(cell) for cell in row] for row in table.rows]
+        used = [i for i in range(len(table.columns)) if i == 0 or any(row[i].plain for row in rows)]
+        columns = [table.columns[i] for i in used]
+        header = [Text(column.title, style="bold") for column in columns]
+        cells = [header, *([row[i] for i in used] for row in rows)]
+        sizes = [max(cell_len(line[i].plain) for line in cells) for i in range(len(columns))]
+        return cls(columns, cells, sizes)
+
+    @property
+    def width(self) -> int:
+        return sum(self.sizes) + len(_GAP) * (len(self.sizes) - 1)
+
+    def lines(self) -> list[Text]:
+        return [_line(row, self.columns, self.sizes) for row in self.cells]
+
+    def stacked(self) -> list[Text]:
+        lines = []
+        for first, *rest in self.cells:
+            lines.append(first)
+            lines.append(Text(_INDENT) + _line(rest, self.columns[1:], self.sizes[1:]))
+        return lines
 
 
 def _text(cell: Cell) -> Text:

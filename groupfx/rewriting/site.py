@@ -86,6 +86,14 @@ class Site:
         """Multiply-accumulates of one call for one sample, None where no shape is known."""
         return None if self.shapes is None else self.spec.macs(self.shapes.input, self.shapes.output)
 
+    def hooks(self) -> list[str]:
+        """Kinds of the user's hooks on the module, or on the gradients of the stored tensors."""
+        if self.module is not None:
+            return self.store.hooks(self.module)
+        sources = (self.call.weight, self.call.bias)
+        keys = [source.key for source in sources if isinstance(source, Stored)]
+        return self.store.gradient_hooks(attribute(self.root, key) for key in keys)
+
     def following_batchnorm(self) -> BatchNorm | str | None:
         """The BatchNorm that may move with the convolution, why it may not, or None."""
         node = self.call.node

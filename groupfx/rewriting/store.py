@@ -39,14 +39,24 @@ class Store:
         self._registered: dict[int, set[Place]] = defaultdict(set)
         self._calls: dict[int, list[fx.Node]] = defaultdict(list)
         self._reads: dict[int, list[fx.Node]] = defaultdict(list)
+        self._gradient_hooks: dict[int, str] = {}
         self._survey()
 
     def _survey(self) -> None:
+        # A copy of a tensor does not have its hooks: the original says which there are.
+        hooked_names = {
+            name
+            for name, tensor in self.program.model.named_parameters(remove_duplicate=False)
+            if tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None)
+        }
         for path, module in self.program.result.named_modules(remove_duplicate=False):
             self._paths[id(module)].append(path)
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-                if tensor is not None:
-                    self._registered[id(tensor)].add((id(module), name))
+                if tensor is None:
+                    continue
+                self._registered[id(tensor)].add((id(module), name))
+                if _join(path, name) in hooked_names:
+                    self._gradient_hooks[id(tensor)] = name
         for fragment in self.program.fragments:
             for node in fragment.working.graph.nodes:
                 if node.op == "call_module":
@@ -58,15 +68,13 @@ class Store:
     # Questions
 
     def hooks(self, module: nn.Module) -> list[str]:
-        """Kinds of the user's hooks on `module` and on its tensors."""
-        found = hooked(module)
-        for name, tensor in module._parameters.items():
-            hooks = tensor is not None and (
-                tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None)
-            )
-            if hooks:
-                found.append(f"gradient hook on {name}")
-        return found
+        """Kinds of the user's hooks on `module` and on the gradients of its parameters."""
+        return hooked(module) + self.gradient_hooks(module.parameters())
+
+    def gradient_hooks(self, tensors: Iterable[torch.Tensor]) -> list[str]:
+        """The user's hooks on the gradients of `tensors`."""
+        names = [self._gradient_hooks.get(id(tensor)) for tensor in tensors]
+        return [f"gradient hook on {name}" for name in names if name is not None]
 
     def calls_of(self, module: nn.Module) -> int:
         """Number of graph nodes that call `module`, under whatever path."""

@@ -55,6 +55,8 @@ _QUERIES = frozenset(
         Tensor.stride,
         Tensor.__len__,
         Tensor.is_contiguous,
+        Tensor.untyped_storage,
+        Tensor.data_ptr,
         Tensor.is_floating_point,
         Tensor.is_complex,
         Tensor.requires_grad_,

@@ -83,6 +83,7 @@ def identical(original: Tensor, candidate: Tensor) -> bool:
     """Same shape, dtype and values; NaN equals NaN."""
     if original.shape != candidate.shape or original.dtype != candidate.dtype:
         return False
+    original, candidate = _real(original), _real(candidate)
     if torch.equal(original, candidate):
         return True
     return bool(((original == candidate) | (original.isnan() & candidate.isnan())).all())
@@ -167,7 +168,8 @@ def paired_leaves(
             f"{path} is a {type(candidate).__name__} instead of a {type(original).__name__}"
         )
     if isinstance(original, float):
-        yield path, torch.tensor(original).double(), torch.tensor(candidate).double()
+        wide = torch.float64
+        yield path, torch.tensor(original, dtype=wide), torch.tensor(candidate, dtype=wide)
     elif isinstance(original, np.ndarray) and original.dtype != object:
         yield path, torch.from_numpy(original), torch.from_numpy(candidate)
     elif isinstance(original, (bool, int, str, bytes, type(None))):
@@ -235,6 +237,7 @@ def _exact_difference(original: Tensor, candidate: Tensor) -> Difference:
 
 
 def _real(tensor: Tensor) -> Tensor:
+    """Dense and real, so that every number in it can be compared."""
     tensor = tensor.detach()
     if tensor.layout is not torch.strided:
         tensor = tensor.to_dense()

@@ -111,12 +111,14 @@ def compare_models(
         for seed, given, expected in _runs(before, inputs, vary):
             runs.append(tuple(tuple(tensor.shape) for tensor in given.tensors()))
             try:
-                _compare(expected, after.run(given, seed), tolerance, outputs)
-            except StructureMismatchError as error:
-                reason = str(error)
+                found = after.run(given, seed)
             except Exception as error:
                 reason = f"the rewritten model fails where the original runs: {first_line(error)}"
-            if reason is not None:
+                break
+            try:
+                _compare(expected, found, tolerance, outputs)
+            except StructureMismatchError as error:
+                reason = str(error)
                 break
     if reason is None:
         wrong = [output for output in outputs.values() if not output.ok]

@@ -70,6 +70,7 @@ class _Seen:
 def _stand_ins(model: nn.Module, wanted: set[str], seen: _Seen) -> Iterator[None]:
     """Put leaves that share their memory in place of all parameters, and watch the wanted ones.
 
+    Buffers are replaced by copies: written to in a forward, they would become part of its history.
     Not `torch.func.functional_call`: where a module is registered under two names, that one leaves
     other parameters behind than it found.
     """
@@ -83,6 +84,7 @@ def _stand_ins(model: nn.Module, wanted: set[str], seen: _Seen) -> Iterator[None
         if parameter is not None
     ]
     leaves: dict[int, Tensor] = {}
+    copies: dict[int, Tensor] = {}
     for _, _, parameter in found:
         if id(parameter) in leaves:
             continue
@@ -93,6 +95,11 @@ def _stand_ins(model: nn.Module, wanted: set[str], seen: _Seen) -> Iterator[None
     try:
         for module, name, parameter in found:
             module._parameters[name] = leaves[id(parameter)]  # type: ignore[assignment]
+        for module in model.modules():
+            for name, buffer in list(module._buffers.items()):
+                if buffer is not None:
+                    copies.setdefault(id(buffer), buffer.detach().clone())
+                    module._buffers[name] = copies[id(buffer)]
         _refresh_recurrent(model)
         yield
     finally:

@@ -1,0 +1,166 @@
+"""Convolutions that learn their groups: fully learnable group convolution (FLGC).
+
+Each input channel and each filter keeps a row of scores, one a group, and belongs to the group with
+the greatest. A dense weight is masked by that assignment:
+
+    B = 1 where a row of softmax(map) equals its own maximum, else 0       [channels, groups]
+    mask = B_out @ B_in.T                                                  [out, in]
+    y = conv(x, weight * mask)
+
+The step from probabilities to `B` has no useful gradient, so the backward is straight-through: a
+gradient passes where `B` is 1, and is 0 elsewhere. Two groups of equal score share the channel, and
+a row with a NaN belongs to none. `groupfx.learned` reads an assignment as integers.
+
+Source: Wang et al., Fully Learnable Group Convolution for Acceleration of Deep Neural Networks
+(CVPR 2019). Parameters have the names and shapes of the public code, so that its checkpoints load.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from groupfx.errors import UsageError
+
+
+def group_assignment(scores: Tensor) -> Tensor:
+    """1 where an entry of `softmax(scores)` equals the maximum of its row, else 0.
+
+    Takes `[channels, groups]` of any floating dtype and decides in float32, so that a layer in half
+    precision or float64 has the groups that it was trained with. Returns float32 of the same shape.
+    """
+    probabilities = torch.softmax(scores, 1, dtype=torch.float32)
+    # A compiler's own softmax differs in the last bit, which is enough to make or break a tie.
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        chosen = _row_maxima_of_softmax(scores.detach())
+    else:
+        chosen = probabilities == probabilities.amax(1, keepdim=True)
+    assignment: Tensor = _StraightThrough.apply(probabilities, chosen)
+    return assignment
+
+
+@torch.library.custom_op("groupfx::row_maxima_of_softmax", mutates_args=())
+def _row_maxima_of_softmax(scores: Tensor) -> Tensor:
+    probabilities = torch.softmax(scores, 1, dtype=torch.float32)
+    return probabilities == probabilities.amax(1, keepdim=True)
+
+
+@_row_maxima_of_softmax.register_fake
+def _(scores: Tensor) -> Tensor:
+    return scores.new_empty(scores.shape, dtype=torch.bool)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Puts out `chosen` as numbers; to `probabilities` goes the gradient of what was chosen."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(probabilities: Tensor, chosen: Tensor) -> Tensor:
+        return chosen.to(probabilities.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (chosen,) = ctx.saved_tensors
+        return gradients[0].masked_fill(~chosen, 0), None
+
+
+class _Flgc(nn.Module):
+    """The layer for any number of dimensions."""
+
+    _conv_type: ClassVar[type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]]
+
+    conv: nn.Conv1d | nn.Conv2d | nn.Conv3d
+    in_channels_in_group_assignment_map: nn.Parameter
+    out_channels_in_group_assignment_map: nn.Parameter
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        *,
+        group_num: int,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if group_num < 1:
+            name = type(self).__name__
+            raise UsageError(f"{name}(group_num={group_num}): the groups must be at least 1")
+        self.conv = self._conv_type(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            bias=bias,
+            padding_mode=padding_mode,
+            device=device,
+            dtype=dtype,
+        )
+        for name, channels in (("in", in_channels), ("out", out_channels)):
+            scores = torch.empty(channels, group_num, device=device, dtype=dtype)
+            self.register_parameter(f"{name}_channels_in_group_assignment_map", nn.Parameter(scores))
+        self.reset_parameters()
+
+    @property
+    def group_num(self) -> int:
+        """Number of groups that channels can be assigned to; some may be empty."""
+        return self.in_channels_in_group_assignment_map.shape[1]
+
+    def reset_parameters(self) -> None:
+        """Draw both maps anew, from a standard normal; the conv has a method of its own."""
+        nn.init.normal_(self.in_channels_in_group_assignment_map)
+        nn.init.normal_(self.out_channels_in_group_assignment_map)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[batch, in, *size]` to `[batch, out, *size]`, as the convolution has it."""
+        inputs = group_assignment(self.in_channels_in_group_assignment_map)
+        outputs = group_assignment(self.out_channels_in_group_assignment_map)
+        weight = self.conv.weight
+        mask = (outputs @ inputs.T).to(weight.dtype)
+        masked = weight * mask.reshape(*mask.shape, *(1 for _ in self.conv.kernel_size))
+        result: Tensor = self.conv._conv_forward(x, masked, self.conv.bias)
+        return result
+
+    def extra_repr(self) -> str:
+        return f"group_num={self.group_num}"
+
+
+class Flgc1d(_Flgc):
+    """A `Conv1d` that learns its groups; arguments, state and errors are those of `Flgc2d`."""
+
+    _conv_type = nn.Conv1d
+
+
+class Flgc2d(_Flgc):
+    """A `Conv2d` that learns its groups.
+
+    Takes the arguments of `torch.nn.Conv2d`, and in place of `groups` the `group_num` on offer.
+    Raises UsageError if that is not positive.
+
+    State: `conv.weight` `[out, in, *kernel]`, `conv.bias` `[out]`, and the scores
+    `in_channels_in_group_assignment_map` `[in, group_num]` and
+    `out_channels_in_group_assignment_map` `[out, group_num]`. The module has the formula.
+    """
+
+    _conv_type = nn.Conv2d
+
+
+class Flgc3d(_Flgc):
+    """A `Conv3d` that learns its groups; arguments, state and errors are those of `Flgc2d`."""
+
+    _conv_type = nn.Conv3d
