@@ -67,7 +67,9 @@ class ConvSpec:
     def parameters(self) -> int:
         """Number of weights and biases."""
         rows, columns = self.out_channels, self.in_channels // self.groups
-        return rows * columns * math.prod(self.kernel_size) + (self.out_channels if self.bias else 0)
+        return rows * columns * math.prod(self.kernel_size) + (
+            self.out_channels if self.bias else 0
+        )
 
     def macs(self, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> int:
         """Multiply-accumulates for one sample, the bias not counted.

@@ -1,18 +1,18 @@
 """FLOPs of a forward, in the convention of the FLGC paper's code."""
 
-from dataclasses import dataclass, field
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from .errors import ModelError
-from .inputs import ExampleInputs
-from .tracing.tracer import buffers_kept, modes_kept
-
-_CONVS = frozenset({"conv1d", "conv2d", "conv3d"})
-_TRANSPOSED = frozenset({"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
+from .inputs import ExampleInputs, evaluate, unchanged
 
 
 @dataclass(frozen=True)
@@ -45,36 +45,76 @@ def count_flops(model: nn.Module, inputs: object) -> Flops:
     example = ExampleInputs.of(inputs)
     counter = _Counter()
     try:
-        with modes_kept(model), buffers_kept(model), torch.no_grad(), counter:
-            model.eval()
+        with unchanged(model), torch.no_grad(), counter:
+            evaluate(model)
             example.call(model)
     except Exception as error:
         raise ModelError(
             f"{type(model).__name__} cannot be run on the inputs: {error}; "
             "give inputs that its forward takes"
         ) from error
-    return Flops(**counter.counts)
+    return Flops(**dict(counter.counts))
 
 
-@dataclass
 class _Counter(TorchFunctionMode):
     """Sees each function of torch once, on any device, wherever it is called from."""
 
-    counts: dict[str, int] = field(default_factory=dict)
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        name = _name(func)
-        if isinstance(result, Tensor) and name:
-            kind, count = _operations(name, args, kwargs, result)
-            if count:
-                self.counts[kind] = self.counts.get(kind, 0) + count
+        read = _READERS.get(_name(func))
+        if read is not None:
+            kind, count = read(result, args, kwargs)
+            self.counts[kind] += count
         return result
 
 
 def _name(func: Any) -> str:
     """`conv2d` for `torch.nn.functional.conv2d`, `torch.conv2d` and `aten.conv2d.default`."""
-    if isinstance(func, torch._ops.OpOverload):
-        return func.overloadpacket.__name__.rstrip("_")
-    return (resolve_name(func) or "").rpartition(".")[2].rstrip("_")
+    name = func.overloadpacket.__name__ if isinstance(func, OpOverload) else resolve_name(func)
+    return (name or "").rpartition(".")[2].rstrip("_")
+
+
+def _conv(result: Tensor, args: Any, kwargs: Any) -> tuple[str, int]:
+    weight = _argument(args, kwargs, 1, "weight")
+    return "convolutions", result.numel() * math.prod(weight.shape[1:])
+
+
+def _transposed(result: Tensor, args: Any, kwargs: Any) -> tuple[str, int]:
+    weight = _argument(args, kwargs, 1, "weight")
+    return "convolutions", _argument(args, kwargs, 0, "input").numel() * math.prod(weight.shape[1:])
+
+
+def _linear(result: Tensor, args: Any, kwargs: Any) -> tuple[str, int]:
+    return "linear", result.numel() * _argument(args, kwargs, 1, "weight").shape[-1]
+
+
+def _batch_norm(result: Tensor, args: Any, kwargs: Any) -> tuple[str, int]:
+    return "batch_norm", 2 * result.numel()
+
+
+def _relu6(result: Tensor, args: Any, kwargs: Any) -> tuple[str, int]:
+    return "relu6", result.numel()
+
+
+def _hardtanh(result: Tensor, args: Any, kwargs: Any) -> tuple[str, int]:
+    limits = _argument(args, kwargs, 1, "min_val", -1), _argument(args, kwargs, 2, "max_val", 1)
+    return "relu6", result.numel() if limits == (0, 6) else 0
+
+
+def _argument(args: Any, kwargs: Any, position: int, name: str, default: Any = None) -> Any:
+    return args[position] if position < len(args) else kwargs.get(name, default)
+
+
+_READERS: Mapping[str, Callable[[Tensor, Any, Any], tuple[str, int]]] = {
+    **{f"conv{dims}d": _conv for dims in (1, 2, 3)},
+    **{f"conv_transpose{dims}d": _transposed for dims in (1, 2, 3)},
+    "linear": _linear,
+    "batch_norm": _batch_norm,
+    "relu6": _relu6,
+    "hardtanh": _hardtanh,
+}

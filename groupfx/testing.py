@@ -137,7 +137,9 @@ def _check_state(model: nn.Module, result: Result) -> None:
     unknown = set(result.model.state_dict()) ^ set(state_map.entries)
     assert not unknown, f"the state_dict map and the model differ in {sorted(unknown)[:3]}"
     converted = state_map.convert(state)
-    _same(dict(result.model.state_dict()), converted, "the result does not hold the model's weights")
+    _same(
+        dict(result.model.state_dict()), converted, "the result does not hold the model's weights"
+    )
     back = state_map.to_original(fill=state)
     _same(state, back, "the way back from the result is not the model's state_dict")
 
@@ -158,7 +160,9 @@ def _check_graphs(result: Result) -> None:
 
 def _writes(node: fx.Node, root: fx.GraphModule) -> bool:
     """Whether calling a module has an effect besides its output (a counter, a statistic)."""
-    return node.op == "call_module" and any(True for _ in root.get_submodule(str(node.target)).buffers())
+    return node.op == "call_module" and any(
+        True for _ in root.get_submodule(str(node.target)).buffers()
+    )
 
 
 def _check_orphans(reference: fx.GraphModule, working: fx.GraphModule) -> None:

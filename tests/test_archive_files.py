@@ -1,4 +1,4 @@
-"""Writing our own file: whole or not at all, over nothing of the user's, refused before any work."""
+"""Writing our own file: whole or not at all, over nothing of the user's, or refused at once."""
 
 import os
 import signal
@@ -357,9 +357,9 @@ def test_a_report_that_is_not_plain_is_refused() -> None:
     graph = traced(nn.ReLU())
     with pytest.raises(FileError, match=r"report.sites\[1\].weight is a Tensor"):
         Archive.of_graph(graph, "trace", report={"sites": [1, {"weight": torch.ones(2)}]})
+    loop: dict[str, object] = {}
+    loop["again"] = loop
     with pytest.raises(FileError, match=r"report.again.* nested"):
-        loop: dict[str, object] = {}
-        loop["again"] = loop
         Archive.of_graph(graph, "trace", report=loop)
 
 

@@ -285,7 +285,7 @@ def test_everything_is_left_as_it_was(dtype: torch.dtype) -> None:
     model, twin = Restless(dtype), Restless(dtype)
     twin.load_state_dict(model.state_dict())
     model.conv.train()
-    given = torch.randn(2, 4, 5, 7)
+    given = torch.randn(2, 4, 5, 7, dtype=dtype)
     kept, weight = given.clone(), model.conv.weight
     before, other = Fingerprint.of(model), Fingerprint.of(twin)
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()

@@ -28,7 +28,6 @@ LAST_CHANNELS = 1280
 DIVISOR = 8  # every width is a multiple of it
 
 
-
 class Block(nn.Module):
     """Expand by a 1x1 conv, filter by a 3x3 depthwise conv, project by another 1x1 conv.
 
@@ -47,19 +46,19 @@ class Block(nn.Module):
         super().__init__()
         middle = expansion * in_channels
         self.expand = _expansion(in_channels, middle) if expansion > 1 else nn.Identity()
-        self.conv1 = nn.Conv2d(
+        self.depthwise = nn.Conv2d(
             middle, middle, 3, stride=stride, padding=1, groups=middle, bias=False
         )
         self.bn1 = nn.BatchNorm2d(middle)
-        self.conv2 = projection(middle, out_channels)
+        self.projection = projection(middle, out_channels)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.shortcut = _shortcut(in_channels, out_channels) if stride == 1 else None
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, in, H, W]` to `[N, out, H / stride, W / stride]`."""
         y = self.expand(x)
-        y = F.relu6(self.bn1(self.conv1(y)))
-        y = self.bn2(self.conv2(y))
+        y = F.relu6(self.bn1(self.depthwise(y)))
+        y = self.bn2(self.projection(y))
         return y if self.shortcut is None else y + self.shortcut(x)
 
 

@@ -13,6 +13,8 @@ from .names import Damaged
 PICKLE = "data.pkl"
 MAX_RECORDS = 4_000_000
 _CHUNK = 1 << 20
+# What Python's zipfile raises on damaged files; an OSError comes from seeking before the start.
+_FAILURES = (zipfile.BadZipFile, LookupError, EOFError, RuntimeError, ValueError, OSError)
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,10 @@ def record_names(file: BinaryIO) -> frozenset[str]:
     try:
         with zipfile.ZipFile(file) as archive:
             return frozenset(name.partition("/")[2] for name in archive.namelist())
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise Damaged(f"it is truncated or damaged ({error})") from error
+    except _FAILURES as error:
+        raise Damaged(
+            f"it is truncated or damaged ({str(error) or type(error).__name__})"
+        ) from error
     finally:
         file.seek(0)
 
@@ -54,8 +58,10 @@ def check_container(file: BinaryIO, *, checksums: bool = True) -> Container:
                 _check_records(archive)
     except Damaged:
         raise
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise Damaged(f"it is truncated or damaged ({error})") from error
+    except _FAILURES as error:
+        raise Damaged(
+            f"it is truncated or damaged ({str(error) or type(error).__name__})"
+        ) from error
     finally:
         file.seek(0)
     return container
@@ -95,7 +101,7 @@ def read_record(file: BinaryIO, name: str, limit: int | None = None) -> bytes:
             folder = archive.infolist()[0].filename.partition("/")[0]
             with archive.open(f"{folder}/{name}") as record:
                 return record.read() if limit is None else record.read(limit)
-    except (zipfile.BadZipFile, LookupError, EOFError, RuntimeError, ValueError) as error:
+    except _FAILURES as error:
         raise Damaged(f"its record {name} cannot be read ({error})") from error
     finally:
         file.seek(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -253,16 +254,9 @@ def reading(read: Callable[[], T], what: str) -> T:
         return read()
     except FileError as error:
         raise FileError(f"{what}: {error}") from error
-    except (
-        ArithmeticError,
-        AssertionError,
-        AttributeError,
-        LookupError,
-        MemoryError,
-        RuntimeError,  # RecursionError among them
-        SyntaxError,
-        TypeError,
-        ValueError,  # Damaged among them
-    ) as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise FileError(f"{what} is damaged, or groupfx did not write it: {first_line}") from error
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if isinstance(error, pickle.UnpicklingError):
+            # torch's own text advises to load the file without any check.
+            reason = "its pickle is inconsistent"
+        raise FileError(f"{what} is damaged, or groupfx did not write it: {reason}") from error

@@ -44,7 +44,7 @@ def root(context: typer.Context, version: opt.Version = False) -> None:
 
 @_command(
     "Rewrite a model, and prove that it is the same.",
-    "groupfx rewrite model.pt --input-shape 2,3,224,224 -p split-grouped-conv:max_groups=64",
+    "groupfx rewrite model.pt --input-shape 2,3,224,224 --target plinio",
 )
 def rewrite(
     model: opt.Model,

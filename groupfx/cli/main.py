@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import shutil
 import sys
+import textwrap
 import traceback
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -61,14 +63,28 @@ def _say(message: str, *, style: bool = False) -> None:
     from .table import printable
 
     start = f"{PROGRAM}:"
-    if style and sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
-        start = typer.style(start, fg="red", bold=True)
-    print(f"{start} {printable(message)}", file=sys.stderr)
+    text = f"{start} {printable(message)}"
+    if sys.stderr.isatty():
+        text = "\n".join(_wrapped(line) for line in text.split("\n"))
+        if style and not os.environ.get("NO_COLOR"):
+            text = text.replace(start, typer.style(start, fg="red", bold=True), 1)
+    print(text, file=sys.stderr)
+
+
+def _wrapped(line: str) -> str:
+    width = shutil.get_terminal_size().columns - 1
+    return textwrap.fill(
+        line,
+        max(width, 20),
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _usage(error: typer.TyperException) -> str:
     """The message of a misuse, what was probably meant, and where help is."""
-    message = error.format_message().strip()
+    message = error.format_message().strip().replace("Value error, ", "")
     near: Sequence[str] | None = getattr(error, "possibilities", None)
     if near:
         message = f"{getattr(error, 'message', message)}. Did you mean {' or '.join(near)}?"

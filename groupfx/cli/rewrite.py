@@ -139,17 +139,15 @@ def _document(
 ) -> dict[str, Any]:
     """The report, and what the command made of it."""
     python = options.emit_python if report.ok else None
-    return {
-        **report.to_dict(),
-        "ok": report.ok,
-        "verified": report.verified,
-        "files": {
-            "read": str(options.source.path),
-            "kind": opened.kind,
-            "written": str(options.place) if written else None,
-            "python": None if python is None else str(python),
-        },
+    plain = report.to_dict()
+    files = {
+        "read": str(options.source.path),
+        "kind": opened.kind,
+        "written": str(options.place) if written else None,
+        "python": None if python is None else str(python),
     }
+    first = {"schema": plain["schema"], "ok": report.ok, "verified": report.verified}
+    return {**first, "files": files, **plain}
 
 
 def _show_files(screen: Screen, options: RewriteOptions, report: Report) -> None:

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import textwrap
+import time
 import warnings
 from collections.abc import Iterator
 from typing import IO
@@ -53,7 +54,7 @@ class Screen:
     @property
     def terminal(self) -> bool:
         """Whether a person reads stdout."""
-        return self._out.is_terminal
+        return self._out.file.isatty()
 
     @property
     def width(self) -> int | None:
@@ -92,7 +93,7 @@ class Screen:
         What they print goes to stderr, and their warnings are shown with `--verbose` only: a user
         of the command line cannot act on them.
         """
-        shown = self._err.is_terminal and not self._quiet and not self._err.is_dumb_terminal
+        shown = self._err.file.isatty() and not self._quiet and not self._err.is_dumb_terminal
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -108,7 +109,9 @@ class Screen:
         )
         with progress, contextlib.redirect_stdout(sys.stderr), self._calm():
             progress.add_task(text, total=None)
+            started = time.perf_counter()
             yield
+        self.log(f"{text}: {time.perf_counter() - started:.1f} s")
 
     @contextlib.contextmanager
     def _calm(self) -> Iterator[None]:

@@ -151,10 +151,16 @@ def _importable(function: Any) -> tuple[str, str]:
     name = getattr(function, "__qualname__", getattr(function, "__name__", None))
     shown = f"{module}.{name}" if name else repr(type(function).__name__)
     if not isinstance(module, str) or not isinstance(name, str):
-        raise RewriteError(f"{shown} has no name to import it by, so it cannot be written as Python")
+        raise RewriteError(
+            f"{shown} has no name to import it by, so it cannot be written as Python"
+        )
     reached: Any = None
     parts = [*module.split("."), *name.split(".")]
-    if module != "__main__" and all(part.isascii() and part.isidentifier() for part in parts) and _on_path(module):
+    if (
+        module != "__main__"
+        and all(part.isascii() and part.isidentifier() for part in parts)
+        and _on_path(module)
+    ):
         reached = functools.reduce(
             lambda value, part: getattr(value, part, None), name.split("."), sys.modules.get(module)
         )

@@ -48,6 +48,8 @@ class Bracket(Doc):
         inner = ", ".join(item.flat for item in self.items)
         if not self._needs_comma and indent + INDENT + len(inner) <= WIDTH:
             lines.append(" " * (indent + INDENT) + inner)
+        elif len(self.items) > _MANY and all(len(item.flat) <= _SHORT for item in self.items):
+            lines += _filled(self.items, indent + INDENT)
         else:
             comma = "" if isinstance(self.items[0], Loop) else ","
             for item in self.items:
@@ -84,6 +86,21 @@ class Named(Doc):
     def broken(self, indent: int, before: str, after: str) -> list[str]:
         """The value broken, behind the name."""
         return self.value.broken(indent, before + self.name, after)
+
+
+# A display of that many items of that length at most is a table of numbers.
+_MANY = 16
+_SHORT = 24
+
+
+def _filled(items: Sequence[Doc], indent: int) -> list[str]:
+    """The items on as few lines as possible."""
+    lines = [" " * indent]
+    for item in items:
+        if len(lines[-1]) + len(item.flat) + 2 > WIDTH:
+            lines.append(" " * indent)
+        lines[-1] += f"{item.flat}, "
+    return [line.rstrip() for line in lines]
 
 
 _CLOSING = {"(": ")", "[": "]", "{": "}"}

@@ -128,7 +128,7 @@ _ATEN_FUNCTIONS: Mapping[str, str] = {
             cat.default stack.default tanh.default sigmoid.default exp.default log.default
             sqrt.default rsqrt.default abs.default sin.default cos.default softmax.int
             log_softmax.int where.self where.ScalarSelf where.ScalarOther where.Scalar clamp.default
-            maximum.default minimum.default addmm.default bmm.default matmul.default einsum.default
+            maximum.default minimum.default addmm.default bmm.default einsum.default
             arange.default arange.start zeros.default ones.default full.default zeros_like.default
             ones_like.default full_like.default embedding.default batch_norm.default
             layer_norm.default group_norm.default std.correction var.correction
@@ -223,9 +223,7 @@ class Operations:
         self._imports.module("torch")
         return call(f"torch.ops.{'.'.join(parts)}", arguments)
 
-    def _arguments(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any], write: Write
-    ) -> list[Doc]:
+    def _arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any], write: Write) -> list[Doc]:
         named = {name: write(value) for name, value in kwargs.items()}
         return [*(write(value) for value in args), *named_arguments(named)]
 

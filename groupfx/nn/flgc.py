@@ -17,7 +17,7 @@ Source: Wang et al., Fully Learnable Group Convolution for Acceleration of Deep 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +37,9 @@ def group_assignment(scores: Tensor) -> Tensor:
         chosen = _row_maxima_of_softmax(scores.detach())
     else:
         chosen = probabilities == probabilities.amax(1, keepdim=True)
-    assignment: Tensor = _StraightThrough.apply(probabilities, chosen)
-    return assignment
+    # Straight-through without an autograd.Function, whose backward a trace or an export would lose:
+    # the value is 1 + (p - p), exactly 1, and the gradient is that of p.
+    return torch.where(chosen, 1 + (probabilities - probabilities.detach()), 0)
 
 
 @torch.library.custom_op("groupfx::row_maxima_of_softmax", mutates_args=())
@@ -50,25 +51,6 @@ def _row_maxima_of_softmax(scores: Tensor) -> Tensor:
 @_row_maxima_of_softmax.register_fake
 def _(scores: Tensor) -> Tensor:
     return scores.new_empty(scores.shape, dtype=torch.bool)
-
-
-class _StraightThrough(torch.autograd.Function):
-    """Puts out `chosen` as numbers; to `probabilities` goes the gradient of what was chosen."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(probabilities: Tensor, chosen: Tensor) -> Tensor:
-        return chosen.to(probabilities.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (chosen,) = ctx.saved_tensors
-        return gradients[0].masked_fill(~chosen, 0), None
 
 
 class _Flgc(nn.Module):
@@ -91,7 +73,7 @@ class _Flgc(nn.Module):
         *,
         group_num: int,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -113,7 +95,9 @@ class _Flgc(nn.Module):
         )
         for name, channels in (("in", in_channels), ("out", out_channels)):
             scores = torch.empty(channels, group_num, device=device, dtype=dtype)
-            self.register_parameter(f"{name}_channels_in_group_assignment_map", nn.Parameter(scores))
+            self.register_parameter(
+                f"{name}_channels_in_group_assignment_map", nn.Parameter(scores)
+            )
         self.reset_parameters()
 
     @property
@@ -132,7 +116,8 @@ class _Flgc(nn.Module):
         outputs = group_assignment(self.out_channels_in_group_assignment_map)
         weight = self.conv.weight
         mask = (outputs @ inputs.T).to(weight.dtype)
-        masked = weight * mask.reshape(*mask.shape, *(1 for _ in self.conv.kernel_size))
+        taps = (None,) * len(self.conv.kernel_size)
+        masked = weight * mask[(..., *taps)]
         result: Tensor = self.conv._conv_forward(x, masked, self.conv.bias)
         return result
 

@@ -237,4 +237,7 @@ def _check_size(tensors: list[Tensor], size: int) -> None:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, pickle.UnpicklingError):
+        # torch's own text advises to load the file without any check.
+        return "its pickle is inconsistent"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -22,9 +22,7 @@ from .report import Report, RewrittenSite
 _FREE_POSITIONS = (5, 7, 3)
 
 
-def check_program(
-    program: Program, report: Report, rows: Mapping[str, Rows]
-) -> Report:
+def check_program(program: Program, report: Report, rows: Mapping[str, Rows]) -> Report:
     """`report` with a verdict for each rewritten site and for the model.
 
     `rows` is the map of the rewrite. A site that was rewritten twice is checked once, as a whole.

@@ -11,7 +11,18 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    ClassVar,
+    Generic,
+    Literal,
+    Self,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from torch import fx
 

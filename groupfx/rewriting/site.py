@@ -84,7 +84,9 @@ class Site:
     @property
     def macs(self) -> int | None:
         """Multiply-accumulates of one call for one sample, None where no shape is known."""
-        return None if self.shapes is None else self.spec.macs(self.shapes.input, self.shapes.output)
+        return (
+            None if self.shapes is None else self.spec.macs(self.shapes.input, self.shapes.output)
+        )
 
     def hooks(self) -> list[str]:
         """Kinds of the user's hooks on the module, or on the gradients of the stored tensors."""
@@ -109,7 +111,9 @@ class Site:
         if self.store.hooks(module):
             return f"{path} has hooks ({', '.join(self.store.hooks(module))})"
         if self._batchnorm_type(norm) != self.spec.dims or not self.batched:
-            return f"{path} ({type(module).__name__}) is not for {self.spec.dims} spatial dimensions"
+            return (
+                f"{path} ({type(module).__name__}) is not for {self.spec.dims} spatial dimensions"
+            )
         if module.num_features != self.spec.out_channels:
             return f"{path} has {module.num_features} channels, not {self.spec.out_channels}"
         if len(norm.all_input_nodes) > 1 or self.store.calls_of(module) > 1:

@@ -82,7 +82,9 @@ class Store:
 
     def owns_alone(self, module: nn.Module) -> bool:
         """Whether no other module and no graph node uses the tensors of `module`."""
-        tensors = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
+        tensors = [
+            t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None
+        ]
         return all(
             len(self._registered[id(tensor)]) == 1 and not self._reads[id(tensor)]
             for tensor in tensors
@@ -94,9 +96,7 @@ class Store:
             return True
         return HookedWeight.from_module(module) is not None
 
-    def kept_whole(
-        self, claims: Sequence[tuple[Fragment, ConvCall]]
-    ) -> Mapping[fx.Node, str]:
+    def kept_whole(self, claims: Sequence[tuple[Fragment, ConvCall]]) -> Mapping[fx.Node, str]:
         """For the calls that are about to be cut: which weights must stay whole, and why.
 
         A tensor may be cut where every module that registers it and every node that reads it is
@@ -194,7 +194,9 @@ class Store:
         """
         holder, _ = _holder(fragment.working, weight_key)
         path = weight_key.rpartition(".")[0]
-        held = {f"{path}.{name}" if path else name for name in (*holder._parameters, *holder._buffers)}
+        held = {
+            f"{path}.{name}" if path else name for name in (*holder._parameters, *holder._buffers)
+        }
         alone = held <= {weight_key, bias_key} and not holder._modules
         return path if alone else weight_key
 
@@ -316,4 +318,3 @@ def _cut_of(call: ConvCall) -> object:
 
 def _join(*parts: str) -> str:
     return ".".join(part for part in parts if part)
-

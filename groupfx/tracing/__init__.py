@@ -5,4 +5,13 @@ from .program import WAYS, Fragment, Program, Shapes, Way
 from .swapped import SwappedConv
 from .tracer import CannotTrace
 
-__all__ = ["WAYS", "CannotTrace", "Fragment", "Program", "Shapes", "SwappedConv", "Way", "open_model"]
+__all__ = [
+    "WAYS",
+    "CannotTrace",
+    "Fragment",
+    "Program",
+    "Shapes",
+    "SwappedConv",
+    "Way",
+    "open_model",
+]

@@ -70,7 +70,9 @@ def count_calls(model: nn.Module, inputs: ExampleInputs) -> Counted:
         def before(_module: nn.Module, _args: Any) -> None:
             counter.inside += 1
 
-        def after(_module: nn.Module, args: Any, kwargs: Any, output: Any, path: str = path) -> None:
+        def after(
+            _module: nn.Module, args: Any, kwargs: Any, output: Any, path: str = path
+        ) -> None:
             counter.inside -= 1
             data = args[0] if args else kwargs["input"]
             if path in found:

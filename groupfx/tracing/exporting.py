@@ -24,7 +24,9 @@ def exported(model: nn.Module, inputs: ExampleInputs) -> tuple[fx.GraphModule, t
     dynamic = torch.export.Dim.AUTO
 
     def sizes(value: Any) -> Any:
-        return dict.fromkeys(range(value.dim()), dynamic) if isinstance(value, torch.Tensor) else None
+        return (
+            dict.fromkeys(range(value.dim()), dynamic) if isinstance(value, torch.Tensor) else None
+        )
 
     shapes = torch.utils._pytree.tree_map(
         sizes, inspect.signature(model.forward).bind(*pair.args, **pair.kwargs).arguments

@@ -37,12 +37,12 @@ def assemble(
 def adopt(module: fx.GraphModule, model: nn.Module) -> None:
     """Put what the graph does not use where it was: every key of the state_dict stays."""
     tracer = Tracer()
-    inside: list[str] = []
+    inside = "."  # the leaf whose children come next: they are installed along with it
     for path, child in model.named_modules(remove_duplicate=False):
-        if any(path.startswith(leaf) for leaf in inside):
+        if path.startswith(inside):
             continue
         if path and tracer.is_leaf_module(child, path):
-            inside.append(f"{path}.")
+            inside = f"{path}."
             parent, _, name = path.rpartition(".")
             holder = _ensure_holder(module, parent)
             if name not in holder._modules:

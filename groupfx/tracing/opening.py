@@ -17,7 +17,14 @@ from ..errors import ModelError, UsageError
 from ..inputs import ExampleInputs
 from .counting import Counted, ModuleCalls, count_calls, grouped_modules
 from .exporting import FIXED, exported
-from .graphs import assemble, copied_graph, module_graph, record_shapes, run_for_shapes, same_tensors
+from .graphs import (
+    assemble,
+    copied_graph,
+    module_graph,
+    record_shapes,
+    run_for_shapes,
+    same_tensors,
+)
 from .program import WAYS, Fragment, Program, Way, copied, twin_tree
 from .tracer import CannotTrace, trace
 
@@ -174,13 +181,16 @@ def given_arguments(model: nn.Module, inputs: ExampleInputs) -> frozenset[str]:
 
 def _uncalled(model: nn.Module, graph: fx.GraphModule) -> tuple[str, ...]:
     """Grouped convolution modules that the graph neither calls nor reads a tensor of."""
-    used = {str(node.target) for node in graph.graph.nodes if node.op in ("call_module", "get_attr")}
+    used = {
+        str(node.target) for node in graph.graph.nodes if node.op in ("call_module", "get_attr")
+    }
     tensors = {id(attribute(graph, key)) for key in used if _is_tensor(graph, key)}
     modules = {id(graph.get_submodule(key)) for key in used if not _is_tensor(graph, key)}
     return tuple(
         path
         for path, module in grouped_modules(model).items()
-        if path and id(module) not in modules
+        if path
+        and id(module) not in modules
         and not any(id(parameter) in tensors for parameter in module.parameters())
     )
 

@@ -233,7 +233,9 @@ def _trace_with_leaves(model: nn.Module, fixed: dict[str, Any], *, seed: int) ->
         except _CustomBackward as error:
             owner = tracer.calls[-1] if tracer.calls else ""
             if not owner:
-                reason = f"forward applies the autograd function {error}: its backward would be lost"
+                reason = (
+                    f"forward applies the autograd function {error}: its backward would be lost"
+                )
                 raise CannotTrace(reason) from error
             opaque.add(owner)
         except CannotTrace:

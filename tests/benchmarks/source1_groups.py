@@ -1,6 +1,6 @@
 """What groups and a channel shuffle cost in eager PyTorch, as ratios.
 
-    python -m tests.benchmarks.source1_groups [--small] [--rounds N]
+    python -m tests.benchmarks source1-groups
 
 Two tables: a 1x1 convolution of 10000 -> 2000 channels on a [2000, 10000, 1, 1] input with 1, 2, 5
 and 10 groups, grouped and in split form; and a channel shuffle of 600 channels in 10 groups on
@@ -10,7 +10,6 @@ of them; each figure is the median over the rounds, after one round that does no
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -21,8 +20,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from groupfx.channels import group_slices, shuffle_permutation
+from groupfx.channels import shuffle_permutation
 from groupfx.nn import ChannelGather, ChannelShuffle
+from groupfx.passes import SplitGroupedConv
+from groupfx.rewriting import Pipeline
 
 GROUPS = (1, 2, 5, 10)
 # Seconds that the source reports for these groups, on another machine.
@@ -33,25 +34,9 @@ SHUFFLE_GROUPS = 10
 Candidates = Mapping[str, Callable[[Tensor], Tensor]]
 
 
-class SplitConv(nn.Module):
-    """The split form of a grouped 1x1 convolution: slice, convolve, concatenate."""
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        self.inputs = group_slices(conv.in_channels, conv.groups)
-        outputs = group_slices(conv.out_channels, conv.groups)
-        self.branches = nn.ModuleList()
-        for read, written in zip(self.inputs, outputs, strict=True):
-            branch = nn.Conv2d(len(read), len(written), 1, bias=False)
-            branch.weight = nn.Parameter(conv.weight[written.start : written.stop].detach())
-            self.branches.append(branch)
-
-    def forward(self, x: Tensor) -> Tensor:
-        parts = [
-            branch(x[:, read.start : read.stop])
-            for read, branch in zip(self.inputs, self.branches, strict=True)
-        ]
-        return torch.cat(parts, dim=1)
+def split(conv: nn.Conv2d, x: Tensor) -> nn.Module:
+    """The split form, as groupfx makes it. Of a `groups=1` convolution: itself."""
+    return Pipeline([SplitGroupedConv()])(conv, x[:2], verify=False).model
 
 
 @dataclass(frozen=True)
@@ -142,28 +127,16 @@ def shuffle_shape(megabytes: int) -> tuple[int, int, int, int]:
     return max(1, min(batch, fits)), channels, height, width
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Timing of groups and shuffles, as ratios.")
-    parser.add_argument("--small", action="store_true", help="a tenth of each size, in a second")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds that count (7)")
-    parser.add_argument(
-        "--megabytes", type=int, default=256, help="size of the tensor to shuffle (256)"
-    )
-    options = parser.parse_args()
+def run(console: Console, quick: bool, rounds: int = 7, megabytes: int = 256) -> None:
+    """Print the two tables."""
     torch.manual_seed(0)
-    batch, inputs, outputs = (200, 1000, 200) if options.small else (2000, 10000, 2000)
-    shape = shuffle_shape(16 if options.small else options.megabytes)
-    console = Console()
-    console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, float32")
+    batch, inputs, outputs = (200, 1000, 200) if quick else (2000, 10000, 2000)
+    shape = shuffle_shape(16 if quick else megabytes)
     with torch.inference_mode():
         x, candidates = convolutions(batch, inputs, outputs)
         title = f"1x1 convolution {inputs} -> {outputs} on {list(x.shape)}"
         source = {f"groups={g}": s / SOURCE_SECONDS[1] for g, s in SOURCE_SECONDS.items()}
-        show(console, title, timed(candidates, x, options.rounds), {} if options.small else source)
+        show(console, title, timed(candidates, x, rounds), {} if quick else source)
         x, candidates = shuffles(shape, SHUFFLE_GROUPS)
         title = f"channel shuffle in {SHUFFLE_GROUPS} groups of {list(shape)}"
-        show(console, title, timed(candidates, x, options.rounds), {})
-
-
-if __name__ == "__main__":
-    main()
+        show(console, title, timed(candidates, x, rounds), {})

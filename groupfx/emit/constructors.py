@@ -1,0 +1,104 @@
+"""Leaf modules as constructor calls, each checked by making the call and comparing the result.
+
+A module does not remember the arguments that it was made with. They are looked for (`recipes.py`),
+and what comes out is only written once a module made with them has the fields, tensors and children
+of the original. Arguments that make no difference are left out by the same test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import RewriteError
+from ..tracing.tracer import random_state_kept
+from .likeness import Fingerprint, Likeness, compare, fingerprint
+from .made import Made
+from .recipes import make
+
+
+@dataclass(frozen=True)
+class Written:
+    """How a leaf module is written: a call, and fields that are set afterwards."""
+
+    made: Made
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Constructors:
+    """Writes the constructor calls of one file; equal modules are looked at once."""
+
+    def __init__(self) -> None:
+        self._known: dict[Fingerprint, Written] = {}
+
+    def written(self, module: nn.Module, path: str) -> Written:
+        """How `module`, which lies at `path`, is written. Raises RewriteError if it cannot be."""
+        key = fingerprint(module)
+        if key not in self._known:
+            try:
+                self._known[key] = _checked(make(module), module)
+            except RewriteError as error:
+                raise RewriteError(
+                    f"{path} ({type(module).__name__}) cannot be written as Python: {error}"
+                ) from error
+        return self._known[key]
+
+
+def _checked(made: Made, module: nn.Module) -> Written:
+    """`made` without what is not needed, once it is known to give a module like `module`."""
+    likeness = _likeness(made, module)
+    if likeness.difference is not None:
+        raise RewriteError(likeness.difference)
+
+    def if_as_good(candidate: Made) -> Made:
+        if candidate == made:
+            return made
+        try:
+            return candidate if _likeness(candidate, module) == likeness else made
+        except RewriteError:
+            return made
+
+    for name in list(made.kwargs):
+        fewer = {key: value for key, value in made.kwargs.items() if key != name}
+        made = if_as_good(replace(made, kwargs=fewer))
+    for name, value in made.kwargs.items():
+        made = if_as_good(replace(made, kwargs={**made.kwargs, name: _shortened(value)}))
+    made = if_as_good(replace(made, args=tuple(_shortened(value) for value in made.args)))
+    return Written(made, likeness.fields)
+
+
+def _shortened(value: Any) -> Any:
+    """`3` for `(3, 3)`."""
+    if isinstance(value, tuple) and value and all(item == value[0] for item in value):
+        return value[0] if isinstance(value[0], int) else value
+    return value
+
+
+def _likeness(made: Made, module: nn.Module) -> Likeness:
+    try:
+        with _without_traces(), warnings.catch_warnings():
+            # What a constructor has to say was said when the model was made.
+            warnings.simplefilter("ignore")
+            twin = made.build()
+    except RewriteError:
+        raise
+    except Exception as error:
+        # A constructor, perhaps of the user, refuses what was found: that is the answer.
+        raise RewriteError(
+            f"making it anew fails ({type(error).__name__}: {error}); "
+            "keep the constructor's arguments as attributes of the same names"
+        ) from error
+    return compare(twin, module)
+
+
+@contextlib.contextmanager
+def _without_traces() -> Iterator[None]:
+    """Constructors run without memory for weights, and leave the random state as it was."""
+    with random_state_kept(0), torch.device("meta"):
+        yield

@@ -1,0 +1,40 @@
+"""All benchmarks, one table each.
+
+    python -m tests.benchmarks [--quick] [NAME ...]
+
+Times are medians over rounds after a warm-up. Where two sides are compared, they take turns in one
+process, and the figure to quote is the ratio: machines are shared and noisy.
+"""
+
+import argparse
+from collections.abc import Callable
+
+import torch
+from rich.console import Console
+
+from . import inspect_cost, peak_memory, rewrite_time, source1_groups
+
+BENCHMARKS: dict[str, Callable[[Console, bool], None]] = {
+    "rewrite-time": rewrite_time.run,
+    "peak-memory": peak_memory.run,
+    "inspect-cost": inspect_cost.run,
+    "source1-groups": source1_groups.run,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Benchmarks of groupfx.")
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(BENCHMARKS)} (all)")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to see that they run")
+    options = parser.parse_args()
+    unknown = set(options.names) - set(BENCHMARKS)
+    if unknown:
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}: there are {', '.join(BENCHMARKS)}")
+    console = Console()
+    console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    for name in options.names or BENCHMARKS:
+        BENCHMARKS[name](console, options.quick)
+
+
+if __name__ == "__main__":
+    main()
