@@ -6,10 +6,11 @@ fixed seed, as a file of groupfx: plain data that is read without trusting anybo
 
 from pathlib import Path
 
-import groupfx
 import torch
 from shufflenet_v1 import shufflenet_v1_g3
 from torch import nn
+
+import groupfx
 
 FOLDER = Path(__file__).resolve().parent
 

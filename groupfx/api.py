@@ -126,7 +126,7 @@ def _unreadable(site: UnreadableSite) -> FoundSite:
     return FoundSite(
         name=site.name,
         kind="unknown",
-        **numbers,  # type: ignore[arg-type]
+        **numbers,
         macs=None,
         input_shape=None,
         output_shape=None,
@@ -153,7 +153,7 @@ def rewrite(
     `auto`, `trace`, `modules` or `export`. The model is not changed unless `inplace`.
 
     Raises `ModelError` where the model cannot be opened or copied, `RewriteError` where a site that
-    an option names is refused, and `MismatchError` where the check fails (its `report` tells where).
+    an option names is refused, and `MismatchError` where the check fails (its `report` says where).
     """
     pipeline = make_pipeline(passes, target)
     result = pipeline(model, inputs, way=way, inplace=inplace, verify=verify)

@@ -101,7 +101,7 @@ class ConvSpec:
 
 
 def original_type(module: nn.Module) -> type[nn.Module]:
-    """Class of `module` as it was before a parametrisation put a generated subclass in its place."""
+    """Class of `module` before a parametrisation put a generated subclass in its place."""
     kind = type(module)
     if nn.utils.parametrize.is_parametrized(module):
         return kind.__bases__[0]
@@ -172,7 +172,7 @@ def rebuild(
 
 
 def rows_of(tensor: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-    """A copy of rows `[start, stop)`: a leaf that keeps class, memory format and `requires_grad`."""
+    """A copy of rows `[start, stop)`, a leaf: class, memory format and `requires_grad` kept."""
     rows = tensor.detach()[start:stop].clone(memory_format=torch.preserve_format)
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(rows, requires_grad=tensor.requires_grad)

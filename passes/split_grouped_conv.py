@@ -96,7 +96,8 @@ class SplitGroupedConv(Pass[Split]):
         if spec.kind.startswith("depthwise") and self.depthwise == "keep":
             return "depthwise=keep"
         if self.max_groups is not None and spec.groups > self.max_groups:
-            return f"{spec.groups} groups would make {spec.groups} branches, max_groups={self.max_groups}"
+            limit = f"max_groups={self.max_groups}"
+            return f"{spec.groups} groups would make {spec.groups} branches, {limit}"
         return None
 
 

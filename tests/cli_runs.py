@@ -1,6 +1,7 @@
 """Run the command line in this process, and small models to run it on."""
 
 import json
+import sys
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -125,7 +126,7 @@ class Printing(nn.Module):
         self.conv = nn.Conv2d(6, 15, 3, groups=3)
 
     def forward(self, x: Tensor) -> Tensor:
-        print("a word from the model")
+        sys.stdout.write("a word from the model\n")
         warnings.warn("a worry of the model", UserWarning, stacklevel=2)
         return self.conv(x)
 

@@ -25,8 +25,7 @@ def test_inspect_prints_a_row_for_each_site(cli: Cli, tmp_path: Path) -> None:
     assert done.code == 0
     macs = f"{99 * 9 * 2 * 15:,}"
     row = ["stem", "grouped", "Conv2d", "6->15", "3", "3x3", "285", macs, "2x15x9x11", "1", "yes"]
-    stem = [row for row in done.rows if row[:1] == ["stem"]][0]
-    assert stem == [*row, "split", "reorders"]
+    assert done.row("stem") == [*row, "split", "reorders"]
     deep = [row for row in done.rows if row[:1] == ["deep"]]
     assert deep[0][10:] == ["no", "ok", "reorders"]
     assert deep[1] == [
@@ -80,24 +79,24 @@ def test_inspect_of_a_dense_model(cli: Cli, tmp_path: Path) -> None:
 
 
 TARGET_WORDS = {
-    "grouped": (dict(in_channels=32, out_channels=64, groups=2), "split", "blocked"),
-    "half_blocks": (dict(in_channels=16, out_channels=48, groups=2), "split", "blocked 8"),
-    "depthwise": (dict(in_channels=48, out_channels=48, groups=48), "ok", "blocked"),
-    "multiplier": (dict(in_channels=16, out_channels=32, groups=16), "split", "reorders"),
-    "odd": (dict(in_channels=6, out_channels=15, groups=3), "split", "reorders"),
+    "grouped": ((32, 64, 2), "split", "blocked"),
+    "half_blocks": ((16, 48, 2), "split", "blocked 8"),
+    "depthwise": ((48, 48, 48), "ok", "blocked"),
+    "multiplier": ((16, 32, 16), "split", "reorders"),
+    "odd": ((6, 15, 3), "split", "reorders"),
 }
 
 
 @pytest.mark.parametrize(
-    ("fields", "plinio", "runtime"), TARGET_WORDS.values(), ids=TARGET_WORDS.keys()
+    ("numbers", "plinio", "runtime"), TARGET_WORDS.values(), ids=TARGET_WORDS.keys()
 )
 def test_what_targets_say(
-    cli: Cli, tmp_path: Path, fields: dict[str, int], plinio: str, runtime: str
+    cli: Cli, tmp_path: Path, numbers: tuple[int, int, int], plinio: str, runtime: str
 ) -> None:
-    model = torch.nn.Sequential(torch.nn.Conv2d(kernel_size=3, **fields))
-    shape = f"2,{fields['in_channels']},5,7"
+    inner, outer, groups = numbers
+    model = torch.nn.Sequential(torch.nn.Conv2d(inner, outer, 3, groups=groups))
     path = save(tmp_path / "net.pt", model)
-    done = cli("inspect", path, "--input-shape", shape, "--json", "-")
+    done = cli("inspect", path, "--input-shape", f"2,{inner},5,7", "--json", "-")
     (site,) = check_json(done.out, INSPECT_SCHEMA)["sites"]
     assert {name: said["word"] for name, said in site["targets"].items()} == {
         "plinio": plinio,

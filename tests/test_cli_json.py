@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import torch
 from cli_runs import (
@@ -93,6 +94,8 @@ def test_the_schema_notices_what_is_missing_or_of_another_type(cli: Cli, tmp_pat
     path = save(tmp_path / "net.pt", grouped_model())
     done = cli("rewrite", path, "--input-shape", SHAPE, "--json", "-")
     right = check_json(done.out, REPORT_SCHEMA)
+    checker = jsonschema.Draft202012Validator(strict(schema(REPORT_SCHEMA)))
+    missed = []
     wrong_ones = 0
     for *parents, key in _paths(right):
         if FREE & set(parents) or (key in ("ok", "verified", "files") and not parents):
@@ -103,9 +106,10 @@ def test_the_schema_notices_what_is_missing_or_of_another_type(cli: Cli, tmp_pat
             for step in parents:
                 holder = holder[step]
             change(holder, key)
-            with pytest.raises(jsonschema.ValidationError):
-                jsonschema.validate(wrong, strict(schema(REPORT_SCHEMA)))
+            if checker.is_valid(wrong):
+                missed.append((*parents, key, change.__name__))
             wrong_ones += 1
+    assert missed == []
     assert wrong_ones > 100
 
 

@@ -1,20 +1,19 @@
-"""`split-grouped-conv`: what it makes of every kind of convolution, and what it leaves, with why."""
+"""`split-grouped-conv`: what it makes of every kind of convolution, and what it leaves."""
 
-import itertools
-import random
 from collections.abc import Callable
 from typing import Any
 
-import groupfx
 import pytest
 import torch
 import torch.nn.functional as F
-from groupfx.errors import ModelError, RewriteError, UsageError
-from groupfx.passes import SplitGroupedConv
-from groupfx.testing import check_pass
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+
+import groupfx
+from groupfx.errors import ModelError, RewriteError, UsageError
+from groupfx.passes import SplitGroupedConv
+from groupfx.testing import check_pass
 
 CONVS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED: dict[int, type[nn.Module]] = {
@@ -467,7 +466,7 @@ def test_a_model_that_cannot_be_copied() -> None:
             raise TypeError("a lock inside")
 
     model = Uncopyable(nn.Conv2d(6, 6, 3, groups=2))
-    with pytest.raises(ModelError, match="cannot be copied.*a lock inside.*inplace=True"):
+    with pytest.raises(ModelError, match=r"cannot be copied.*a lock inside.*inplace=True"):
         groupfx.rewrite(model, (X,))
     weight = model[0].weight.detach().clone()
     result = groupfx.rewrite(model, (X,), inplace=True)

@@ -8,15 +8,16 @@ import dataclasses
 import operator
 from collections.abc import Callable
 
-import groupfx
 import pytest
 import torch
 import zoo
+from torch import Tensor, fx, nn
+
+import groupfx
 from groupfx.errors import MismatchError
 from groupfx.passes import SplitGroupedConv
 from groupfx.rewriting import Rewritten, Site
 from groupfx.testing import check_pass
-from torch import Tensor, fx, nn
 
 
 class Wrong(SplitGroupedConv):
@@ -31,7 +32,7 @@ class Wrong(SplitGroupedConv):
 
 def branches(site: Site, made: Rewritten) -> list[nn.Module]:
     """The convolutions of the branches."""
-    nodes = [node for node in made.output.all_input_nodes]
+    nodes = list(made.output.all_input_nodes)
     found = []
     for node in nodes:
         while not isinstance(site.root.get_submodule(str(node.target)), nn.Conv2d):
@@ -40,8 +41,12 @@ def branches(site: Site, made: Rewritten) -> list[nn.Module]:
     return found
 
 
-def instead(site: Site, made: Rewritten, function: Callable[..., object], *args: object) -> Rewritten:
-    return dataclasses.replace(made, output=site.graph.call_function(function, (made.output, *args)))
+def instead(
+    site: Site, made: Rewritten, function: Callable[..., object], *args: object
+) -> Rewritten:
+    return dataclasses.replace(
+        made, output=site.graph.call_function(function, (made.output, *args))
+    )
 
 
 class SwappedGroups(Wrong):
@@ -154,7 +159,9 @@ def test_the_right_split_passes() -> None:
 
 @pytest.mark.parametrize(("wrong", "reason"), CAUGHT.values(), ids=CAUGHT)
 def test_a_wrong_rewrite_is_caught_and_its_site_named(wrong: type[Wrong], reason: str) -> None:
-    with pytest.raises(MismatchError, match=f"^1 does not compute what it did: .*{reason}") as caught:
+    with pytest.raises(
+        MismatchError, match=f"^1 does not compute what it did: .*{reason}"
+    ) as caught:
         groupfx.rewrite(strided(), (X,), passes=[wrong()])
     (site,) = caught.value.report.sites
     assert site.verdict is not None
@@ -182,7 +189,7 @@ class ChangesTheModel(Wrong):
 
 
 def test_a_pass_that_changes_the_model_it_was_given_is_caught() -> None:
-    with pytest.raises((AssertionError, MismatchError), match="changed the model|does not"):
+    with pytest.raises((AssertionError, MismatchError), match=r"changed the model|does not"):
         check_pass(ChangesTheModel(), strided(), (X,), sites=1)
 
 
@@ -220,7 +227,7 @@ def test_a_pass_that_raises_is_a_bug_and_says_which() -> None:
         def rewrite(self, site: Site, description: object) -> Rewritten:
             raise KeyError("oops")
 
-    with pytest.raises(groupfx.errors.InternalError, match="raises failed at 1 .*bug of the pass"):
+    with pytest.raises(groupfx.errors.InternalError, match=r"raises failed at 1 .*bug of the pass"):
         groupfx.rewrite(strided(), (X,), passes=[Raises()])
 
 

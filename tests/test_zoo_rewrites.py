@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-import groupfx
 import pytest
 import zoo
+
+import groupfx
 from groupfx.errors import FileError
 from groupfx.inputs import ExampleInputs
 from groupfx.passes import SplitGroupedConv

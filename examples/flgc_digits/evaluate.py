@@ -48,20 +48,26 @@ def load_network(path: Path, *, groups: int, width: float, trust: bool = False) 
         ) from error
     except (OSError, RuntimeError) as error:
         raise SystemExit(f"{path} cannot be read: {error}") from error
-    if isinstance(content.get("net"), nn.Module):
+    if isinstance(content, dict) and isinstance(content.get("net"), nn.Module):
         return content["net"]
-    if "state_dict" not in content:
-        return groupfx.load(path).model
-    state = content["state_dict"]
+    if not isinstance(content, dict) or "state_dict" not in content:
+        return _load_groupfx(path)
     network = mobilenet_v2_flgc(groups, in_channels=1, width=width)
     try:
-        network.load_state_dict(state)
+        network.load_state_dict(content["state_dict"])
     except RuntimeError as error:
         raise SystemExit(
             f"{path} holds another network than the one of --groups {groups} --width {width}: "
             "give the numbers it was trained with"
         ) from error
     return network
+
+
+def _load_groupfx(path: Path) -> nn.Module:
+    try:
+        return groupfx.load(path).model
+    except groupfx.GroupfxError as error:
+        raise SystemExit(str(error)) from error
 
 
 def evaluate(networks: Sequence[nn.Module], image_size: int) -> list[Evaluation]:

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from . import weight_hooks
 from .graphs import is_export_guard, kept_nodes, read_graph, write_graph
 from .module_classes import class_name, class_of
-from .names import INTERNAL_FIELDS, Damaged, identifier, member
+from .names import INTERNAL_FIELDS, Damaged, atom, identifier, member
 from .names import field as field_name
 from .tensors import NotPlain, TensorWriter
 from .values import ValueReader, ValueWriter, tensor_at
@@ -238,8 +238,7 @@ class _Builder:
         self._fill(module, kind)
         if self.entry.get("parametrized") is True:
             _parametrize(module)
-        hooks = self.entry.get("hooks", [])
-        for hook in hooks if isinstance(hooks, list) else []:
+        for hook in self._list("hooks"):
             weight_hooks.attach(module, hook)
         if isinstance(module, nn.RNNBase):
             module._init_flat_weights()
@@ -263,6 +262,12 @@ class _Builder:
             raise Damaged(f"a module has no table of {key}")
         return found
 
+    def _list(self, key: str) -> list[Any]:
+        found = self.entry.get(key, [])
+        if not isinstance(found, list):
+            raise Damaged(f"a module has no list of {key}")
+        return found
+
     def _fill(self, module: nn.Module, kind: type) -> None:
         """Put tensors and children on `module`, each under a name that nothing else has."""
         taken = set(module.__dict__) - INTERNAL_FIELDS
@@ -272,8 +277,8 @@ class _Builder:
             module._buffers[_free(kind, name, taken)] = self._tensor(index)
         for name, child in self.children.items():
             module._modules[_free(kind, name, taken)] = child
-        transient = self.entry.get("transient", [])
-        module._non_persistent_buffers_set = set(transient) & set(module._buffers)
+        transient = set(map(atom, self._list("transient")))
+        module._non_persistent_buffers_set = transient & set(module._buffers)
         module.training = self.entry.get("training") is True
 
     def _tensor(self, index: object) -> Tensor | None:

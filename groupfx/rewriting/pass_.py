@@ -1,4 +1,4 @@
-"""What a pass is: options, a decision for each site, and a rewrite that cannot fail on user input."""
+"""What a pass is: options, a decision for each site, and a rewrite that cannot fail."""
 
 import ast
 import dataclasses

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..calls import Computed, ConvCall, Recomputed, Source, Stored, attribute
+from ..calls import Computed, ConvCall, Source, Stored, attribute
 from ..channels import Slice
 from ..convs import CONV_TYPES, ConvSpec, module_from_spec, rebuild
 from ..nn import HookedWeight
@@ -209,7 +209,7 @@ class Site:
                 "bias": self.store.rows(bias, bias_part),
             }
             branches.append(_with_tensors(template, tensors, numbers))
-        rows_by_name = {"weight": list(weight_rows), "bias": list(bias_rows)}
+        rows_by_name: dict[str | None, Sequence[Slice]] = {"weight": weight_rows, "bias": bias_rows}
         if self.call.path is not None:
             self.store.replace(self.fragment, self.call.path, home, branches, rows_by_name)
         else:
@@ -239,7 +239,7 @@ class Site:
                 offset = None if bias is None else self._rows(bias, bias_part)
                 if padded is not None:
                     arguments = (value, padded, fields.padding_mode)
-                    value = self.graph.call_function(nn.functional.pad, arguments)
+                    value = self.graph.call_function(_PAD, arguments)
                 return self.graph.call_function(function, (value, part, offset), dict(options))
 
             return emit
@@ -284,7 +284,7 @@ def _with_tensors(
     template: nn.Module, tensors: dict[str, torch.Tensor | None], numbers: dict[str, int]
 ) -> nn.Module:
     """`template` with other tensors, each registered as the parameter or buffer that it is."""
-    names = {name: None for name in (*template._parameters, *template._buffers)}
+    names = dict.fromkeys((*template._parameters, *template._buffers))
     branch = rebuild(template, names | tensors, **numbers)
     for name, tensor in tensors.items():
         if tensor is None or isinstance(tensor, nn.Parameter) or name in branch._buffers:
@@ -294,7 +294,8 @@ def _with_tensors(
     return branch
 
 
-_FUNCTIONAL = {
+_PAD: Callable[..., torch.Tensor] = nn.functional.pad
+_FUNCTIONAL: dict[tuple[int, bool], Callable[..., torch.Tensor]] = {
     (1, False): torch.conv1d,
     (2, False): torch.conv2d,
     (3, False): torch.conv3d,

@@ -172,7 +172,7 @@ class Store:
         keys: Mapping[str, str],
         home: str,
         branches: Sequence[nn.Module],
-        rows: Mapping[str, Sequence[Slice]],
+        rows: Mapping[str | None, Sequence[Slice]],
     ) -> None:
         """Put `branches` under `home` in place of the tensors `keys` (key -> name in a branch)."""
         full_home = fragment.full_name(home)

@@ -48,7 +48,7 @@ class _GroupedCalls(TorchDispatchMode):
     """Counts grouped convolutions that run while no convolution module is running."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.inside = 0
         self.outside = 0
 

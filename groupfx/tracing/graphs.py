@@ -83,7 +83,7 @@ def _ensure_holder(module: nn.Module, path: str) -> nn.Module:
 def same_tensors(reference: fx.GraphModule) -> fx.GraphModule:
     """A second graph over the same tensors and leaves, under holders of its own."""
     graph = copy.deepcopy(reference.graph)
-    twin = type(reference).__mro__[1](reference, graph, class_name=type(reference).__name__)
+    twin = fx.GraphModule(reference, graph, class_name=type(reference).__name__)
     adopt(twin, reference)
     restore_order(twin, reference)
     return twin
@@ -140,6 +140,7 @@ def record_shapes(module: fx.GraphModule, model: nn.Module, inputs: ExampleInput
 
 
 def forward_failed(model: nn.Module, inputs: ExampleInputs, error: Exception) -> str:
+    """What to say where the example inputs do not run: the shape, the error and the remedy."""
     shapes = ", ".join(str(entry["shape"]) for entry in inputs.describe() if "shape" in entry)
     lines = str(error).strip().splitlines() or [""]
     return (
@@ -169,6 +170,7 @@ def module_graph(module: nn.Module) -> fx.GraphModule:
 
 
 def run_for_shapes(module: fx.GraphModule, example: torch.Tensor | None) -> None:
+    """Note shapes as `record_shapes` does, in the graph of one module; nothing without an input."""
     if example is None:
         return
     with unchanged(module), torch.no_grad():

@@ -31,7 +31,8 @@ class SwappedConv(fx.GraphModule):
                 self.__dict__[name] = value
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SwappedConv":
-        twin: SwappedConv = super().__deepcopy__(memo)
+        twin = super().__deepcopy__(memo)
+        assert isinstance(twin, SwappedConv)
         twin.keep_fields(self)
         return twin
 

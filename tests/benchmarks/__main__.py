@@ -29,7 +29,9 @@ def main() -> None:
     options = parser.parse_args()
     unknown = set(options.names) - set(BENCHMARKS)
     if unknown:
-        parser.error(f"no benchmark {', '.join(sorted(unknown))}: there are {', '.join(BENCHMARKS)}")
+        parser.error(
+            f"no benchmark {', '.join(sorted(unknown))}: there are {', '.join(BENCHMARKS)}"
+        )
     console = Console()
     console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     for name in options.names or BENCHMARKS:

@@ -4,12 +4,13 @@ import statistics
 import time
 from collections.abc import Callable
 
-import groupfx
 import torch
-from groupfx.tracing.tracer import trace
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+
+import groupfx
+from groupfx.tracing.tracer import trace
 
 BLOCKS = 833
 

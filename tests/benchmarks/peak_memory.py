@@ -17,11 +17,12 @@ def peak(quick: bool, what: str) -> None:
 
     Runs in a process of its own: the peak of a process never falls.
     """
-    import groupfx
     import torch
+    from torch import nn
+
+    import groupfx
     from groupfx.passes import SplitGroupedConv
     from groupfx.rewriting import Pipeline
-    from torch import nn
 
     def model(channels: int, layers: int) -> nn.Module:
         convs = [

@@ -5,14 +5,15 @@ import time
 from collections.abc import Callable
 
 import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
 from groupfx.inputs import ExampleInputs
 from groupfx.passes import SplitGroupedConv
 from groupfx.rewriting import run_pass
 from groupfx.state_map import Rows
 from groupfx.tracing import open_model
-from rich.console import Console
-from rich.table import Table
-from torch import nn
 
 GROUPS = (64, 256, 1024, 4096)
 LENGTHS = (10, 100, 1000)
@@ -62,7 +63,9 @@ def measure(
     each = {size: statistics.median(times[size]) / branches[size] for size in sizes}
     for size in sizes:
         row = (size, branches[size], f"{statistics.median(times[size]):.3f}")
-        table.add_row(*map(str, row), f"{each[size] * 1e6:.0f}", f"{each[size] / each[sizes[0]]:.2f}")
+        table.add_row(
+            *map(str, row), f"{each[size] * 1e6:.0f}", f"{each[size] / each[sizes[0]]:.2f}"
+        )
     spread = max(each.values()) / min(each.values())
     console.print(table, f"time a branch, largest to smallest: {spread:.2f}\n")
 

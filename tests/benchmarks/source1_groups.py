@@ -79,7 +79,7 @@ def convolutions(batch: int, in_channels: int, out_channels: int) -> tuple[Tenso
         grouped = nn.Conv2d(in_channels, out_channels, 1, groups=groups, bias=False)
         forms: dict[str, Callable[[Tensor], Tensor]] = {f"groups={groups}": grouped}
         if groups > 1:
-            forms[f"groups={groups}, split"] = SplitConv(grouped)
+            forms[f"groups={groups}, split"] = split(grouped, x)
             require_same(forms, x, tolerance=1e-5)
         candidates.update(forms)
     return x, candidates
