@@ -27,16 +27,13 @@ class LearnedGroups:
     """Which input channels and which filters belong to which group.
 
     `inputs[g]` and `outputs[g]` are the channels of group `g`, ascending. A channel may be in
-    several groups (a tie), in one, or in none: `nan_inputs` and `nan_outputs` are those whose
-    scores hold a NaN.
+    several groups (a tie), in one, or in none.
     """
 
     in_channels: int
     out_channels: int
     inputs: Members
     outputs: Members
-    nan_inputs: tuple[int, ...] = ()
-    nan_outputs: tuple[int, ...] = ()
 
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
@@ -50,14 +47,24 @@ class LearnedGroups:
         return tuple(group for group, size in enumerate(self.sizes) if 0 in size)
 
     @property
+    def nan_inputs(self) -> tuple[int, ...]:
+        """Input channels in no group: their softmax is NaN, as a NaN or an infinity makes it."""
+        return _missing(self.in_channels, self.inputs)
+
+    @property
+    def nan_outputs(self) -> tuple[int, ...]:
+        """Filters in no group, for the same reason."""
+        return _missing(self.out_channels, self.outputs)
+
+    @property
     def dead_inputs(self) -> tuple[int, ...]:
         """Input channels that no filter reads."""
-        return _missing(self.in_channels, self.inputs, self.outputs)
+        return _missing(self.in_channels, _partnered(self.inputs, self.outputs))
 
     @property
     def bias_only_filters(self) -> tuple[int, ...]:
         """Filters that read no input channel, and put out their bias alone."""
-        return _missing(self.out_channels, self.outputs, self.inputs)
+        return _missing(self.out_channels, _partnered(self.outputs, self.inputs))
 
     def mask(self) -> Tensor:
         """How many groups filter and input channel share: int32 `[out_channels, in_channels]`.
@@ -108,8 +115,6 @@ def groups_of(layer: nn.Module, name: str = "") -> LearnedGroups:
         out_channels=conv.out_channels,
         inputs=_members(scores),
         outputs=_members(other),
-        nan_inputs=_rows(scores.isnan().any(1)),
-        nan_outputs=_rows(other.isnan().any(1)),
     )
 
 
@@ -135,14 +140,19 @@ def _rows(chosen: Tensor) -> tuple[int, ...]:
     return tuple(chosen.nonzero().flatten().tolist())
 
 
-def _missing(channels: int, members: Members, partners: Members) -> tuple[int, ...]:
-    """Channels in no group that has partners."""
-    met = {c for own, others in zip(members, partners, strict=True) if others for c in own}
-    return tuple(channel for channel in range(channels) if channel not in met)
+def _partnered(members: Members, partners: Members) -> Members:
+    """The members of the groups that have partners on the other side."""
+    return tuple(own for own, others in zip(members, partners, strict=True) if others)
+
+
+def _missing(channels: int, members: Members) -> tuple[int, ...]:
+    """Channels that are in none of the groups."""
+    present = {channel for group in members for channel in group}
+    return tuple(channel for channel in range(channels) if channel not in present)
 
 
 def _membership(channels: int, members: Members) -> Tensor:
-    table = torch.zeros(channels, len(members))
+    table = torch.zeros(channels, len(members), dtype=torch.float32, device="cpu")
     for group, chosen in enumerate(members):
         table[list(chosen), group] = 1
     return table

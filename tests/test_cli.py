@@ -1,12 +1,13 @@
 """The command line: help, `rewrite`, what it prints and how it exits."""
 
+import json
 import os
 import re
 import resource
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -316,6 +317,21 @@ def test_a_model_that_cannot_be_copied_is_rewritten_all_the_same(cli: Cli, tmp_p
     assert done.row("conv")[-1] == "identical"
 
 
+def test_a_factory_in_the_current_folder_is_found(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As in the console script, which does not look there by itself.
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", os.getcwd())])
+    Path("here_net.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.Conv2d(6, 15, 3, groups=3))\n"
+    )
+    torch.save(torch.nn.Conv2d(6, 15, 3, groups=3).state_dict(prefix="0."), "weights.pt")
+    done = cli("inspect", "weights.pt", "--arch", "here_net:make", "--input-shape", SHAPE)
+    assert done.code == 0, done.err
+
+
 def test_weights_of_a_shipped_example(cli: Cli) -> None:
     sys.path.insert(0, str(ROOT / "examples"))
     try:
@@ -401,3 +417,33 @@ def test_an_interrupt_is_130_and_leaves_nothing(
     done = cli("rewrite", path, "--input-shape", SHAPE, "--json", "report.json")
     assert (done.code, done.out, done.err) == (130, "", "groupfx: interrupted\n")
     assert contents(tmp_path) == before
+
+
+# --emit-python
+
+
+def test_python_is_written_and_runs(cli: Cli, tmp_path: Path) -> None:
+    path = save(tmp_path / "net.pt", grouped_model())
+    argv = ("rewrite", path, "--input-shape", SHAPE, "--emit-python", "net.py")
+    done = cli(*argv, "--json", "report.json")
+    assert done.code == 0, done.err
+    assert "Wrote net.py: the model as Python." in done.out
+    assert json.loads(Path("report.json").read_text())["files"]["python"] == "net.py"
+    namespace: dict[str, Any] = {"__name__": "net"}
+    exec(compile(Path("net.py").read_text(), "net.py", "exec"), namespace)
+    again = namespace["Sequential"]()
+    split = groupfx.load("net.groupfx.pt").model
+    again.load_state_dict(split.state_dict())
+    x = torch.randn(2, 6, 7, 5)
+    assert torch.equal(again.eval()(x), split.eval()(x))
+    # What we wrote may be replaced; test_cli_bad_input has the file that may not.
+    assert cli(*argv).code == 0
+
+
+def test_python_on_stdout_is_alone_there(cli: Cli, tmp_path: Path) -> None:
+    path = save(tmp_path / "net.pt", grouped_model())
+    done = cli("rewrite", path, "--input-shape", SHAPE, "--emit-python", "-", "--dry-run")
+    assert done.code == 0, done.err
+    compile(done.out, "stdout", "exec")
+    assert "class Sequential" in done.out
+    assert done.err == "Dry run: no model was written.\n"

@@ -119,7 +119,7 @@ def _remove(holder: dict[str, Any], key: str) -> None:
 
 
 def _spoil(holder: dict[str, Any], key: str) -> None:
-    holder[key] = {"not": ["what", "it", "was"]}
+    holder[key] = [] if isinstance(holder[key], dict) else {"not": "what it was"}
 
 
 def test_schemas_are_named_as_the_documents_are() -> None:

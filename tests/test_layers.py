@@ -17,7 +17,7 @@ VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 # __init__, which re-exports from everywhere, so that nothing below it may import from it.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("channels", "errors", "schema", "version"),
-    ("blocks", "convs", "learned", "nn"),
+    ("blocks", "convs", "forms", "gathers", "learned", "nn", "speed"),
     (
         "archive",
         "calls",
@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "optimizer_state",
         "rewriting",
         "state_map",
+        "state_pieces",
         "tracing",
         "verify",
     ),

@@ -124,6 +124,14 @@ def test_the_grid_of_transposed_conv_arguments(dims: int, options: dict[str, Any
     assert_like_dense(conv, x, result.model)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_model_that_is_one_convolution(bias: bool) -> None:
+    conv = nn.Conv2d(6, 9, 3, groups=3, bias=bias)
+    x = torch.randn(2, 6, 11, 7)
+    result = check_pass(SplitGroupedConv(), conv, (x,), sites=1)
+    assert_like_dense(conv, x, result.model)
+
+
 class OutputSize(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -146,6 +146,17 @@ def halved_gradient(pair: Pair) -> str:
     return "gradient of conv.0.weight"
 
 
+def slightly_off_gradient(pair: Pair) -> str:
+    """By a ten-billionth, and the weight itself is exact."""
+    pair.put("conv.0", OffGradient(pair.branch("conv.0")))
+    return "gradient of conv.0.weight is off by"
+
+
+def off_in_train_mode(pair: Pair) -> str:
+    pair.put("bn.1", OffInTrainMode(pair.branch("bn.1")))
+    return "in train mode the output is off by"
+
+
 def frozen_branch(pair: Pair) -> str:
     pair.branch("conv.2").weight.requires_grad_(False)
     return "requires_grad=False"
@@ -195,6 +206,8 @@ WRONG = [
     detached_branch,
     detached_weight,
     halved_gradient,
+    slightly_off_gradient,
+    off_in_train_mode,
     frozen_branch,
     other_dtype,
     wrong_map,
@@ -218,6 +231,23 @@ class HalvedGradient(DetachedWeight):
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight / 2 + (self.weight / 2).detach()
         return nn.functional.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+class OffGradient(DetachedWeight):
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight + 1e-10 * (self.weight - self.weight.detach())
+        return nn.functional.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+class OffInTrainMode(nn.BatchNorm2d):
+    """A BatchNorm that multiplies by a little more than 1 while it is trained."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__(norm.num_features)
+        self._parameters, self._buffers = norm._parameters, norm._buffers
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (1 + 1e-10 * self.training)
 
 
 def nudge(weight: Tensor) -> str:

@@ -15,8 +15,8 @@ from groupfx.errors import ModelError
 from groupfx.inputs import ExampleInputs
 from groupfx.verify import Fingerprint, Float64
 
-IMAGE = torch.randn(2, 6, 9, 7)
-SEQUENCE = torch.randn(2, 6, 8)
+IMAGE = torch.randn(2, 6, 9, 7, generator=torch.Generator().manual_seed(3))
+SEQUENCE = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(5))
 
 
 def pruned() -> nn.Module:
@@ -234,6 +234,32 @@ def test_a_write_is_followed_and_dropped(
     with torch.no_grad():
         wanted = expected(x), expected(x)
     torch.testing.assert_close((first, second), wanted, rtol=1e-7, atol=0)
+    assert before.changes(model) == ()
+
+
+def test_what_was_written_is_dropped_at_the_end() -> None:
+    model = Writes(lambda t: t.mul_(3), torch.float32)
+    mode, x = Float64(model), torch.ones(3, dtype=torch.float64)
+    found = []
+    for _ in range(2):
+        with torch.no_grad(), mode:
+            found.append(model(x).tolist())
+    assert found == [[3.0, 6.0, 9.0]] * 2
+
+
+def test_a_buffer_that_is_assigned_to_stays_the_buffer() -> None:
+    """`self.state += x` assigns what the addition returns."""
+
+    class Counts(Writes):
+        def forward(self, x: Tensor) -> Tensor:
+            self.state += x
+            return x * self.state
+
+    model = Counts(torch.relu, torch.float32)
+    before = Fingerprint.of(model)
+    with torch.no_grad(), Float64(model):
+        found = model(torch.ones(3, dtype=torch.float64))
+    assert found.tolist() == [2.0, 3.0, 4.0]
     assert before.changes(model) == ()
 
 

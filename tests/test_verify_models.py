@@ -16,7 +16,9 @@ from groupfx.errors import ModelError
 from groupfx.inputs import ExampleInputs
 from groupfx.verify import Fingerprint, compare_models, observable_sites
 
-IMAGES = ExampleInputs.of(torch.randn(2, 4, 11, 13))
+IMAGES = ExampleInputs.of(torch.randn(2, 4, 11, 13, generator=torch.Generator().manual_seed(3)))
+# The next float64 number after 1.
+STEP = 1 + 2.0**-52
 
 
 def network() -> nn.Sequential:
@@ -81,6 +83,11 @@ def only_for_one_batch_size(model: nn.Sequential) -> str:
     return "is off by"
 
 
+def only_for_the_given_inputs(model: nn.Sequential) -> str:
+    model.append(Apply(lambda y: y + 1 if y.shape[0] == 2 else y))
+    return "is off by"
+
+
 def only_for_one_spatial_size(model: nn.Sequential) -> str:
     model.append(Apply(lambda y: y if y.shape[2] == 11 else y + 1))
     return "is off by"
@@ -97,6 +104,7 @@ WRONG = [
     in_a_tuple,
     fails,
     only_for_one_batch_size,
+    only_for_the_given_inputs,
     only_for_one_spatial_size,
 ]
 
@@ -216,12 +224,30 @@ def test_values_that_are_not_finite_must_agree_in_kind() -> None:
 
 
 def test_rounding_is_let_through() -> None:
-    right, rounded = Apply(lambda x: x.sum((2, 3))), Apply(lambda x: x.sum(3).sum(2))
+    right, rounded = Apply(lambda x: x.sum((2, 3))), Apply(lambda x: x.sum((2, 3)) * STEP)
     verdict = compare_models(right, rounded, IMAGES)
     assert verdict.ok
     assert not verdict.identical
     assert 0 < verdict.relative_error < 1e-14
     assert not compare_models(right, rounded, IMAGES, tolerance=0.0).ok
+
+
+def test_one_run_that_is_rounded_is_not_identical() -> None:
+    right = Apply(lambda x: x.sum((2, 3)))
+    once = Apply(lambda x: x.sum((2, 3)) * (STEP if x.shape[0] == 2 else 1))
+    verdict = compare_models(right, once, IMAGES)
+    assert verdict.ok
+    assert not verdict.identical
+
+
+def test_models_in_train_mode_are_compared_in_eval_mode() -> None:
+    """Dropout and batch statistics would differ at random, or hide what differs."""
+    model = nn.Sequential(nn.BatchNorm2d(4), nn.Dropout(), nn.Conv2d(4, 4, 1)).train()
+    same, wrong = copy.deepcopy(model).eval(), copy.deepcopy(model)
+    assert compare_models(model, same, IMAGES).identical
+    wrong[0].running_mean += 1
+    assert not compare_models(model, wrong, IMAGES).ok
+    assert model.training
 
 
 def test_sizes_vary_as_far_as_the_original_goes() -> None:

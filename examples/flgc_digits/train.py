@@ -33,7 +33,7 @@ class Options:
 
     checkpoints: Path = Path("checkpoints")
     resume: Path | None = None
-    epochs: int = 30
+    epochs: int = 20
     groups: int = 8
     width: float = 0.3
     image_size: int = 16

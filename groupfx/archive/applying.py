@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from ..errors import FileError, ModelError
 from ..tracing.swapped import SwappedConv
 from .content import Archive, copy_graphs
+from .names import first_few
 
 _SHOWN = 5
 
@@ -116,7 +117,7 @@ def _compare(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None
         if isinstance(expected.get(key), Tensor) and expected[key].shape != state[key].shape
     ]
     problems = [
-        f"{len(keys)} {what}: {', '.join(keys[:_SHOWN])}{', ...' if len(keys) > _SHOWN else ''}"
+        f"{len(keys)} {what}: {first_few(keys, _SHOWN)}"
         for keys, what in (
             (missing, "missing"),
             (unexpected, "unexpected"),

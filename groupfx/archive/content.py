@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from ..errors import FileError
 from ..version import __version__
 from .modules import ModuleWriter, read_modules
-from .names import Damaged
+from .names import Damaged, shown
 from .names import path as checked_path
 from .tensors import NotPlain, TensorWriter, numbers_of, read_tensors, require_numbers
 from .values import Budget, ValueReader
@@ -88,30 +88,33 @@ class Archive:
         return cls("modules", None, dict(fragments), dict(state), *kept, ArchiveInfo.now())
 
 
-def _listed(inputs: object) -> list[dict[str, Any]]:
-    found = plain(inputs or [], "inputs")
+def _listed(inputs: object, budget: Budget | None = None) -> list[dict[str, Any]]:
+    found = plain(inputs or [], "inputs", budget=budget)
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
         raise FileError("the description of the inputs is no list of tables")
     return found
 
 
-def _tabled(report: object) -> dict[str, Any]:
-    found = plain(report or {}, "report")
+def _tabled(report: object, budget: Budget | None = None) -> dict[str, Any]:
+    found = plain(report or {}, "report", budget=budget)
     if not isinstance(found, dict):
         raise FileError("the report is no table")
     return found
 
 
-def plain(value: object, where: str, depth: int = 0) -> Any:
+def plain(value: object, where: str, depth: int = 0, budget: Budget | None = None) -> Any:
     """`value` as JSON would hold it: tuples become lists. Raises `FileError` for what it cannot."""
+    if budget is not None:
+        budget.spend()
     if value is None or type(value) in (bool, int, float, str):
         return value
     if depth > _MAX_PLAIN_DEPTH:
         raise FileError(f"{where} is nested more than {_MAX_PLAIN_DEPTH} deep")
     if isinstance(value, list | tuple):
-        return [plain(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]
+        return [plain(item, f"{where}[{i}]", depth + 1, budget) for i, item in enumerate(value)]
     if isinstance(value, Mapping) and all(type(key) is str for key in value):
-        return {key: plain(item, f"{where}.{key}", depth + 1) for key, item in value.items()}
+        named = value.items()
+        return {key: plain(item, f"{where}.{key}", depth + 1, budget) for key, item in named}
     raise FileError(f"{where} is a {type(value).__name__}, which is no plain data")
 
 
@@ -188,9 +191,9 @@ def decode(data: object, budget: Budget) -> Archive:
         model=graphs.pop("", None),
         fragments=graphs,
         state=None if state is None else _decode_state(state),
-        inputs=_listed(data.get("inputs")),
-        report=_tabled(data.get("report")),
-        info=ArchiveInfo(*(str(data.get(key))[:80] for key in ("groupfx", "torch", "created"))),
+        inputs=_listed(data.get("inputs"), budget),
+        report=_tabled(data.get("report"), budget),
+        info=ArchiveInfo(*(shown(data.get(key)) for key in ("groupfx", "torch", "created"))),
     )
 
 
@@ -199,9 +202,10 @@ def _check_version(data: dict[str, Any]) -> None:
     if type(version) is not int or version < 1:
         raise Damaged("it has no format version")
     if version > VERSION:
+        writer = shown(data.get("groupfx"), 20)
         raise FileError(
-            f"it has format {version}, written by groupfx {data.get('groupfx')!s:.20}, and this is "
-            f"groupfx {__version__}, which reads up to format {VERSION}: install a newer groupfx"
+            f"it has format {version}, written by groupfx {writer}, and this is groupfx "
+            f"{__version__}, which reads up to format {VERSION}: install a newer groupfx"
         )
 
 
@@ -255,7 +259,7 @@ def reading(read: Callable[[], T], what: str) -> T:
     except FileError as error:
         raise FileError(f"{what}: {error}") from error
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = shown((str(error).strip().splitlines() or [type(error).__name__])[0], 300)
         if isinstance(error, pickle.UnpicklingError):
             # torch's own text advises to load the file without any check.
             reason = "its pickle is inconsistent"

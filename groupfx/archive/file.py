@@ -13,14 +13,14 @@ from ..errors import FileError
 from .atomic import whole_file
 from .container import PICKLE, check_container, is_zip, read_record
 from .content import FORMAT, Archive, decode, encode, reading
-from .names import Damaged
+from .names import Damaged, first_few
 from .pickles import globals_of
 from .values import Budget
 
 # The name of the format stands in the first bytes of the pickle.
 _HEAD = 200
 # How many values a byte of the pickle may stand for. A name that is used again costs 2 to 5 bytes.
-_VALUES_A_BYTE = 200
+_VALUES_A_BYTE = 10
 
 # All that a file of ours names: a tensor's rebuilder, storages, dtypes and an ordered dictionary.
 _ALLOWED = re.compile(
@@ -118,9 +118,9 @@ def read_archive(file: BinaryIO) -> Archive:
     pickled = read_record(file, PICKLE)
     strange = sorted(name for name in globals_of(pickled) if not _ALLOWED.match(name))
     if strange:
-        raise Damaged(f"it asks for {', '.join(strange[:5])}, which no file of ours does")
+        raise Damaged(f"it asks for {first_few(strange, 5)}, which no file of ours does")
     data = torch.load(file, weights_only=True, map_location="cpu")
-    archive = decode(data, Budget(1000 + _VALUES_A_BYTE * len(pickled)))
+    archive = decode(data, Budget(100_000 + _VALUES_A_BYTE * len(pickled)))
     # Each storage lies in the file, but a legal directory may still name one record many times.
     stored = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _all(archive)}
     if sum(stored.values()) > container.size:

@@ -16,6 +16,9 @@ from .values import ValueReader, ValueWriter
 
 MAX_NODES = 1_000_000
 
+# What a node costs, in plain values: more time than a value takes.
+_COST = 50
+
 # The one key of node.meta and of GraphModule.meta that travels in the file.
 NOTE = "groupfx"
 
@@ -138,6 +141,7 @@ class _NodeReader:
         for entry in entries:
             if not isinstance(entry, Mapping):
                 raise Damaged("a node is no table")
+            self.values.budget.spend(_COST)
             node = self._read(entry)
             self.nodes[node.name] = node
         last = next(reversed(self.graph.nodes), None)

@@ -21,6 +21,8 @@ from .values import ValueReader, ValueWriter, tensor_at
 
 MAX_MODULES = 1_000_000
 MAX_DEPTH = 100
+# What a module costs, in plain values: more time than a value takes.
+_COST = 50
 GRAPH = "GraphModule"
 _PLAIN = "torch.nn.Module"
 
@@ -144,7 +146,7 @@ class ModuleWriter:
                 member(kind, name)
             except Damaged as error:
                 raise NotPlain(
-                    f"a module in {path or 'the root'} whose name is none: {error}"
+                    f"a module in {path or 'the root'} with a forbidden name: {error}"
                 ) from error
             below = f"{path}.{name}" if path else name
             children[name] = None if child is None else self._child(child, below, called)
@@ -186,7 +188,9 @@ def read_modules(entries: object, reader: ValueReader) -> list[nn.Module]:
     for entry in entries:
         if not isinstance(entry, Mapping):
             raise Damaged("a module is no table")
+        reader.budget.spend(_COST)
         children = _read_children(entry, modules)
+        reader.budget.spend(len(children))
         sizes.append(_size(entry, sizes))
         modules.append(_Builder(entry, children, reader).build())
     return modules
@@ -260,12 +264,14 @@ class _Builder:
         found = self.entry.get(key, {})
         if not isinstance(found, dict):
             raise Damaged(f"a module has no table of {key}")
+        self.reader.budget.spend(len(found))
         return found
 
     def _list(self, key: str) -> list[Any]:
         found = self.entry.get(key, [])
         if not isinstance(found, list):
             raise Damaged(f"a module has no list of {key}")
+        self.reader.budget.spend(len(found))
         return found
 
     def _fill(self, module: nn.Module, kind: type) -> None:

@@ -8,6 +8,7 @@ already has an attribute (`self.to_folder(x)` would be a method of `GraphModule`
 
 import keyword
 import re
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -31,7 +32,7 @@ def identifier(name: object) -> str:
     """`name` if it is a plain ASCII identifier, and no keyword of Python."""
     if not isinstance(name, str) or len(name) > MAX_NAME or not _IDENTIFIER.match(name):
         raise Damaged(f"{_shown(name)} is not a name")
-    if keyword.iskeyword(name) or name.startswith("__"):
+    if keyword.iskeyword(name) or name.startswith("__") or name == "self":
         raise Damaged(f"{_shown(name)} is a reserved name")
     return name
 
@@ -70,6 +71,17 @@ def field(owner: type, name: object) -> str:
     return checked
 
 
+def shown(text: object, limit: int = 80) -> str:
+    """Text from a file, fit for a message: no control characters, and not too long."""
+    clean = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text)[: limit + 1])
+    return clean if len(clean) <= limit else f"{clean[:limit]}..."
+
+
+def first_few(names: Sequence[object], count: int) -> str:
+    """The first `count` names from a file, fit for a message."""
+    more = ", ..." if len(names) > count else ""
+    return ", ".join(shown(name) for name in names[:count]) + more
+
+
 def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
+    return shown(repr(value), 60)

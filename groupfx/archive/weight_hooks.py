@@ -8,6 +8,7 @@ module under them can be written. Any other hook is code of the user's.
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.nn.utils.prune import BasePruningMethod
@@ -55,6 +56,7 @@ def attach(module: nn.Module, data: object) -> None:
     if name in module.__dict__ or hasattr(type(module), name):
         raise Damaged(f"a hook computes {name!r}, which is something else")
     hook = _build(data, name)
+    _check_shapes(hook, module, name)
     module.register_forward_pre_hook(hook)
     if isinstance(hook, SpectralNorm):
         module._register_state_dict_hook(SpectralNormStateDictHook(hook))
@@ -76,6 +78,17 @@ def _build(data: Mapping[str, Any], name: str) -> Any:
     if kind != "spectral_norm" or type(iterations) is not int or type(eps) is not float:
         raise Damaged("a hook is not one of torch's")
     return SpectralNorm(name, iterations, dim, eps)
+
+
+def _check_shapes(hook: Any, module: nn.Module, name: str) -> None:
+    """Raise `Damaged` if the tensors of a hook would spread each other to a larger one."""
+    if isinstance(hook, SpectralNorm):
+        # Its vectors multiply the weight to one number.
+        return
+    large, small = ("v", "g") if isinstance(hook, WeightNorm) else ("orig", "mask")
+    shape = getattr(module, f"{name}_{large}").shape
+    if torch.broadcast_shapes(shape, getattr(module, f"{name}_{small}").shape) != shape:
+        raise Damaged("the tensors of a hook do not fit each other")
 
 
 def _current(hook: Any, module: nn.Module) -> Tensor:

@@ -13,6 +13,8 @@ from ..errors import FileError, UsageError
 
 STDOUT = Path("-")
 PROGRAM = "groupfx"
+# What groupfx.emit puts into the first lines of a file.
+_MARK = "Written by groupfx"
 _HEAD = 400
 
 
@@ -62,7 +64,7 @@ def check_python(path: Path, *, force: bool) -> None:
     if force or not path.is_file():
         return
     with path.open(encoding="utf-8", errors="replace") as file:
-        if PROGRAM not in file.read(_HEAD):
+        if _MARK not in file.read(_HEAD):
             raise FileError(
                 f"--emit-python {path}: the file exists and groupfx did not write it: choose "
                 "another name, or replace it with --force"

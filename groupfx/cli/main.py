@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
@@ -17,6 +17,8 @@ from ..errors import GroupfxError, InternalError
 from .app import COMMANDS, app
 from .files import PROGRAM
 
+# The root of what typer raises for a misuse. It has a name of typer's own since 0.28 only.
+MISUSE: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 INTERRUPTED = 130
 BUG = InternalError.exit_code
 
@@ -37,7 +39,7 @@ def run(argv: Sequence[str]) -> int:
         code = app(list(argv), prog_name=PROGRAM, standalone_mode=False)
     except GroupfxError as error:
         return _fail(error, str(error), error.exit_code, traced)
-    except typer.TyperException as error:
+    except MISUSE as error:
         return _fail(error, _usage(error), error.exit_code, traced)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
@@ -82,7 +84,7 @@ def _wrapped(line: str) -> str:
     )
 
 
-def _usage(error: typer.TyperException) -> str:
+def _usage(error: Any) -> str:
     """The message of a misuse, what was probably meant, and where help is."""
     message = error.format_message().strip().replace("Value error, ", "")
     near: Sequence[str] | None = getattr(error, "possibilities", None)

@@ -93,7 +93,8 @@ def read_source(options: ModelOptions) -> OpenedFile:
         arch=options.arch,
         arch_args=options.arch_args,
         key=options.key,
-        python_path=options.python_path,
+        # The console script, unlike `python -m`, does not look in the current folder by itself.
+        python_path=options.python_path if options.arch is None else (*options.python_path, Path()),
     )
     if options.input_shapes:
         inputs = inputs_of_shapes(options.input_shapes, read.model)

@@ -153,13 +153,13 @@ def _document(
 def _show_files(screen: Screen, options: RewriteOptions, report: Report) -> None:
     screen.line()
     if options.dry_run:
-        screen.line("Dry run: no model was written.")
+        screen.note("Dry run: no model was written.")
     else:
         place = options.place
-        screen.line(f"Wrote {place} ({size(place.stat().st_size)}).")
-        screen.line(f"Read it with {_loading(place, report)}.")
-    if options.emit_python is not None:
-        screen.line(f"Wrote {options.emit_python}: the model as Python.")
+        screen.note(f"Wrote {place} ({size(place.stat().st_size)}).")
+        screen.paragraph(f"Read it with {_loading(place, report)}.")
+    if options.emit_python not in (None, STDOUT):
+        screen.note(f"Wrote {options.emit_python}: the model as Python.")
 
 
 def _loading(place: Path, report: Report) -> str:

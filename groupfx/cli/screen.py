@@ -76,6 +76,13 @@ class Screen:
         for line in table_lines(tables, self.width):
             self.line(line)
 
+    def note(self, text: str) -> None:
+        """A line that should be read even where stdout belongs to something else."""
+        if self._data:
+            self.line(text)
+        elif not self._quiet:
+            self._err.print(printable(text))
+
     def log(self, text: str) -> None:
         """A line for those who asked for more, on stderr."""
         if self.verbose:
@@ -95,7 +102,7 @@ class Screen:
         """
         shown = self._err.file.isatty() and not self._quiet and not self._err.is_dumb_terminal
         columns = (
-            SpinnerColumn(),
+            SpinnerColumn("line"),
             TextColumn("{task.description}"),
             TimeElapsedColumn(),
         )

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import RewriteError
-from ..tracing.tracer import random_state_kept
+from ..tracing.tracer import seeded
 from .likeness import Fingerprint, Likeness, compare, fingerprint
 from .made import Made
 from .recipes import make
@@ -25,10 +25,14 @@ from .recipes import make
 
 @dataclass(frozen=True)
 class Written:
-    """How a leaf module is written: a call, and fields that are set afterwards."""
+    """How a leaf module is written: a call, and what is changed afterwards.
+
+    `fields` are set; the parameters `buffers` become buffers.
+    """
 
     made: Made
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, Any]
+    buffers: tuple[str, ...]
 
 
 class Constructors:
@@ -56,21 +60,37 @@ def _checked(made: Made, module: nn.Module) -> Written:
     if likeness.difference is not None:
         raise RewriteError(likeness.difference)
 
-    def if_as_good(candidate: Made) -> Made:
-        if candidate == made:
-            return made
+    def is_as_good(candidate: Made) -> bool:
         try:
-            return candidate if _likeness(candidate, module) == likeness else made
+            return _likeness(candidate, module) == likeness
         except RewriteError:
-            return made
+            return False
 
+    made = _simplified(made, is_as_good)
+    return Written(made, likeness.fields, likeness.buffers)
+
+
+def _simplified(made: Made, is_as_good: Callable[[Made], bool]) -> Made:
+    """`made` with fewer and shorter arguments, the inner calls first."""
+    for position, value in enumerate(made.args):
+
+        def with_argument(argument: Any, made: Made = made, position: int = position) -> Made:
+            args = (*made.args[:position], argument, *made.args[position + 1 :])
+            return replace(made, args=args)
+
+        if isinstance(value, Made):
+            inner = _simplified(value, lambda c, put=with_argument: is_as_good(put(c)))
+            made = with_argument(inner)
+        elif _shortened(value) != value and is_as_good(with_argument(_shortened(value))):
+            made = with_argument(_shortened(value))
     for name in list(made.kwargs):
         fewer = {key: value for key, value in made.kwargs.items() if key != name}
-        made = if_as_good(replace(made, kwargs=fewer))
-    for name, value in made.kwargs.items():
-        made = if_as_good(replace(made, kwargs={**made.kwargs, name: _shortened(value)}))
-    made = if_as_good(replace(made, args=tuple(_shortened(value) for value in made.args)))
-    return Written(made, likeness.fields)
+        shorter = {**made.kwargs, name: _shortened(made.kwargs[name])}
+        for kwargs in (fewer, shorter):
+            if kwargs != made.kwargs and is_as_good(replace(made, kwargs=kwargs)):
+                made = replace(made, kwargs=kwargs)
+                break
+    return made
 
 
 def _shortened(value: Any) -> Any:
@@ -100,5 +120,5 @@ def _likeness(made: Made, module: nn.Module) -> Likeness:
 @contextlib.contextmanager
 def _without_traces() -> Iterator[None]:
     """Constructors run without memory for weights, and leave the random state as it was."""
-    with random_state_kept(0), torch.device("meta"):
+    with seeded(0), torch.device("meta"):
         yield

@@ -8,7 +8,7 @@ import importlib
 import math
 import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
 
@@ -41,16 +41,20 @@ _LINES = {
 }
 _STANDARD = ("math", "operator")
 
+# Names that only members of these modules may have.
+_KEPT_FOR = {"Tensor": "torch", "OrderedDict": "collections", "Iterable": "collections.abc"}
+
 # Names that code of an emitted file uses for itself; no variable may be called so.
 RESERVED = frozenset(
-    {*dir(builtins), *_LINES, "self", "super", "Parts", "Tensor", "OrderedDict", "i", "conv", "bn"}
+    {*dir(builtins), *_LINES, *_KEPT_FOR, "self", "Parts", "i", "conv", "bn", "branch"}
 )
 
 
 class Imports:
-    """Collects the imports of one file."""
+    """Collects the imports of one file, whose own names are `own`."""
 
-    def __init__(self) -> None:
+    def __init__(self, own: Iterable[str] = ()) -> None:
+        self._own = RESERVED.union(own)
         self._rooms: set[str] = set()
         self._members: dict[str, dict[str, str]] = {}
         self._taken: dict[str, tuple[str, str]] = {}
@@ -69,14 +73,17 @@ class Imports:
         """Import `name` from `module`; returns the name that it has in the file."""
         own = name
         count = 1
-        while own in RESERVED - {"Tensor", "OrderedDict"} or (
-            self._taken.get(own, (module, name)) != (module, name)
-        ):
+        while self._is_taken(own, module, name):
             count += 1
             own = f"{name}_{count}"
         self._taken[own] = (module, name)
         self._members.setdefault(module, {})[own] = name
         return own
+
+    def _is_taken(self, own: str, module: str, name: str) -> bool:
+        if own in self._own and (own != name or _KEPT_FOR.get(own) != module):
+            return True
+        return self._taken.get(own, (module, name)) != (module, name)
 
     def callable(self, function: Callable[..., Any]) -> str:
         """Source text that names `function`, a class included.
@@ -169,7 +176,15 @@ def _importable(function: Any) -> tuple[str, str]:
             f"{shown} cannot be imported by that name, so a file that uses it cannot be written: "
             "put it into a module on the Python path"
         )
-    return module, name
+    return _shortest(module, name.partition(".")[0]), name
+
+
+def _shortest(module: str, name: str) -> str:
+    """The outermost package that offers the member `name` of `module`."""
+    member = getattr(sys.modules[module], name)
+    parts = module.split(".")
+    packages = [".".join(parts[:count]) for count in range(1, len(parts))]
+    return next((p for p in packages if getattr(sys.modules.get(p), name, None) is member), module)
 
 
 def _on_path(module: str) -> bool:

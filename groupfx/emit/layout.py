@@ -51,7 +51,7 @@ class Bracket(Doc):
         elif len(self.items) > _MANY and all(len(item.flat) <= _SHORT for item in self.items):
             lines += _filled(self.items, indent + INDENT)
         else:
-            comma = "" if isinstance(self.items[0], Loop) else ","
+            comma = "," if len(self.items) > 1 or self._needs_comma else ""
             for item in self.items:
                 lines += render(item, indent + INDENT, after=comma)
         return [*lines, f"{' ' * indent}{_CLOSING[self.opening]}{after}"]
@@ -59,7 +59,7 @@ class Bracket(Doc):
     @property
     def _needs_comma(self) -> bool:
         """Whether this is a tuple of one."""
-        return self.opening == "(" and not self.head and len(self.items) == 1
+        return _is_tuple_of_one(self.head, self.opening, self.items)
 
 
 @dataclass(frozen=True)
@@ -112,10 +112,14 @@ def render(doc: Doc, indent: int, before: str = "", after: str = "") -> list[str
     return [line] if len(line) <= WIDTH else doc.broken(indent, before, after)
 
 
+def _is_tuple_of_one(head: str, opening: str, items: Sequence[Doc]) -> bool:
+    return opening == "(" and not head and len(items) == 1 and not isinstance(items[0], Loop)
+
+
 def bracket(head: str, items: Sequence[Doc], opening: str = "(") -> Bracket:
-    """`head(items)`, `head[items]`, or a display where `head` is empty."""
+    """`head(items)`, `head[items]`, or a display or a generator where `head` is empty."""
     inner = ", ".join(item.flat for item in items)
-    if opening == "(" and not head and len(items) == 1:
+    if _is_tuple_of_one(head, opening, items):
         inner += ","
     flat = f"{head}{opening}{inner}{_CLOSING[opening]}"
     return Bracket(flat, head=head, opening=opening, items=tuple(items))

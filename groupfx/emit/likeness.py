@@ -18,16 +18,19 @@ from ..nn import is_weight_hook
 Fingerprint = tuple[object, ...]
 
 _INTERNAL = frozenset(nn.Module().__dict__) | {"_compiled_call_impl"}
-_TENSORS = ("_parameters", "_buffers")
 _HOOKS = tuple(name for name in nn.Module().__dict__ if name.endswith("_hooks"))
 
 
 @dataclass(frozen=True)
 class Likeness:
-    """What makes two modules differ, if anything, and fields that have to be set to be alike."""
+    """What makes two modules differ, if anything, and what has to be changed to be alike.
+
+    `fields` have to be set; the parameters `buffers` have to become buffers.
+    """
 
     difference: str | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
+    buffers: tuple[str, ...] = ()
 
 
 def fingerprint(module: nn.Module) -> Fingerprint:
@@ -44,7 +47,7 @@ def fingerprint(module: nn.Module) -> Fingerprint:
     return (
         type(module),
         tuple(fields),
-        _tensors(module),
+        tensors(module),
         tuple(hooks),
         tuple(children),
         id(module) if own else None,
@@ -55,14 +58,15 @@ def compare(twin: nn.Module, module: nn.Module) -> Likeness:
     """How `twin`, made anew, is like `module`."""
     if not isinstance(twin, nn.Module) or not _same_type(twin, module):
         return Likeness(f"made anew it is a {type(twin).__name__}")
-    if _tensors(twin) != _tensors(module):
+    buffers = tuple(name for name in module._buffers if twin._parameters.get(name) is not None)
+    if tensors(twin, buffers) != tensors(module):
         return Likeness(
             f"made anew it holds the tensors {_shown(twin)}, and it holds {_shown(module)}"
         )
     difference = _hook_difference(twin, module) or _child_difference(twin, module)
     if difference is not None:
         return Likeness(difference)
-    return _field_likeness(twin, module)
+    return _field_likeness(twin, module, buffers)
 
 
 def _same_type(twin: nn.Module, module: nn.Module) -> bool:
@@ -72,15 +76,15 @@ def _same_type(twin: nn.Module, module: nn.Module) -> bool:
     return type(twin) is type(module)
 
 
-def _tensors(module: nn.Module) -> tuple[object, ...]:
-    return (
-        *(
-            (kind, name, None if tensor is None else tuple(tensor.shape))
-            for kind in _TENSORS
-            for name, tensor in sorted(getattr(module, kind).items())
-        ),
-        tuple(sorted(module._non_persistent_buffers_set)),
-    )
+def tensors(module: nn.Module, buffers: tuple[str, ...] = ()) -> tuple[object, ...]:
+    """Names, shapes and kinds; the parameters `buffers` count as buffers."""
+    held = {
+        ("parameter" if name in module._parameters and name not in buffers else "buffer", name): (
+            None if tensor is None else tuple(tensor.shape)
+        )
+        for name, tensor in (*module._parameters.items(), *module._buffers.items())
+    }
+    return tuple(sorted(held.items())), tuple(sorted(module._non_persistent_buffers_set))
 
 
 def _shown(module: nn.Module) -> str:
@@ -121,13 +125,13 @@ def _child_difference(twin: nn.Module, module: nn.Module) -> str | None:
                 return f"one of the two has no {name}"
             continue
         likeness = compare(other, child)
-        if likeness.difference is not None or likeness.fields:
-            differing = ", ".join(likeness.fields)
+        if likeness.difference is not None or likeness.fields or likeness.buffers:
+            differing = ", ".join((*likeness.fields, *likeness.buffers))
             return f"{name}: {likeness.difference or f'other values of {differing}'}"
     return None
 
 
-def _field_likeness(twin: nn.Module, module: nn.Module) -> Likeness:
+def _field_likeness(twin: nn.Module, module: nn.Module, buffers: tuple[str, ...]) -> Likeness:
     own, other = _fields(module), _fields(twin)
     fields = {}
     for name, value in own.items():
@@ -141,7 +145,7 @@ def _field_likeness(twin: nn.Module, module: nn.Module) -> Likeness:
         if not _is_plain(value):
             return Likeness(f"made anew it has another {name}")
         fields[name] = value
-    return Likeness(fields=fields)
+    return Likeness(fields=fields, buffers=buffers)
 
 
 def _fields(module: nn.Module) -> dict[str, Any]:
@@ -159,7 +163,7 @@ def _equal(ours: Any, theirs: Any) -> bool:
     if ours is theirs:
         return True
     if isinstance(ours, torch.Tensor) or isinstance(theirs, torch.Tensor):
-        return _equal_tensors(ours, theirs)
+        return _equaltensors(ours, theirs)
     if type(ours) is not type(theirs):
         return False
     if isinstance(ours, list | tuple):
@@ -171,7 +175,7 @@ def _equal(ours: Any, theirs: Any) -> bool:
         return False
 
 
-def _equal_tensors(ours: Any, theirs: Any) -> bool:
+def _equaltensors(ours: Any, theirs: Any) -> bool:
     if not _is_tensor(ours) or not _is_tensor(theirs) or ours.shape != theirs.shape:
         return False
     return not ours.is_meta and not theirs.is_meta and torch.equal(ours, theirs)

@@ -19,7 +19,7 @@ from .imports import Imports
 from .layout import ATOM, UNARY, Doc, bracket, call, entry, keyword
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
-_PLAIN_REMARK = re.compile(r"[\w.#,:/ \[\]()>+*=-]*\Z", re.ASCII)
+_PLAIN_REMARK = re.compile(r"[ !#-\[\]-~]*\Z")  # printable, but for quotes and backslashes
 
 
 def is_name(text: object) -> bool:

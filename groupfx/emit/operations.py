@@ -7,14 +7,17 @@ same order, are written under that name; the others as `torch.ops.aten....`.
 from __future__ import annotations
 
 import builtins
+import inspect
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import fx
 from torch._ops import OpOverload
 
 from ..errors import RewriteError
+from .aten import CONV_DEFAULTS, CONV_FUNCTIONS, one_for_all, usual_call
 from .imports import Imports
 from .layout import (
     ADD,
@@ -32,7 +35,7 @@ from .layout import (
     call,
     within,
 )
-from .literals import attribute, is_name, named_arguments, quoted, subscript
+from .literals import attribute, is_name, named_arguments, subscript
 
 Write = Callable[[Any], Doc]
 
@@ -96,48 +99,6 @@ _ATEN_INFIX = {
     },
 }
 _ATEN_PREFIX = {"neg.default": operator.neg, "bitwise_not.default": operator.invert}
-_ATEN_METHODS = frozenset(
-    """
-    view.default reshape.default flatten.using_ints unflatten.int transpose.int permute.default
-    unsqueeze.default squeeze.default squeeze.dim squeeze.dims expand.default contiguous.default
-    clone.default detach.default chunk.default split.Tensor mean.default mean.dim sum.default
-    sum.dim_IntList add_.Tensor sub_.Tensor mul_.Tensor div_.Tensor copy_.default fill_.Scalar
-    zero_.default masked_fill.Scalar masked_fill_.Scalar square.default argmax.default
-    to.dtype type_as.default view_as.default expand_as.default repeat.default select.int
-    """.split()
-)
-_ATEN_FUNCTIONS: Mapping[str, str] = {
-    name: f"{room}.{name.partition('.')[0]}"
-    for room, names in (
-        (
-            "F",
-            """
-            conv1d.default conv1d.padding conv2d.default conv2d.padding conv3d.default
-            conv3d.padding conv_transpose1d.default conv_transpose2d.input conv_transpose3d.input
-            linear.default relu.default relu_.default gelu.default silu.default hardtanh.default
-            hardswish.default hardsigmoid.default leaky_relu.default elu.default softplus.default
-            dropout.default max_pool1d.default max_pool2d.default max_pool3d.default
-            avg_pool1d.default avg_pool2d.default avg_pool3d.default adaptive_avg_pool1d.default
-            adaptive_avg_pool2d.default adaptive_avg_pool3d.default pad.default
-            scaled_dot_product_attention.default
-            """,
-        ),
-        (
-            "torch",
-            """
-            cat.default stack.default tanh.default sigmoid.default exp.default log.default
-            sqrt.default rsqrt.default abs.default sin.default cos.default softmax.int
-            log_softmax.int where.self where.ScalarSelf where.ScalarOther where.Scalar clamp.default
-            maximum.default minimum.default addmm.default bmm.default einsum.default
-            arange.default arange.start zeros.default ones.default full.default zeros_like.default
-            ones_like.default full_like.default embedding.default batch_norm.default
-            layer_norm.default group_norm.default std.correction var.correction
-            """,
-        ),
-    )
-    for name in names.split()
-}
-
 # Says of a tensor what is written nowhere else (its device among it); it computes nothing.
 _SILENT = frozenset({"_assert_tensor_metadata.default"})
 
@@ -173,7 +134,7 @@ class Operations:
             if short is not None:
                 return short
         name = self._imports.callable(target)
-        return call(name, self._arguments(args, kwargs, write))
+        return call(name, self._arguments(args, _told(target, kwargs), write))
 
     def _operator(self, target: Any, args: Sequence[Any], write: Write) -> Doc | None:
         if target in _INFIX and len(args) == 2:
@@ -194,14 +155,13 @@ class Operations:
         name = f"{packet}.{target._overloadname}"
         if namespace != "aten":
             return self._verbatim(namespace, packet, target, self._arguments(args, kwargs, write))
-        if name == "sym_size.int":
-            return self.method("size", args, kwargs, write)
-        if name in _ATEN_METHODS and args:
-            return self.method(packet, args, kwargs, write)
-        if name in _ATEN_FUNCTIONS and name not in _ATEN_INFIX:
-            room, _, function = _ATEN_FUNCTIONS[name].partition(".")
+        usual = usual_call(name, args, kwargs)
+        if usual is not None:
+            room, _, function = usual.name.partition(".")
+            if not function:
+                return self.method(usual.name, usual.args, usual.kwargs, write)
             self._imports.module(room)
-            return call(f"{room}.{function}", self._arguments(args, kwargs, write))
+            return call(usual.name, self._arguments(usual.args, usual.kwargs, write))
         if not kwargs:
             short = self._operator(_ATEN_INFIX.get(name, _ATEN_PREFIX.get(name)), args, write)
             sliced = _sliced(name, args, write)
@@ -226,6 +186,26 @@ class Operations:
     def _arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any], write: Write) -> list[Doc]:
         named = {name: write(value) for name, value in kwargs.items()}
         return [*(write(value) for value in args), *named_arguments(named)]
+
+
+def _told(target: Any, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The keyword arguments that say something: tracing a torch function records defaults too."""
+    if target in CONV_FUNCTIONS:
+        short = {name: one_for_all(value) for name, value in kwargs.items()}
+        return {
+            name: value
+            for name, value in short.items()
+            if name not in CONV_DEFAULTS or value != CONV_DEFAULTS[name]
+        }
+    if not inspect.isfunction(target) or target.__module__ != torch.nn.functional.__name__:
+        return kwargs
+    parameters = inspect.signature(target).parameters
+    defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+    return {
+        name: value
+        for name, value in kwargs.items()
+        if name not in defaults or type(value) is not type(defaults[name]) or value != defaults[name]
+    }
 
 
 def is_silent(target: Any) -> bool:
@@ -258,11 +238,23 @@ def _sliced(name: str, args: Sequence[Any], write: Write) -> Doc | None:
     return subscript(within(write(args[0]), ATOM), index if len(index) > 1 else index[0], write)
 
 
-def assertion(target: Any, args: Sequence[Any], write: Write) -> tuple[Doc, str] | None:
-    """Condition and message, where a call of `target` is what an `assert` becomes in a graph."""
-    name = getattr(target, "__name__", "")
-    if target is torch._assert and len(args) == 2:
-        return write(args[0]), quoted(str(args[1]))
-    if name == "_assert_is_none" and target.__module__ == "torch.fx._symbolic_trace":
-        return Doc(f"{within(write(args[0]), COMPARE + 1)} is None", COMPARE), quoted(args[1])
-    return None
+def is_assertion(target: Any) -> bool:
+    """Whether a call of `target` is what an `assert` becomes in a graph."""
+    return target is torch._assert or _asks_for_none(target)
+
+
+def _asks_for_none(target: Any) -> bool:
+    name, module = getattr(target, "__name__", ""), getattr(target, "__module__", "")
+    return (module, name) == ("torch.fx._symbolic_trace", "_assert_is_none")
+
+
+def condition(target: Any, value: Doc) -> Doc:
+    """What an assertion about `value` asks for."""
+    if not _asks_for_none(target):
+        return value
+    return Doc(f"{within(value, COMPARE + 1)} is None", COMPARE)
+
+
+def is_arithmetic(node: fx.Node) -> bool:
+    """Whether `node` is an operator between two values."""
+    return node.target in _INFIX or node.target in INPLACE

@@ -195,7 +195,7 @@ class Settings:
         return flat and self._tree.is_list(module) and not self._tree.is_leaf(path)
 
     def _modes(self, path: str, module: nn.Module, training: bool, indent: int) -> list[str]:
-        """`eval()` and `train()` where leaves are not in the mode that their container is in."""
+        """`eval()` and `train()` where what is called is not in the mode of its container."""
         flag = self._mode_of(path, module, training)
         lines = []
         if flag != training:
@@ -206,10 +206,12 @@ class Settings:
         return lines
 
     def _mode_of(self, path: str, module: nn.Module, training: bool) -> bool:
-        if path == "" or self._tree.is_leaf(path):
+        if path == "":
             return module.training
+        if self._tree.is_leaf(path):
+            return module.training if id(module) in self._tree.called else training
         # A container computes nothing: its own flag is of no account.
-        flags = {leaf.training for leaf in self._tree.leaves_below(path, module)}
+        flags = {leaf.training for leaf in self._tree.called_below(path, module)}
         return next(iter(flags)) if len(flags) == 1 else training
 
 

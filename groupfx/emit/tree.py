@@ -14,9 +14,10 @@ from itertools import groupby
 from torch import fx, nn
 
 from ..errors import RewriteError
-from .constructors import Constructors
+from .constructors import Constructors, Written
 from .imports import Imports
 from .layout import Doc, bracket, call, entry, keyword, loop, render
+from .likeness import tensors
 from .literals import attribute, is_name, quoted
 
 PARTS = "Parts"
@@ -35,20 +36,28 @@ _CONTAINERS = (nn.Module, nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
 class Tree:
-    """The modules below `root`, of which the graph calls those with an id in `called`."""
+    """The modules below `root`, of which the graph calls those with an id in `called`.
+
+    An export leaves only the tensors of a module. Where those of `original` are the same, it is
+    what holds them: one line, and no list of tensors.
+    """
 
     def __init__(
-        self, root: nn.Module, called: frozenset[int], imports: Imports, own: str = "self"
+        self,
+        root: nn.Module,
+        called: frozenset[int],
+        imports: Imports,
+        original: nn.Module | None = None,
     ) -> None:
         self.root = root
         self.imports = imports
         self.uses_parts = False
-        self._own = own
-        self._called = called
+        self.called = called
+        self._originals = {} if original is None else dict(original.named_modules())
         self._constructors = Constructors()
         self._first: dict[int, str] = {}
         self._leaves: dict[int, bool] = {}
-        self._sources: dict[str, str] = {"": own}
+        self._sources: dict[str, str] = {"": "self"}
         for path, module in self._walk("", root):
             self._first.setdefault(id(module), path)
 
@@ -87,18 +96,32 @@ class Tree:
 
     def _decide(self, module: nn.Module, path: str) -> bool:
         parent = path.rpartition(".")[0]
-        if self.is_leaf(parent) or id(module) in self._called:
+        if self.is_leaf(parent) or id(module) in self.called:
             return True
-        if type(module) in _CONTAINERS or isinstance(module, fx.GraphModule):
+        container = type(module) in _CONTAINERS or isinstance(module, fx.GraphModule)
+        if container and self._stand_in(path, module) is None:
             return False
-        if any(id(inner) in self._called for inner in module.modules()):
+        if any(id(inner) in self.called for inner in module.modules()):
             return False
         try:
-            self._constructors.written(module, path)
+            self._written(path, module)
         except RewriteError:
             # It is never called: its tensors under their names are all that counts.
             return False
         return True
+
+    def _written(self, path: str, module: nn.Module) -> Written:
+        return self._constructors.written(self._stand_in(path, module) or module, path)
+
+    def _stand_in(self, path: str, module: nn.Module) -> nn.Module | None:
+        """The module of the original that held the tensors of the container `module`."""
+        original = self._originals.get(path)
+        if original is None or type(module) is not nn.Module or module._modules:
+            return None
+        library = type(original).__module__.startswith("torch.nn.") and not original._modules
+        grouped = getattr(original, "groups", 1) != 1
+        same = tensors(original) == tensors(module) and any(tensors(module)[0])
+        return original if library and same and not grouped else None
 
     # Walking
 
@@ -125,9 +148,9 @@ class Tree:
             if self.is_leaf(path) and not self._is_alias(path, module):
                 yield path, module
 
-    def leaves_below(self, path: str, module: nn.Module) -> list[nn.Module]:
-        """The leaves in the container `module` at `path`."""
-        return [inner for own, inner in self._walk(path, module) if self.is_leaf(own)]
+    def called_below(self, path: str, module: nn.Module) -> list[nn.Module]:
+        """The leaves in the container `module` at `path` that the graph calls."""
+        return [inner for _, inner in self._walk(path, module) if id(inner) in self.called]
 
     def _is_alias(self, path: str, module: nn.Module) -> bool:
         return self._first[id(module)] != path
@@ -151,13 +174,39 @@ class Tree:
             return None
         return self._items("", self.root)
 
-    def field_statements(self, indent: int) -> list[str]:
-        """Statements that set what was changed on a leaf after it was made."""
-        lines = []
-        for path, module in self.leaves():
-            for name, value in self._constructors.written(module, path).fields.items():
-                doc = Doc(repr(value))
-                lines += render(doc, indent, f"{attribute(self.source(path), name)} = ")
+    def changes(self, indent: int) -> list[str]:
+        """Statements for what was changed on leaves after they were made."""
+        lines: list[str] = []
+        for path, holder in self.holders():
+            own = {
+                name: self._changes("branch", f"{path}.{name}" if path else name, child)
+                for name, child in holder._modules.items()
+                if child is not None and self.is_leaf(f"{path}.{name}" if path else name)
+            }
+            same = own and len(set(map(tuple, own.values()))) == 1 and len(own) > 1
+            if same and self.is_list(holder) and len(own) == len(holder._modules):
+                if any(own.values()):
+                    lines.append(f"{' ' * indent}for branch in {self.source(path)}:")
+                    lines += [" " * (indent + 4) + line for line in own["0"]]
+                continue
+            for name, child in holder._modules.items():
+                inner = f"{path}.{name}" if path else name
+                if child is not None and name in own:
+                    found = self._changes(self.source(inner), inner, child)
+                    lines += [" " * indent + line for line in found]
+        return lines
+
+    def _changes(self, owner: str, path: str, module: nn.Module) -> list[str]:
+        written = self._written(path, module)
+        lines = [
+            f"{attribute(owner, name)} = {value!r}" for name, value in written.fields.items()
+        ]
+        for name in written.buffers:
+            lines += [
+                f"kept = {attribute(owner, name)}.detach()",
+                f"del {attribute(owner, name)}" if is_name(name) else f"delattr({owner}, {name!r})",
+                f"{owner}.register_buffer({quoted(name)}, kept)",
+            ]
         return lines
 
     def _add(
@@ -187,7 +236,7 @@ class Tree:
 
     def _expression(self, path: str, module: nn.Module) -> Doc:
         if self.is_leaf(path):
-            return self._constructors.written(module, path).made.doc(self.imports)
+            return self._written(path, module).made.doc(self.imports)
         return self._container(module, self._items(path, module))
 
     def _items(self, path: str, module: nn.Module) -> list[Doc]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from ..archive.names import first_few
 from ..errors import FileError, UsageError
 
 # Under these names, people keep the weights of a model next to other things, best name first.
@@ -70,5 +71,4 @@ def _at(found: object, key: str, source: str) -> object:
 
 
 def _keys(found: Mapping[object, object]) -> str:
-    names = [str(key) for key in found]
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    return first_few(list(found), _SHOWN)

@@ -13,7 +13,7 @@ from typing import BinaryIO
 import torch
 from torch import nn
 
-from ..archive.names import Damaged
+from ..archive.names import Damaged, first_few
 from ..errors import FileError, UsageError
 from ..inputs import ExampleInputs
 from .scan import scan
@@ -34,7 +34,7 @@ def refusal(file: BinaryIO, source: str) -> FileError:
         asked = sorted(_asked_for(file))
     except (zipfile.BadZipFile, Damaged, EOFError, RuntimeError, NotImplementedError):
         asked = []
-    pickles = f"; its pickles ask for {', '.join(asked[:8])}" if asked else ""
+    pickles = f"; its pickles ask for {first_few(asked, 8)}" if asked else ""
     return FileError(
         f"{source} is a .pt2 file: torch.export.load unpickles parts of it and evaluates Python "
         f"text in it{pickles}. Ways out: save the model with groupfx, or its state_dict and give "

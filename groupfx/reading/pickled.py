@@ -29,7 +29,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from ..archive.container import PICKLE, check_container, is_zip, read_record
 from ..archive.content import rebuild_plain
 from ..archive.module_classes import classes
-from ..archive.names import Damaged
+from ..archive.names import Damaged, first_few
 from ..archive.pickles import opcodes
 from ..archive.tensors import NotPlain, numbers_of
 from ..errors import FileError
@@ -162,10 +162,9 @@ def _look_through(file: BinaryIO, source: str) -> int:
         file.seek(0)
     foreign = sorted(set().union(*(_foreign(use) for use in uses)))
     if foreign:
-        shown = ", ".join(foreign[:_SHOWN]) + (", ..." if len(foreign) > _SHOWN else "")
         raise FileError(
-            f"{source} holds more than weights and torch.nn modules: it asks for {shown}. "
-            f"{_ways_out()}"
+            f"{source} holds more than weights and torch.nn modules: it asks for "
+            f"{first_few(foreign, _SHOWN)}. {_ways_out()}"
         )
     return size
 
@@ -181,7 +180,7 @@ def _ways_out() -> str:
 def _scan_stream(file: BinaryIO, source: str) -> list[PickleUse]:
     if not _is_legacy(file):
         use = scan(file)
-        foreign = ", ".join(sorted(use.globals)[:_SHOWN]) or "no classes"
+        foreign = first_few(sorted(use.globals), _SHOWN) or "no classes"
         raise FileError(
             f"{source} is a plain pickle that torch.save did not write; it asks for {foreign}. "
             f"{_ways_out()}"

@@ -70,7 +70,8 @@ def _base_name(fragment: Fragment, call: ConvCall | Unreadable) -> str:
         return fragment.full_name(call.path)
     if isinstance(call.weight, Stored):
         path, _, name = call.weight.key.rpartition(".")
-        return fragment.full_name(path if name == "weight" and path else call.weight.key)
+        named = name == "weight" and bool(path or fragment.path)
+        return fragment.full_name(path if named else call.weight.key)
     return ".".join(part for part in (fragment.path, call.node.name) if part)
 
 

@@ -113,7 +113,7 @@ def _keep_what_copying_drops(reference: fx.GraphModule, working: fx.GraphModule)
         keys: dict[int, str] = {}
         for name, tensor in names.items():
             key = keys.setdefault(id(tensor), name)
-            held[name] = held[key]  # type: ignore[assignment]
+            held[name] = None if tensor is None else held[key]  # type: ignore[assignment]
     restore_order(working, reference)
 
 

@@ -169,8 +169,7 @@ class Float64(TorchFunctionMode):
             self._shadowed[id(shadow)] = target
 
     def _refuse_write(self, target: Tensor) -> None:
-        base = target._base
-        owner = self._owner(target) or (None if base is None else self._owner(base))
+        owner = self._owner(target)
         if owner is not None:
             raise ModelError(
                 f"the model writes into a view of its own {owner} while it runs, which cannot be "

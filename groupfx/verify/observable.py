@@ -100,7 +100,6 @@ def _stand_ins(model: nn.Module, wanted: set[str], seen: _Seen) -> Iterator[None
                 if buffer is not None:
                     copies.setdefault(id(buffer), buffer.detach().clone())
                     module._buffers[name] = copies[id(buffer)]
-        _refresh_recurrent(model)
         yield
     finally:
         for module, name, parameter in found:
@@ -109,7 +108,7 @@ def _stand_ins(model: nn.Module, wanted: set[str], seen: _Seen) -> Iterator[None
 
 
 def _refresh_recurrent(model: nn.Module) -> None:
-    """Recurrent layers keep a list of their weights besides the weights themselves."""
+    """Recurrent layers list their weights a second time, and renew the list in a forward only."""
     for module in model.modules():
         if isinstance(module, nn.RNNBase):
             module._flat_weights = [getattr(module, n, None) for n in module._flat_weights_names]

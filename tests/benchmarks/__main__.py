@@ -12,12 +12,13 @@ from collections.abc import Callable
 import torch
 from rich.console import Console
 
-from . import inspect_cost, peak_memory, rewrite_time, source1_groups
+from . import files, inspect_cost, peak_memory, rewrite_time, source1_groups
 
 BENCHMARKS: dict[str, Callable[[Console, bool], None]] = {
     "rewrite-time": rewrite_time.run,
     "peak-memory": peak_memory.run,
     "inspect-cost": inspect_cost.run,
+    "files": files.run,
     "source1-groups": source1_groups.run,
 }
 

@@ -1,0 +1,426 @@
+"""The body of `forward`: statements in the order of the graph, with short names and little nesting.
+
+A value that is used once is written where it is used, as long as nothing changes its place in the
+order of evaluation and the line stays readable. A value takes over the name of the one that it is
+computed from where that one is not needed any more, as in `x = self.conv(x)`: this reads well, and
+it frees memory when the graph would.
+"""
+
+from __future__ import annotations
+
+import builtins
+import operator
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ..errors import RewriteError
+from .branches import Alike, Branch, Child, Step, find_alike
+from .imports import Imports
+from .layout import WIDTH, Doc, bracket, call, loop, render
+from .literals import attribute, literal, remark, subscript
+from .naming import Naming
+from .operations import INPLACE, Operations, condition, is_arithmetic, is_assertion, is_silent
+from .signature import Built, Signature
+from .tree import Tree
+
+_DEPTH = 3
+_LOOKS = (operator.getitem, builtins.getattr, torch.ops.aten.sym_size.int)
+_SIZES = ("size", "dim", "numel", "stride")
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """An expression that is not written yet: its node, the nodes inside it, how deep it is."""
+
+    node: fx.Node
+    doc: Doc
+    nodes: tuple[fx.Node, ...]
+    depth: int
+
+
+class Forward:
+    """Writes one graph. `remarks` are comments for the statement that computes a node."""
+
+    def __init__(
+        self,
+        graph: fx.Graph,
+        tree: Tree,
+        imports: Imports,
+        signature: Signature,
+        remarks: Mapping[fx.Node, str],
+    ) -> None:
+        self._graph = graph
+        self._tree = tree
+        self._imports = imports
+        self._operations = Operations(imports)
+        self._signature = signature
+        self._remarks = remarks
+        self._alike = find_alike(graph, self._is_list)
+        self._hidden = {node for alike in self._alike.values() for node in alike.inside}
+        self._waiting: list[_Waiting] = []
+        self._lines: list[str] = []
+        self._indent = 8
+        self._uses = self._count()
+        self._left = Counter(self._uses)
+        self._names = Naming(self._order(), imports, self._uses, signature.variables)
+
+    def _is_list(self, path: str, count: int) -> bool:
+        module = self._tree.root.get_submodule(path)
+        written = not self._tree.is_leaf(path) and self._tree.is_list(module)
+        return written and len(module._modules) >= count
+
+    def _count(self) -> Counter[fx.Node]:
+        """How often each value is read; what only looks and is read by nobody is left out."""
+        uses: Counter[fx.Node] = Counter()
+        for node in reversed(self._graph.nodes):
+            if node in self._hidden:
+                continue
+            if node.op not in ("placeholder", "output") and not uses[node] and _only_looks(node):
+                self._hidden.add(node)
+                continue
+            uses.update(self._operands(node))
+        return uses
+
+    def _order(self) -> dict[fx.Node, int]:
+        """Where each value is computed, in statements; a branch stands with its concatenation."""
+        order, position = {}, 0
+        for node in self._graph.nodes:
+            order[node] = position
+            position += node not in self._hidden
+        return order
+
+    def _operands(self, node: fx.Node) -> list[fx.Node]:
+        """Values that `node` reads, in the order in which they are evaluated."""
+        found: list[fx.Node] = []
+        if node in self._alike:
+            found += self._alike[node].sources
+        elif node.op == "output":
+            _collect(self._signature.output, found)
+        else:
+            fx.node.map_arg((node.args, node.kwargs), found.append)
+        return [operand for operand in found if operand.op != "get_attr"]
+
+    # Statements
+
+    def lines(self) -> list[str]:
+        """The body, indented for a method."""
+        for node, part in self._signature.parts.items():
+            if self._uses[node]:
+                name = self._names.fresh(node, self._left)
+                self._lines += render(part, self._indent, f"{name} = ")
+        for node in self._graph.nodes:
+            if node in self._hidden or node.op in ("placeholder", "get_attr"):
+                continue
+            if node.op == "output":
+                self._return(node)
+            else:
+                self._visit(node)
+        return self._lines
+
+    def _visit(self, node: fx.Node) -> None:
+        special = node.target is operator.setitem or node.target in INPLACE
+        if node in self._alike or special:
+            self._flush()
+        if special and self._changed(node):
+            return
+        waiting = self._expression(node)
+        if self._may_wait(node):
+            self._waiting.append(waiting)
+            return
+        self._flush()
+        self._write(waiting)
+
+    def _expression(self, node: fx.Node) -> _Waiting:
+        """The expression for `node`, with what waits for it inside where that reads well."""
+        inner = self._ready(node)
+        made = self._with(node, inner)
+        too_long = self._indent + len(made.doc.flat) + 8 > WIDTH and node.op != "output"
+        if inner and (too_long or made.depth > _DEPTH):
+            self._waiting += inner
+            self._flush()
+            made = self._with(node, [])
+        return made
+
+    def _ready(self, node: fx.Node) -> list[_Waiting]:
+        """Takes what `node` reads off the end of the waiting ones; all else is written first."""
+        waiting = {entry.node for entry in self._waiting}
+        wanted = [operand for operand in self._operands(node) if operand in waiting]
+        count = len(wanted)
+        if wanted and [entry.node for entry in self._waiting[-count:]] == wanted:
+            inner = self._waiting[-count:]
+            del self._waiting[-count:]
+            return inner
+        if wanted:
+            self._flush()
+        return []
+
+    def _with(self, node: fx.Node, inner: list[_Waiting]) -> _Waiting:
+        docs = {entry.node: entry.doc for entry in inner}
+        doc = self._doc(node, docs)
+        own = 0 if node.target in _LOOKS or node.target in _SIZES or node.op == "output" else 1
+        depth = own + max((entry.depth for entry in inner), default=0)
+        nodes = (node, *(part for entry in inner for part in entry.nodes))
+        return _Waiting(node, doc, nodes, depth)
+
+    def _may_wait(self, node: fx.Node) -> bool:
+        if self._uses[node] != 1:
+            return False
+        if node not in self._alike and node not in self._remarks:
+            return True
+        return any(user.op == "output" for user in node.users)
+
+    def _flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for entry in waiting:
+            self._write(entry)
+
+    def _write(self, waiting: _Waiting) -> None:
+        """Write a statement."""
+        node = waiting.node
+        self._remark(waiting)
+        if is_assertion(node.target):
+            self._assert(waiting)
+            return
+        dying = self._read(waiting)
+        before = ""
+        if self._uses[node]:
+            before = f"{self._names.name(node, self._going_on(waiting, dying), self._left)} = "
+        self._lines += render(waiting.doc, self._indent, before)
+
+    def _assert(self, waiting: _Waiting) -> None:
+        message = str(waiting.node.args[1])
+        self._read(waiting)
+        text = literal(message, self._imports)
+        line = f"{' ' * self._indent}assert {waiting.doc.flat}, {text.flat}"
+        if len(line) <= WIDTH:
+            self._lines.append(line)
+            return
+        inside = " " * (self._indent + 4) + text.flat
+        last = " " * self._indent + ")"
+        self._lines += [f"{' ' * self._indent}assert {waiting.doc.flat}, (", inside, last]
+
+    def _changed(self, node: fx.Node) -> bool:
+        """Write `a += b` or `a[k] = b`, where it is the same as the call in the graph."""
+        if node.target is operator.setitem:
+            owner, index, value = node.args
+            place = subscript(self._value(owner, {}).flat, index, self._plain)
+            self._read(_Waiting(node, place, (node,), 1))
+            self._lines += render(self._plain(value), self._indent, f"{place.flat} = ")
+            return True
+        owner, value = node.args
+        if not isinstance(owner, fx.Node) or owner.op == "get_attr" or self._left[owner] != 1:
+            return False
+        if not self._uses[node]:
+            return False
+        name, doc = self._names.of(owner), self._plain(value)
+        self._read(_Waiting(node, doc, (node,), 1))
+        self._names.take(node, name)
+        self._lines += render(doc, self._indent, f"{name} {INPLACE[node.target]} ")
+        return True
+
+    def _return(self, node: fx.Node) -> None:
+        waiting = self._expression(node)
+        self._flush()
+        self._remark(waiting)
+        output = self._signature.output
+        flat = waiting.doc.flat
+        if isinstance(output, tuple) and len(output) > 1 and len(flat) < WIDTH - self._indent - 8:
+            self._lines.append(f"{' ' * self._indent}return {flat[1:-1]}")
+            return
+        self._lines += render(waiting.doc, self._indent, "return ")
+
+    def _remark(self, waiting: _Waiting) -> None:
+        for node in reversed(waiting.nodes):
+            if node in self._remarks:
+                self._lines.append(f"{' ' * self._indent}# {remark(self._remarks[node])}")
+
+    # Names
+
+    def _read(self, waiting: _Waiting) -> set[fx.Node]:
+        """Count the reads of a statement; returns the values that nothing needs after it."""
+        read = {operand for node in waiting.nodes for operand in self._operands(node)}
+        for node in waiting.nodes:
+            self._left.subtract(self._operands(node))
+        return {node for node in read if self._left[node] == 0}
+
+    def _going_on(self, waiting: _Waiting, dying: set[fx.Node]) -> list[fx.Node]:
+        """Values whose variable may hold the result: what the expression starts with, or sums up."""
+        node: fx.Node | None = waiting.node
+        while node is not None and node in waiting.nodes:
+            node = next(iter(self._operands(node)), None)
+        sums = any(is_arithmetic(part) for part in waiting.nodes)
+        outside = [source for source in dying if source not in waiting.nodes]
+        return [source for source in outside if sums or source is node]
+
+    # Expressions
+
+    def _value(self, node: fx.Node, inner: Mapping[fx.Node, Doc]) -> Doc:
+        if node in inner:
+            return inner[node]
+        if node.op == "get_attr":
+            return self._attribute(node)
+        return Doc(self._names.of(node))
+
+    def _attribute(self, node: fx.Node) -> Doc:
+        path, _, name = str(node.target).rpartition(".")
+        value = getattr(self._tree.root.get_submodule(path), name)
+        if isinstance(value, nn.Module):
+            raise RewriteError(
+                f"{node.name} is a graph inside the graph ({type(value).__name__}), which cannot be "
+                "written as Python"
+            )
+        if not isinstance(value, torch.Tensor):
+            return literal(value, self._imports)
+        return Doc(self._tree.source(str(node.target)))
+
+    def _plain(self, value: Any) -> Doc:
+        return self._argument(value, {})
+
+    def _argument(self, value: Any, inner: Mapping[fx.Node, Doc]) -> Doc:
+        def other(item: Any) -> Doc | None:
+            if isinstance(item, fx.Node):
+                return self._value(item, inner)
+            if isinstance(item, Built):
+                return item.doc(self._imports, lambda part: self._argument(part, inner))
+            return None
+
+        return literal(value, self._imports, other)
+
+    def _doc(self, node: fx.Node, inner: Mapping[fx.Node, Doc]) -> Doc:
+        def write(value: Any) -> Doc:
+            return self._argument(value, inner)
+
+        if node in self._alike:
+            return self._loop(self._alike[node])
+        if node.op == "output":
+            return write(self._signature.output)
+        if is_assertion(node.target):
+            return condition(node.target, write(node.args[0]))
+        if node.op == "call_module":
+            head = self._tree.source(str(node.target))
+            return self._operations.module(head, node.args, node.kwargs, write)
+        if node.op == "call_method":
+            return self._operations.method(str(node.target), node.args, node.kwargs, write)
+        return self._operations.function(node.target, node.args, node.kwargs, write)
+
+    def _loop(self, alike: Alike) -> Doc:
+        """`torch.cat([... for i, (conv, bn) in enumerate(zip(...))], dim=1)`."""
+        branches = _Branches(self, alike)
+        inside = bracket("", [branches.comprehension()], "[")
+        rest = [self._plain(value) for value in alike.cat.args[1:]]
+        named = {name: self._plain(value) for name, value in alike.cat.kwargs.items()}
+        return call(self._imports.callable(torch.cat), [inside, *rest], **named)
+
+
+class _Branches:
+    """The comprehension over branches that are alike."""
+
+    def __init__(self, forward: Forward, alike: Alike) -> None:
+        self._forward = forward
+        self._alike = alike
+        self._counted = False
+        self._loops: dict[str, str] = {}
+
+    def comprehension(self) -> Doc:
+        """`element for target in values`."""
+        tree = self._forward._tree
+        self._list_loops(self._alike.branch)
+        element = self._call(self._alike.branch)
+        if not self._loops:
+            return loop(element, "i", call("range", [Doc(str(self._alike.count))]))
+        sources = [tree.source(path) for path in self._loops]
+        names = ", ".join(self._loops.values())
+        values = Doc(sources[0]) if len(sources) == 1 else call("zip", [Doc(s) for s in sources])
+        if not self._counted:
+            return loop(element, names, values)
+        target = f"i, {names}" if len(sources) == 1 else f"i, ({names})"
+        return loop(element, target, call("enumerate", [values]))
+
+    def _list_loops(self, value: Any) -> None:
+        """Find the lists that are walked, in the order in which their modules are called."""
+        if isinstance(value, Branch):
+            self._list_loops([*value.args, *value.kwargs.values()])
+            if value.op == "call_module":
+                self._head(value.target)
+        elif isinstance(value, list | tuple):
+            for part in value:
+                self._list_loops(part)
+
+    def _call(self, branch: Branch) -> Doc:
+        operations = self._forward._operations
+        if branch.op == "call_module":
+            head = self._head(branch.target)
+            return operations.module(head, branch.args, branch.kwargs, self._argument)
+        if branch.op == "call_method":
+            return operations.method(branch.target, branch.args, branch.kwargs, self._argument)
+        return operations.function(branch.target, branch.args, branch.kwargs, self._argument)
+
+    def _head(self, target: Any) -> str:
+        tree = self._forward._tree
+        if not isinstance(target, Child):
+            return tree.source(str(target))
+        holder = tree.root.get_submodule(target.path)
+        if len(holder._modules) > self._alike.count:
+            self._counted = True
+            return _below(f"{tree.source(target.path)}[i]", target.rest)
+        if target.path not in self._loops:
+            first = tree.root.get_submodule(".".join(filter(None, (target.path, "0", target.rest))))
+            base = _kind(first)
+            taken = set(self._loops.values())
+            names = [base, *(f"{base}{k}" for k in range(2, len(taken) + 3))]
+            self._loops[target.path] = next(name for name in names if name not in taken)
+        return _below(self._loops[target.path], target.rest)
+
+    def _argument(self, value: Any) -> Doc:
+        def other(item: Any) -> Doc | None:
+            if isinstance(item, Step):
+                self._counted = True
+                return item.doc("i")
+            if isinstance(item, Branch):
+                return self._call(item)
+            if isinstance(item, fx.Node):
+                return self._forward._plain(item)
+            return None
+
+        return literal(value, self._forward._imports, other)
+
+
+def _below(owner: str, rest: str) -> str:
+    for name in rest.split(".") if rest else ():
+        owner = attribute(owner, name)
+    return owner
+
+
+def _kind(module: nn.Module) -> str:
+    """What a branch's module is called in a loop."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return "conv"
+    return "bn" if isinstance(module, nn.modules.batchnorm._BatchNorm) else "branch"
+
+
+def _collect(value: Any, found: list[fx.Node]) -> None:
+    if isinstance(value, Built):
+        for part in value.named.values():
+            _collect(part, found)
+    elif isinstance(value, dict):
+        for part in value.values():
+            _collect(part, found)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            _collect(part, found)
+    elif isinstance(value, fx.Node | slice):
+        fx.node.map_arg(value, found.append)
+
+
+def _only_looks(node: fx.Node) -> bool:
+    """Whether a call changes nothing, so that it may be left out where nobody reads its value."""
+    if node.op == "call_method":
+        return node.target in _SIZES
+    return node.op == "get_attr" or node.target in _LOOKS or is_silent(node.target)
+
+

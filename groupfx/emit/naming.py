@@ -1,0 +1,135 @@
+"""Names of variables in an emitted `forward`.
+
+Tensors are called x, y, z, ... as in hand-written code, and a name is free again when its value is
+not needed any more. Sizes, tuples and values that are needed much later keep the name that the
+graph gave them.
+"""
+
+from __future__ import annotations
+
+import builtins
+import operator
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import fx
+
+from .imports import RESERVED, Imports
+from .literals import is_name
+from .operations import is_arithmetic
+
+_SHORT = ("x", "y", "z", "u", "v", "w")
+_FAR = 20
+_SCALAR_METHODS = frozenset({"size", "dim", "numel", "stride", "item", "tolist", "ndimension"})
+_SCALAR_FIELDS = frozenset({"shape", "ndim", "dtype", "device"})
+
+
+class Naming:
+    """Gives variables to the values of one graph, which stand in the given order."""
+
+    def __init__(
+        self,
+        order: Mapping[fx.Node, int],
+        imports: Imports,
+        uses: Counter[fx.Node],
+        arguments: Mapping[fx.Node, str],
+    ) -> None:
+        self._imports = imports
+        self._uses = uses
+        self._names: dict[fx.Node, str] = dict(arguments)
+        self._holders = {name: node for node, name in arguments.items()}
+        self._arguments = frozenset(arguments.values())
+        self._order = order
+
+    def of(self, node: fx.Node) -> str:
+        """The variable that holds the value of `node`."""
+        return self._names[node]
+
+    def take(self, node: fx.Node, name: str) -> str:
+        """Let the variable `name` hold the value of `node`."""
+        self._names[node] = name
+        self._holders[name] = node
+        return name
+
+    def name(self, node: fx.Node, sources: Sequence[fx.Node], left: Counter[fx.Node]) -> str:
+        """A variable for `node`: that of one of `sources`, which nothing else needs, or another.
+
+        `left` counts the reads to come of each value.
+        """
+        if not self._keeps_its_name(node):
+            free = [self._names[source] for source in sources if self._is_running(source)]
+            if free:
+                return self.take(node, min(free, key=_rank))
+        return self.fresh(node, left)
+
+    def _is_running(self, node: fx.Node) -> bool:
+        """Whether its variable may go on to hold another value: not one that says what it is."""
+        name = self._names[node]
+        if self._holders[name] is not node:
+            return False
+        return name == "x" or (name not in self._arguments and not self._keeps_its_name(node))
+
+    def fresh(self, node: fx.Node, left: Counter[fx.Node]) -> str:
+        """A variable that holds nothing that is still needed."""
+        if not self._keeps_its_name(node) and node.op != "placeholder":
+            for name in _SHORT:
+                holder = self._holders.get(name)
+                if holder is None or left[holder] <= 0:
+                    return self.take(node, name)
+        return self.take(node, self._own_name(node))
+
+    def _own_name(self, node: fx.Node) -> str:
+        base = re.sub(r"\W", "_", _base(node), flags=re.ASCII)
+        if not is_name(base) or base in _SHORT:
+            base = f"value_{base.strip('_')}"
+        taken = RESERVED | self._imports.names | self._holders.keys()
+        if base not in taken:
+            return base
+        count = 2
+        while f"{base}_{count}" in taken:
+            count += 1
+        return f"{base}_{count}"
+
+    def _keeps_its_name(self, node: fx.Node) -> bool:
+        if is_scalar(node) or any(_takes_apart(user, node) for user in node.users):
+            return True
+        last = max((self._order[user] for user in node.users), default=0)
+        return self._uses[node] > 1 and last - self._order[node] > _FAR
+
+
+def _rank(name: str) -> tuple[int, str]:
+    """Short names first, in their order."""
+    return (_SHORT.index(name) if name in _SHORT else len(_SHORT)), name
+
+
+def _base(node: fx.Node) -> str:
+    if node.op == "call_module":
+        return str(node.target).replace(".", "_")
+    return node.name if node.op == "placeholder" else re.sub(r"_\d+$", "", node.name)
+
+
+def _takes_apart(user: fx.Node, node: fx.Node) -> bool:
+    """Whether `user` takes one entry out of the tuple `node`."""
+    index = user.args[1] if user.target is operator.getitem else None
+    return isinstance(index, int) and user.args[0] is node
+
+
+def is_scalar(node: fx.Node) -> bool:
+    """Whether the value of `node` is a size or the like, not a tensor."""
+    value = node.meta.get("val")
+    if value is not None:
+        return not isinstance(value, torch.Tensor | list | tuple)
+    if node.op == "call_method":
+        return node.target in _SCALAR_METHODS
+    if node.op != "call_function":
+        return False
+    if node.target is builtins.getattr:
+        return node.args[1] in _SCALAR_FIELDS
+    if node.target in (builtins.len, builtins.int, builtins.float):
+        return True
+    if node.target is operator.getitem or is_arithmetic(node):
+        sources = node.all_input_nodes
+        return bool(sources) and all(is_scalar(source) for source in sources)
+    return False
