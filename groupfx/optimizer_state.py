@@ -1,8 +1,11 @@
-"""An optimiser carried over to parameters that are rows of other parameters, and back.
+"""An optimiser carried over to parameters that are elements of other parameters, and back.
 
 Cutting is exact only where an optimiser updates each element from that element, its gradient and
 its state alone. The classes of torch that do are listed; the others are refused, because cut state
 would load, run, and train another model.
+
+Where a mask has hidden elements of a parameter, their state has no place in the parts: it is left
+behind on the way there, and is 0 on the way back. State of padding starts at 0.
 """
 
 from __future__ import annotations
@@ -11,13 +14,13 @@ import copy
 import inspect
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
 
 from groupfx.errors import RewriteError, UsageError
+from groupfx.state_pieces import Entry, Picked, Rows, coverage
 
 _ELEMENTWISE: frozenset[type[optim.Optimizer]] = frozenset(
     {
@@ -48,16 +51,21 @@ State = dict[str, Any]
 
 @dataclass(frozen=True)
 class Piece:
-    """The parameter `part` holds rows `[start, stop)` of `whole`; all of it where stop is None.
+    """The parameter `part` is what `source` says of `whole`, which is called `source.key`."""
 
-    `name` is what the whole is called in messages.
-    """
-
-    name: str
     whole: nn.Parameter
     part: nn.Parameter
-    start: int = 0
-    stop: int | None = None
+    source: Entry
+
+    @property
+    def name(self) -> str:
+        """What the whole is called in messages."""
+        return self.source.key
+
+    @property
+    def start(self) -> int:
+        """The first row of consecutive ones."""
+        return self.source.start if isinstance(self.source, Rows) else 0
 
 
 def split_optimizer(
@@ -141,25 +149,49 @@ def _by_whole(pieces: Iterable[Piece]) -> dict[int, list[Piece]]:
     """The parts of each whole in the order of their rows, by the id of the whole."""
     parts: dict[int, list[Piece]] = {}
     for piece in sorted(pieces, key=lambda piece: piece.start):
-        cut = piece.whole if piece.stop is None else piece.whole[piece.start : piece.stop]
-        if cut.shape != piece.part.shape:
+        if not _fits(piece):
             raise UsageError(
                 f"'{piece.name}' of the model given is {list(piece.whole.shape)}, which does not "
                 f"fit a part of {list(piece.part.shape)}; give the model that was rewritten"
             )
         parts.setdefault(id(piece.whole), []).append(piece)
     for found in parts.values():
+        _require_unscaled(found)
         _require_apart(found)
     return parts
 
 
-def _require_apart(parts: Sequence[Piece]) -> None:
-    for left, right in pairwise(parts):
-        if left.stop is None or right.stop is None or right.start < left.stop:
+def _fits(piece: Piece) -> bool:
+    whole, source = piece.whole, piece.source
+    if isinstance(source, Rows):
+        return source.of(whole).shape == piece.part.shape
+    axes = len(source.size)
+    return tuple(whole.shape[:axes]) == source.size and piece.part.shape == torch.Size(
+        (*source.shape, *whole.shape[axes:])
+    )
+
+
+def _require_unscaled(parts: Sequence[Piece]) -> None:
+    for piece in parts:
+        if isinstance(piece.source, Picked) and piece.source.is_scaled:
             raise RewriteError(
-                f"'{left.name}' of the original is in several parameters of the rewritten model "
-                "that are not tied: an optimiser would train them apart; tie them first"
+                f"the rewritten model holds elements of '{piece.name}' times a factor, as channels "
+                "in several groups have it: their gradients and their steps are scaled, and state "
+                "carried over would train another model; start a new optimiser"
             )
+
+
+def _require_apart(parts: Sequence[Piece]) -> None:
+    if bool((_coverage(parts) > 1).any()):
+        raise RewriteError(
+            f"'{parts[0].name}' of the original is in several parameters of the rewritten model "
+            "that are not tied, or several times in one: an optimiser would train them apart; tie "
+            "them first"
+        )
+
+
+def _coverage(parts: Sequence[Piece]) -> Tensor:
+    return coverage([piece.source for piece in parts], parts[0].whole.shape)
 
 
 def _require_known(
@@ -176,12 +208,13 @@ def _require_known(
 
 
 def _require_joinable(parts: Sequence[Piece], group_of: Mapping[int, int]) -> None:
-    first, last = parts[0], parts[-1]
-    rows = sum(len(piece.part) for piece in parts) if last.stop is not None else None
-    if rows is not None and rows != len(first.whole):
+    first = parts[0]
+    masked = any(isinstance(piece.source, Picked) for piece in parts)
+    held = _coverage(parts) > 0
+    if not masked and not bool(held.all()):
         raise RewriteError(
-            f"'{first.name}' of the original has {len(first.whole)} rows, and the rewritten model "
-            f"holds {rows} of them; start a new optimiser over the original's parameters"
+            f"'{first.name}' of the original has {len(held)} rows, and the rewritten model "
+            f"holds {int(held.sum())} of them; start a new optimiser over the original's parameters"
         )
     numbers = [group_of.get(id(piece.part)) for piece in parts]
     if len(set(numbers)) > 1:
@@ -199,8 +232,7 @@ def _cut(optimizer: optim.Optimizer, piece: Piece) -> State:
         if _is_scalar(optimizer, piece.name, piece.whole, key, value):
             state[key] = copy.deepcopy(value)
         else:
-            rows = value if piece.stop is None else value[piece.start : piece.stop]
-            state[key] = rows.to(piece.part.device, copy=True)
+            state[key] = piece.source.of(value, fill=0).to(piece.part.device, copy=True)
     return state
 
 
@@ -224,8 +256,10 @@ def _joined(optimizer: optim.Optimizer, parts: Sequence[Piece]) -> State:
         if all(scalars):
             joined[key] = copy.deepcopy(_agreed(first.name, key, values))
         else:
-            rows = values[0] if first.stop is None else torch.cat(values)
-            joined[key] = rows.to(first.whole.device, copy=True)
+            whole = values[0].new_zeros(first.whole.shape)
+            for piece, value in zip(parts, values, strict=True):
+                piece.source.put_back(value, whole)
+            joined[key] = whole.to(first.whole.device)
     return joined
 
 

@@ -34,8 +34,8 @@ from groupfx.state_pieces import (
     compose,
     entry_to_plain,
     listed,
-    required_keys,
     require_met,
+    required_keys,
     requirement_to_plain,
 )
 

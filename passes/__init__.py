@@ -10,20 +10,30 @@ from groupfx.errors import UsageError
 if TYPE_CHECKING:
     from groupfx.rewriting import Pass
 
+    from .freeze_learned_groups import FreezeLearnedGroups
     from .split_grouped_conv import SplitGroupedConv
 
 # Name on the command line -> where the class is. Nothing is imported until it is asked for.
 PASSES: Mapping[str, str] = {
     "split-grouped-conv": "groupfx.passes.split_grouped_conv:SplitGroupedConv",
+    "freeze-learned-groups": "groupfx.passes.freeze_learned_groups:FreezeLearnedGroups",
 }
 
 # What runs where no pass is named: by default, and for each target.
 PIPELINES: Mapping[str, tuple[str, ...]] = {
-    "default": ("split-grouped-conv",),
-    "plinio": ("split-grouped-conv",),
+    "default": ("split-grouped-conv:frozen=keep", "freeze-learned-groups"),
+    "plinio": ("freeze-learned-groups", "split-grouped-conv"),
+    "onnxruntime": ("freeze-learned-groups",),
 }
 
-__all__ = ["PASSES", "PIPELINES", "SplitGroupedConv", "make_pass", "pass_class"]
+__all__ = [
+    "PASSES",
+    "PIPELINES",
+    "FreezeLearnedGroups",
+    "SplitGroupedConv",
+    "make_pass",
+    "pass_class",
+]
 
 _CLASSES = {target.rpartition(":")[2]: target for target in PASSES.values()}
 

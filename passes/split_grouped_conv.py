@@ -20,6 +20,7 @@ from groupfx.calls import Recomputed
 from groupfx.channels import Slice, group_slices
 from groupfx.errors import UsageError
 from groupfx.rewriting import BatchNorm, Pass, Rewritten, Site, Skip, name_matches
+from groupfx.rewriting.learned_sites import FROZEN_MARK
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ class SplitGroupedConv(Pass[Split]):
 
     depthwise: Literal["auto", "keep", "split"] = "auto"
     """auto leaves 1-d and 2-d depthwise alone and splits 3-d ones and those with a multiplier"""
+
+    frozen: Literal["keep", "split"] = "split"
+    """keep leaves the grouped convolutions that freeze-learned-groups made"""
 
     max_groups: int | None = None
     """sites with more groups than this are skipped"""
@@ -91,6 +95,8 @@ class SplitGroupedConv(Pass[Split]):
             return f"not among only={','.join(self.only)}"
         if name_matches(site.name, self.skip):
             return f"named by skip={','.join(self.skip)}"
+        if self.frozen == "keep" and getattr(site.module, FROZEN_MARK, False):
+            return "made by freezing learned groups; -p split-grouped-conv splits it"
         if spec.kind == "depthwise" and self.depthwise == "auto" and spec.dims < 3:
             return f"{spec.dims}-d depthwise is left alone; depthwise=split splits it"
         if spec.kind.startswith("depthwise") and self.depthwise == "keep":

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from groupfx.state_map import Rows
+from groupfx.state_pieces import Rows
 from groupfx.verify import Region, SiteVerdict, compare_regions
 
 

@@ -292,6 +292,7 @@ def test_a_mismatch_is_shown_and_writes_no_model(cli: Cli, tmp_path: Path, wrong
     assert done.row("stem")[-1] == "MISMATCH"
     assert "NOT the same function" in done.out
     assert "Wrote" not in done.out
+    assert done.out.endswith("\nNo model was written.\n")
     assert done.err.startswith("groupfx: error: stem does not compute what it did")
     assert set(contents(tmp_path)) == {"net.pt", "report.json"}
     report = check_json(Path("report.json").read_text(), REPORT_SCHEMA)

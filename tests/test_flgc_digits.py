@@ -232,7 +232,7 @@ def test_evaluate_sees_a_difference(example: Any) -> None:
 REFUSED: dict[str, tuple[object, str]] = {
     "missing": (None, r"file\.pth cannot be read"),
     "pickled": ({"net": nn.Linear(2, 3)}, r"file\.pth holds more than plain data.*--trust"),
-    "list": ([1, 2], r"file\.pth is not"),
+    "list": ([1, 2], r"file\.pth is damaged, or groupfx did not write it"),
     "another-network": (
         {"state_dict": {"weight": torch.ones(2)}},
         r"file\.pth holds another network than the one of --groups 3 --width 0\.1",

@@ -21,9 +21,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "archive",
         "calls",
-        "graph",
+        "emit",
+        "flops",
         "inputs",
         "optimizer_state",
+        "reading",
         "rewriting",
         "state_map",
         "state_pieces",

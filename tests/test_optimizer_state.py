@@ -417,8 +417,11 @@ def test_a_parameter_in_two_untied_copies_is_refused() -> None:
     whole = nn.Parameter(torch.ones(4, 3))
     copies = [nn.Parameter(torch.ones(4, 3)) for _ in range(2)]
     for pieces in (
-        [Piece("w", whole, each) for each in copies],
-        [Piece("w", whole, copies[0], 0, 4), Piece("w", whole, nn.Parameter(whole[1:3]), 1, 3)],
+        [Piece(whole, each, Rows("w")) for each in copies],
+        [
+            Piece(whole, copies[0], Rows("w", 0, 4)),
+            Piece(whole, nn.Parameter(whole[1:3]), Rows("w", 1, 3)),
+        ],
     ):
         with pytest.raises(RewriteError, match=r"'w' .* not tied"):
             split_optimizer(optim.SGD([whole]), pieces)

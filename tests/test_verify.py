@@ -11,6 +11,7 @@ from hand_split import Pair, chain, split
 from torch import Tensor, fx, nn
 
 from groupfx.inputs import ExampleInputs
+from groupfx.state_pieces import Part, Picked, Rows
 from groupfx.verify import (
     Region,
     compare_models,
@@ -400,6 +401,58 @@ def test_an_inexact_form_is_held_to_the_rounding_bound(norm: bool) -> None:
     assert verdict.bound_ratio is not None
     assert 0 < verdict.bound_ratio < 0.1
     assert not compare_regions(left, right, [(2, 64, 9, 9)], exact=True).ok
+
+
+def picked(conv: nn.Conv2d, permuted: Permuted) -> Picked:
+    columns = tuple(permuted.order.tolist())
+    rows = tuple(range(conv.out_channels))
+    return Picked("conv.weight", (Part(rows, columns),), tuple(conv.weight.shape[:2]))
+
+
+def test_gradients_of_picked_elements_are_compared() -> None:
+    """A form that takes the weight's columns in another order, and says so in its map."""
+    conv = wide_conv()
+    permuted = Permuted(conv)
+    left, right = chain({"conv": conv}), chain({"conv": permuted})
+    rows = {"conv.conv.weight": picked(conv, permuted), "conv.conv.bias": Rows("conv.bias")}
+    verdict = compare_regions(left, right, [(2, 64, 9, 9)], exact=False, rows=rows)
+    assert verdict.ok, verdict.reason
+    assert verdict.gradients_ok
+    permuted.order.copy_(permuted.order.flip(0))
+    assert not compare_regions(left, right, [(2, 64, 9, 9)], exact=False, rows=rows).ok
+    wrong = {**rows, "conv.conv.weight": picked(conv, permuted)}
+    permuted.order.copy_(permuted.order.flip(0))
+    verdict = compare_regions(left, right, [(2, 64, 9, 9)], exact=False, rows=wrong)
+    assert "conv.conv.weight does not hold the values" in str(verdict.reason)
+
+
+class Blocks(nn.Module):
+    """Two blocks of a masked convolution as one grouped one; the smaller block is padded."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1, groups=2, bias=False)
+        with torch.no_grad():
+            self.conv.weight.zero_()
+            self.conv.weight[:2] = conv.weight[:2, :2]
+            self.conv.weight[2:, :1] = conv.weight[2:, 2:]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(torch.cat([x, x[:, :1]], 1))
+
+
+def test_padding_has_no_gradient_to_compare_and_zeros_stay_zeros() -> None:
+    """The original's zeros outside of its blocks are what the form rests on."""
+    conv = nn.Conv2d(3, 4, 1, bias=False)
+    with torch.no_grad():
+        conv.weight[:2, 2:] = 0
+        conv.weight[2:, :2] = 0
+    parts = (Part((0, 1), (0, 1)), Part((2, 3), (2, None)))
+    rows = {"conv.conv.weight": Picked("conv.weight", parts, (4, 3))}
+    left, right = chain({"conv": conv}), chain({"conv": Blocks(conv)})
+    verdict = compare_regions(left, right, [(2, 3, 5, 5)], exact=False, rows=rows)
+    assert verdict.ok, verdict.reason
+    assert verdict.gradients_ok
 
 
 def test_an_inexact_form_beyond_rounding_is_caught() -> None:

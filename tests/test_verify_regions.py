@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrizations
 
 from groupfx.errors import InternalError
-from groupfx.state_map import Rows
+from groupfx.state_pieces import Part, Picked, Rows
 from groupfx.verify import Fingerprint, Float64Copy, Region, compare_regions, run_region
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -304,8 +304,15 @@ def test_tensors_that_decide_in_their_own_dtype_keep_it() -> None:
     with torch.no_grad():
         frozen.weight.copy_(layer.conv.weight * torch.tensor([[1.0, 1.0], [1.0, 0.0]])[:, :, None])
     left, right = chain({"layer": layer}), chain({"conv": frozen})
-    assert compare_regions(left, right, [(2, 2, 5)], exact=False, native=["layer.map"]).ok
-    assert not compare_regions(left, right, [(2, 2, 5)], exact=False).ok
+    parts = (Part((0,), (0, 1)), Part((1,), (0, None)))
+    rows = {"conv.weight": Picked("layer.conv.weight", parts, (2, 2))}
+    for given in (None, rows):
+        verdict = compare_regions(
+            left, right, [(2, 2, 5)], exact=False, rows=given, native=["layer.map"]
+        )
+        assert verdict.ok, verdict.reason
+        assert verdict.gradients_ok
+        assert not compare_regions(left, right, [(2, 2, 5)], exact=False, rows=given).ok
 
 
 @pytest.mark.long

@@ -11,6 +11,7 @@ from typing import BinaryIO
 from .names import Damaged
 
 PICKLE = "data.pkl"
+ZIP_START = b"PK\x03\x04"
 MAX_RECORDS = 4_000_000
 _CHUNK = 1 << 20
 # What Python's zipfile raises on damaged files; an OSError comes from seeking before the start.
@@ -29,9 +30,9 @@ class Container:
 def is_zip(file: BinaryIO) -> bool:
     """Whether `file` begins as a zip file does; its position stays."""
     position = file.tell()
-    start = file.read(4)
+    start = file.read(len(ZIP_START))
     file.seek(position)
-    return start == b"PK\x03\x04"
+    return start == ZIP_START
 
 
 def record_names(file: BinaryIO) -> frozenset[str]:

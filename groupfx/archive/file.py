@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from ..errors import FileError
 from .atomic import whole_file
-from .container import PICKLE, check_container, is_zip, read_record
+from .container import PICKLE, ZIP_START, check_container, read_record
 from .content import FORMAT, Archive, decode, encode, reading
 from .names import Damaged, first_few
 from .pickles import globals_of
 from .values import Budget
 
-# The name of the format stands in the first bytes of the pickle.
-_HEAD = 200
+# Within these first bytes of a file stands the name of the format.
+_HEAD = 1000
 # How many values a byte of the pickle may stand for. A name that is used again costs 2 to 5 bytes.
 _VALUES_A_BYTE = 10
 
@@ -89,12 +89,10 @@ def is_archive(path: str | os.PathLike[str]) -> bool:
 
 def is_archive_file(file: BinaryIO) -> bool:
     """Whether an open file looks like one of ours; its position returns to the start."""
-    if not is_zip(file):
-        return False
-    try:
-        return FORMAT.encode() in read_record(file, PICKLE, _HEAD)
-    except Damaged:
-        return False
+    # torch.save writes the pickle first, and the pickle begins with the name of the format.
+    start = file.read(_HEAD)
+    file.seek(0)
+    return start.startswith(ZIP_START) and FORMAT.encode() in start
 
 
 def read(path: str | os.PathLike[str]) -> Archive:
@@ -112,7 +110,7 @@ def read(path: str | os.PathLike[str]) -> Archive:
 
 def read_archive(file: BinaryIO) -> Archive:
     """The archive in an open file. Raises `Damaged`, or whatever wrong data makes torch raise."""
-    if not is_zip(file) or not is_archive_file(file):
+    if not is_archive_file(file):
         raise Damaged("it does not begin as a file of ours does")
     container = check_container(file)
     pickled = read_record(file, PICKLE)

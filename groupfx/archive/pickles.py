@@ -7,16 +7,25 @@ from typing import Any, BinaryIO
 
 from .names import Damaged
 
+_NAMING = frozenset({"GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"})
+_FAILURES = (ValueError, IndexError, OverflowError, MemoryError)
+
 
 def globals_of(data: bytes) -> set[str]:
     """Dotted names of all classes and functions that the pickle in `data` names."""
-    names: set[str] = set()
-    for opcode, argument in opcodes(data):
-        if opcode.name in ("GLOBAL", "INST"):
-            names.add(global_name(*str(argument).split(" ", 1)))
-        elif opcode.name == "STACK_GLOBAL" or opcode.name.startswith("EXT"):
-            names.add(f"<{opcode.name}>")
-    return names
+    try:
+        # A large model has a million instructions: this loop is the one that looks at each.
+        found = {
+            (opcode.name, argument)
+            for opcode, argument, _ in pickletools.genops(data)
+            if opcode.name in _NAMING
+        }
+    except _FAILURES as error:
+        raise Damaged(f"its pickle is truncated or damaged ({error})") from error
+    return {
+        global_name(*str(argument).split(" ", 1)) if name in ("GLOBAL", "INST") else f"<{name}>"
+        for name, argument in found
+    }
 
 
 def opcodes(source: bytes | BinaryIO) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]:
@@ -27,7 +36,7 @@ def opcodes(source: bytes | BinaryIO) -> Iterator[tuple[pickletools.OpcodeInfo, 
     try:
         for opcode, argument, _ in pickletools.genops(source):
             yield opcode, argument
-    except (ValueError, IndexError, OverflowError, MemoryError) as error:
+    except _FAILURES as error:
         raise Damaged(f"its pickle is truncated or damaged ({error})") from error
 
 

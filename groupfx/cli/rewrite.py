@@ -56,10 +56,14 @@ def run_rewrite(options: RewriteOptions) -> int:
     except MismatchError as error:
         if isinstance(error.report, Report):
             show_report(screen, opened, error.report)
+            screen.line()
+            screen.note("No model was written.")
             _write_json(options, opened, error.report, written=False)
         raise
     with screen.work("Writing"):
-        _write(options, result)
+        python = _write(options, result)
+    if options.emit_python == STDOUT:
+        write_text(STDOUT, python)
     show_report(screen, opened, result.report)
     _show_files(screen, options, result.report)
     _write_json(options, opened, result.report, written=not options.dry_run)
@@ -114,16 +118,18 @@ def _can_be_copied(model: nn.Module) -> bool:
     return True
 
 
-def _write(options: RewriteOptions, result: Result) -> None:
-    python = None
+def _write(options: RewriteOptions, result: Result) -> str:
+    """Write the model, and its Python where that is a file; return the Python."""
+    python = ""
     if options.emit_python is not None:
         from ..emit import emit_python
 
         python = emit_python(result)
     if not options.dry_run:
         result.save(options.place, overwrite=options.force)
-    if options.emit_python is not None and python is not None:
+    if options.emit_python is not None and options.emit_python != STDOUT:
         write_text(options.emit_python, python)
+    return python
 
 
 def _write_json(

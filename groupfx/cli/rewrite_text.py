@@ -21,6 +21,7 @@ _FULL = [Column(t) for t in ("site", "kind", "before", "after", "branches", "che
 _BRIEF = [Column(t) for t in ("site", "kind", "before", "after", "check")]
 _UNSEEN = "*"
 _NAMES_SHOWN = 3
+_WRONG_SHOWN = 5
 
 
 def show_report(screen: Screen, opened: OpenedFile, report: Report) -> None:
@@ -171,9 +172,11 @@ def _site_counts(report: Report) -> Iterable[str]:
     good = ", ".join(f"{number} {what}" for number, what in parts if number)
     if good:
         yield f"sites: {good}"
-    for site in wrong:
+    for site in wrong[:_WRONG_SHOWN]:
         assert site.verdict is not None
         yield f"MISMATCH at {site.name}: {site.verdict.reason}"
+    if len(wrong) > _WRONG_SHOWN:
+        yield f"and at {len(wrong) - _WRONG_SHOWN} more sites, marked above"
 
 
 def _end_to_end(report: Report) -> str:

@@ -40,9 +40,7 @@ def usual_call(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Usu
     return None
 
 
-def _by_its_own_name(
-    packet: str, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Usual | None:
+def _by_its_own_name(packet: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Usual | None:
     """Without a second overload, name and order of arguments are those of the binding."""
     if packet.endswith("_"):
         # What changes a tensor in place is known as a method.
@@ -57,7 +55,8 @@ def _is_single(packet: str) -> bool:
     """Whether an operator has one form, those with `out` or with names of dimensions aside."""
     found = getattr(torch.ops.aten, packet, None)
     overloads = [] if found is None else found.overloads()
-    return [o for o in overloads if not o.endswith("out") and "name" not in o.lower()] == ["default"]
+    plain = [name for name in overloads if not name.endswith("out") and "name" not in name.lower()]
+    return plain == ["default"]
 
 
 def _with_names(
@@ -76,6 +75,7 @@ def _with_names(
 
 def _normalisation(packet: str, args: Sequence[Any]) -> Usual | None:
     """`F.batch_norm`, `F.layer_norm` and `F.group_norm`, which say less."""
+    tensors: tuple[Any, ...]
     if packet == "batch_norm":
         data, weight, bias, mean, variance, training, momentum, eps, _ = args
         if training is not False:
@@ -97,6 +97,10 @@ def one_for_all(value: Any) -> Any:
     """`2` for `(2, 2)`."""
     listed = isinstance(value, list | tuple) and value and all(v == value[0] for v in value)
     return value[0] if listed and type(value[0]) is int else value
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
 
 
 CONV_DEFAULTS = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1}
@@ -122,7 +126,7 @@ _CONVOLUTIONS: Mapping[str, Sequence[str]] = {
     "conv_transpose3d.input": _TRANSPOSED,
 }
 _NORMALISATIONS = frozenset({"batch_norm.default", "layer_norm.default", "group_norm.default"})
-_METHODS = frozenset(
+_METHODS = _words(
     """
     argmax.default chunk.default clone.default contiguous.default copy_.default detach.default
     expand.default expand_as.default fill_.Scalar flatten.using_ints masked_fill.Scalar
@@ -130,7 +134,7 @@ _METHODS = frozenset(
     select.int split.Tensor square.default squeeze.default squeeze.dim squeeze.dims sum.default
     sum.dim_IntList to.dtype transpose.int type_as.default unflatten.int unsqueeze.default
     view.default view_as.default zero_.default add_.Tensor sub_.Tensor mul_.Tensor div_.Tensor
-    """.split()
+    """
 )
 _FUNCTIONS: Mapping[str, str] = {
     name: f"{room}.{name.partition('.')[0]}"
@@ -155,5 +159,5 @@ _FUNCTIONS: Mapping[str, str] = {
             """,
         ),
     )
-    for name in names.split()
+    for name in _words(names)
 }

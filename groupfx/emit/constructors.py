@@ -78,10 +78,12 @@ def _simplified(made: Made, is_as_good: Callable[[Made], bool]) -> Made:
             args = (*made.args[:position], argument, *made.args[position + 1 :])
             return replace(made, args=args)
 
+        def fits(argument: Any, put: Callable[[Any], Made] = with_argument) -> bool:
+            return is_as_good(put(argument))
+
         if isinstance(value, Made):
-            inner = _simplified(value, lambda c, put=with_argument: is_as_good(put(c)))
-            made = with_argument(inner)
-        elif _shortened(value) != value and is_as_good(with_argument(_shortened(value))):
+            made = with_argument(_simplified(value, fits))
+        elif _shortened(value) != value and fits(_shortened(value)):
             made = with_argument(_shortened(value))
     for name in list(made.kwargs):
         fewer = {key: value for key, value in made.kwargs.items() if key != name}

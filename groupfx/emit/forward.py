@@ -19,10 +19,11 @@ import torch
 from torch import fx, nn
 
 from ..errors import RewriteError
-from .branches import Alike, Branch, Child, Step, find_alike
+from .branches import Alike, find_alike
+from .comprehension import Comprehension
 from .imports import Imports
-from .layout import WIDTH, Doc, bracket, call, loop, render
-from .literals import attribute, literal, remark, subscript
+from .layout import ATOM, WIDTH, Doc, bracket, call, render, within
+from .literals import literal, remark, subscript
 from .naming import Naming
 from .operations import INPLACE, Operations, condition, is_arithmetic, is_assertion, is_silent
 from .signature import Built, Signature
@@ -208,7 +209,7 @@ class Forward:
         """Write `a += b` or `a[k] = b`, where it is the same as the call in the graph."""
         if node.target is operator.setitem:
             owner, index, value = node.args
-            place = subscript(self._value(owner, {}).flat, index, self._plain)
+            place = subscript(within(self._plain(owner), ATOM), index, self._plain)
             self._read(_Waiting(node, place, (node,), 1))
             self._lines += render(self._plain(value), self._indent, f"{place.flat} = ")
             return True
@@ -249,7 +250,7 @@ class Forward:
         return {node for node in read if self._left[node] == 0}
 
     def _going_on(self, waiting: _Waiting, dying: set[fx.Node]) -> list[fx.Node]:
-        """Values whose variable may hold the result: what the expression starts with, or sums up."""
+        """Values whose variable may hold the result: what it starts with, or sums up."""
         node: fx.Node | None = waiting.node
         while node is not None and node in waiting.nodes:
             node = next(iter(self._operands(node)), None)
@@ -271,8 +272,8 @@ class Forward:
         value = getattr(self._tree.root.get_submodule(path), name)
         if isinstance(value, nn.Module):
             raise RewriteError(
-                f"{node.name} is a graph inside the graph ({type(value).__name__}), which cannot be "
-                "written as Python"
+                f"{node.name} is a graph inside the graph ({type(value).__name__}), which cannot "
+                "be written as Python"
             )
         if not isinstance(value, torch.Tensor):
             return literal(value, self._imports)
@@ -310,97 +311,14 @@ class Forward:
 
     def _loop(self, alike: Alike) -> Doc:
         """`torch.cat([... for i, (conv, bn) in enumerate(zip(...))], dim=1)`."""
-        branches = _Branches(self, alike)
-        inside = bracket("", [branches.comprehension()], "[")
+        taken = frozenset(self._signature.variables.values())
+        branches = Comprehension(
+            alike, self._tree, self._operations, self._imports, self._plain, taken
+        )
+        inside = bracket("", [branches.doc()], "[")
         rest = [self._plain(value) for value in alike.cat.args[1:]]
         named = {name: self._plain(value) for name, value in alike.cat.kwargs.items()}
         return call(self._imports.callable(torch.cat), [inside, *rest], **named)
-
-
-class _Branches:
-    """The comprehension over branches that are alike."""
-
-    def __init__(self, forward: Forward, alike: Alike) -> None:
-        self._forward = forward
-        self._alike = alike
-        self._counted = False
-        self._loops: dict[str, str] = {}
-
-    def comprehension(self) -> Doc:
-        """`element for target in values`."""
-        tree = self._forward._tree
-        self._list_loops(self._alike.branch)
-        element = self._call(self._alike.branch)
-        if not self._loops:
-            return loop(element, "i", call("range", [Doc(str(self._alike.count))]))
-        sources = [tree.source(path) for path in self._loops]
-        names = ", ".join(self._loops.values())
-        values = Doc(sources[0]) if len(sources) == 1 else call("zip", [Doc(s) for s in sources])
-        if not self._counted:
-            return loop(element, names, values)
-        target = f"i, {names}" if len(sources) == 1 else f"i, ({names})"
-        return loop(element, target, call("enumerate", [values]))
-
-    def _list_loops(self, value: Any) -> None:
-        """Find the lists that are walked, in the order in which their modules are called."""
-        if isinstance(value, Branch):
-            self._list_loops([*value.args, *value.kwargs.values()])
-            if value.op == "call_module":
-                self._head(value.target)
-        elif isinstance(value, list | tuple):
-            for part in value:
-                self._list_loops(part)
-
-    def _call(self, branch: Branch) -> Doc:
-        operations = self._forward._operations
-        if branch.op == "call_module":
-            head = self._head(branch.target)
-            return operations.module(head, branch.args, branch.kwargs, self._argument)
-        if branch.op == "call_method":
-            return operations.method(branch.target, branch.args, branch.kwargs, self._argument)
-        return operations.function(branch.target, branch.args, branch.kwargs, self._argument)
-
-    def _head(self, target: Any) -> str:
-        tree = self._forward._tree
-        if not isinstance(target, Child):
-            return tree.source(str(target))
-        holder = tree.root.get_submodule(target.path)
-        if len(holder._modules) > self._alike.count:
-            self._counted = True
-            return _below(f"{tree.source(target.path)}[i]", target.rest)
-        if target.path not in self._loops:
-            first = tree.root.get_submodule(".".join(filter(None, (target.path, "0", target.rest))))
-            base = _kind(first)
-            taken = set(self._loops.values())
-            names = [base, *(f"{base}{k}" for k in range(2, len(taken) + 3))]
-            self._loops[target.path] = next(name for name in names if name not in taken)
-        return _below(self._loops[target.path], target.rest)
-
-    def _argument(self, value: Any) -> Doc:
-        def other(item: Any) -> Doc | None:
-            if isinstance(item, Step):
-                self._counted = True
-                return item.doc("i")
-            if isinstance(item, Branch):
-                return self._call(item)
-            if isinstance(item, fx.Node):
-                return self._forward._plain(item)
-            return None
-
-        return literal(value, self._forward._imports, other)
-
-
-def _below(owner: str, rest: str) -> str:
-    for name in rest.split(".") if rest else ():
-        owner = attribute(owner, name)
-    return owner
-
-
-def _kind(module: nn.Module) -> str:
-    """What a branch's module is called in a loop."""
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return "conv"
-    return "bn" if isinstance(module, nn.modules.batchnorm._BatchNorm) else "branch"
 
 
 def _collect(value: Any, found: list[fx.Node]) -> None:
@@ -422,5 +340,3 @@ def _only_looks(node: fx.Node) -> bool:
     if node.op == "call_method":
         return node.target in _SIZES
     return node.op == "get_attr" or node.target in _LOOKS or is_silent(node.target)
-
-

@@ -45,9 +45,9 @@ _STANDARD = ("math", "operator")
 _KEPT_FOR = {"Tensor": "torch", "OrderedDict": "collections", "Iterable": "collections.abc"}
 
 # Names that code of an emitted file uses for itself; no variable may be called so.
-RESERVED = frozenset(
-    {*dir(builtins), *_LINES, *_KEPT_FOR, "self", "Parts", "i", "conv", "bn", "branch"}
-)
+RESERVED = frozenset({*dir(builtins), *_LINES, *_KEPT_FOR, "self", "Parts"})
+# Variables of its loops; the argument of a function may be called so.
+LOOP_NAMES = frozenset({"i", "conv", "bn", "branch", "kept", "owner"})
 
 
 class Imports:

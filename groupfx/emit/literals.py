@@ -28,8 +28,9 @@ def is_name(text: object) -> bool:
     Python turns `__name` inside a class into something else, and compares other scripts after
     normalising them.
     """
-    plain = isinstance(text, str) and bool(_NAME.match(text))
-    return plain and not keywords.iskeyword(text) and not str(text).startswith("__")
+    if not isinstance(text, str) or not _NAME.match(text):
+        return False
+    return not keywords.iskeyword(text) and not text.startswith("__")
 
 
 def quoted(text: str) -> str:
@@ -75,6 +76,7 @@ def literal(
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return call(imports.callable(type(value)), [inner(item) for item in value])
     if isinstance(value, torch.Size):
+        imports.module("torch")
         return call("torch.Size", [bracket("", [inner(item) for item in value], "[")])
     if isinstance(value, tuple):
         return bracket("", [inner(item) for item in value])
@@ -90,7 +92,7 @@ def literal(
 
 def _scalar(value: Any, imports: Imports) -> Doc:
     kind = type(value)
-    if value is None or kind is bool:
+    if value is None or kind in (bool, range):
         return Doc(repr(value))
     if kind is int:
         return Doc(repr(value), ATOM if value >= 0 else UNARY)
@@ -102,14 +104,17 @@ def _scalar(value: Any, imports: Imports) -> Doc:
         return Doc(quoted(value))
     if value is Ellipsis:
         return Doc("...")
-    if kind is range:
-        return Doc(repr(value))
-    if isinstance(value, torch.device):
-        return call("torch.device", [Doc(quoted(str(value)))])
-    if isinstance(value, torch.dtype | torch.memory_format | torch.layout):
-        return Doc(str(value))
+    return _of_torch(value, imports)
+
+
+def _of_torch(value: Any, imports: Imports) -> Doc:
+    if isinstance(value, torch.device | torch.dtype | torch.memory_format | torch.layout):
+        imports.module("torch")
+        device = isinstance(value, torch.device)
+        return call("torch.device", [Doc(quoted(str(value)))]) if device else Doc(str(value))
     if callable(value):
         return Doc(imports.callable(value))
+    kind = type(value)
     raise RewriteError(
         f"a value of type {kind.__module__}.{kind.__qualname__} cannot be written as Python"
     )

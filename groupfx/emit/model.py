@@ -113,7 +113,7 @@ def _docstring(result: Result, name: str) -> list[str]:
     count = len(result.report.sites)
     sites = "1 rewritten convolution" if count == 1 else f"{count} rewritten convolutions"
     notes = [f"Note: {remark(note)}." for note in result.report.notes]
-    text = [
+    return [
         f'"""{name}, with {sites}. Written by groupfx {__version__}.',
         "",
         "The state_dict has the keys of the rewritten model, and its numbers are needed:",
@@ -124,4 +124,3 @@ def _docstring(result: Result, name: str) -> list[str]:
         *(line for note in notes for line in textwrap.wrap(note, 98)),
         '"""',
     ]
-    return text

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import fx
 
-from .imports import RESERVED, Imports
+from .imports import LOOP_NAMES, RESERVED, Imports
 from .literals import is_name
 from .operations import is_arithmetic
 
@@ -84,7 +84,7 @@ class Naming:
         base = re.sub(r"\W", "_", _base(node), flags=re.ASCII)
         if not is_name(base) or base in _SHORT:
             base = f"value_{base.strip('_')}"
-        taken = RESERVED | self._imports.names | self._holders.keys()
+        taken = RESERVED | LOOP_NAMES | self._imports.names | self._holders.keys()
         if base not in taken:
             return base
         count = 2

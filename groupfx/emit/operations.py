@@ -1,4 +1,4 @@
-"""Function and method calls of a graph as a person would write them: `a + b`, `x[:, 0:4]`, `F.relu(x)`.
+"""Calls of a graph as a person would write them: `a + b`, `x[:, 0:4]`, `F.relu(x)`.
 
 `torch.export` leaves `aten` operators. Those that have a usual name, with the same arguments in the
 same order, are written under that name; the others as `torch.ops.aten....`.
@@ -201,11 +201,12 @@ def _told(target: Any, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
         return kwargs
     parameters = inspect.signature(target).parameters
     defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
-    return {
-        name: value
-        for name, value in kwargs.items()
-        if name not in defaults or type(value) is not type(defaults[name]) or value != defaults[name]
-    }
+
+    def is_default(name: str, value: Any) -> bool:
+        same = name in defaults and type(value) is type(defaults[name])
+        return same and bool(value == defaults[name])
+
+    return {name: value for name, value in kwargs.items() if not is_default(name, value)}
 
 
 def is_silent(target: Any) -> bool:

@@ -23,7 +23,8 @@ def make(module: nn.Module) -> Made:
     """A call that may make a module like `module`. Raises RewriteError where none is known."""
     if parametrize.is_parametrized(module):
         made = _plain(module)
-        for name, parametrization in module.parametrizations.items():  # type: ignore[union-attr]
+        steps = module.get_submodule("parametrizations").named_children()
+        for name, parametrization in steps:
             made = _parametrised(made, name, parametrization)
         return made
     return _under_hooks(_plain(module), module)

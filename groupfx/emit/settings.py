@@ -18,7 +18,7 @@ Place = tuple[str, str]
 
 
 class Settings:
-    """Statements about the tensors of one model; `constants` are tensors that are not registered."""
+    """Statements about the tensors of one model; `constants` are those that nobody registers."""
 
     def __init__(self, tree: Tree, imports: Imports, constants: Mapping[str, Tensor]) -> None:
         self._tree = tree
@@ -113,17 +113,18 @@ class Settings:
         """Lists whose branches are tied one by one to those of another."""
         groups: dict[tuple[Place, Place], dict[str, Place]] = defaultdict(dict)
         for (path, name), (first, other) in self._ties.items():
-            (ours, _, place), (theirs, _, source) = path.rpartition("."), first.rpartition(".")
+            ours, _, place = path.rpartition(".")
+            theirs, _, source = first.rpartition(".")
             if place == source and place.isdigit() and is_name(name) and is_name(other):
                 groups[(ours, name), (theirs, other)][place] = (path, name)
-        for (ours, theirs), places in groups.items():
-            holders = [self._tree.root.get_submodule(path) for path in (ours[0], theirs[0])]
+        for (mine, yours), places in groups.items():
+            holders = [self._tree.root.get_submodule(path) for path in (mine[0], yours[0])]
             whole = all(
                 self._tree.is_list(holder) and list(holder._modules) == list(places)
                 for holder in holders
             )
-            if whole and not any(self._tree.is_leaf(path) for path in (ours[0], theirs[0])):
-                yield ours, theirs, list(places.values())
+            if whole and not any(self._tree.is_leaf(path) for path in (mine[0], yours[0])):
+                yield mine, yours, list(places.values())
 
     # Precision and memory format
 

@@ -18,7 +18,7 @@ from .constructors import Constructors, Written
 from .imports import Imports
 from .layout import Doc, bracket, call, entry, keyword, loop, render
 from .likeness import tensors
-from .literals import attribute, is_name, quoted
+from .literals import attribute, is_name, literal, quoted
 
 PARTS = "Parts"
 PARTS_SOURCE = '''\
@@ -120,8 +120,9 @@ class Tree:
             return None
         library = type(original).__module__.startswith("torch.nn.") and not original._modules
         grouped = getattr(original, "groups", 1) != 1
-        same = tensors(original) == tensors(module) and any(tensors(module)[0])
-        return original if library and same and not grouped else None
+        same = tensors(original) == tensors(module)
+        held = bool(module._parameters or module._buffers)
+        return original if library and same and held and not grouped else None
 
     # Walking
 
@@ -169,7 +170,7 @@ class Tree:
         return lines
 
     def expressions(self) -> list[Doc] | None:
-        """The root's children as the argument of an `nn.ModuleList`; None where names are shared."""
+        """The root's children as an argument of `nn.ModuleList`; None where names are shared."""
         if self._has_alias("", self.root):
             return None
         return self._items("", self.root)
@@ -199,12 +200,15 @@ class Tree:
     def _changes(self, owner: str, path: str, module: nn.Module) -> list[str]:
         written = self._written(path, module)
         lines = [
-            f"{attribute(owner, name)} = {value!r}" for name, value in written.fields.items()
+            f"{attribute(owner, name)} = {literal(value, self.imports).flat}"
+            for name, value in written.fields.items()
         ]
         for name in written.buffers:
             lines += [
                 f"kept = {attribute(owner, name)}.detach()",
-                f"del {attribute(owner, name)}" if is_name(name) else f"delattr({owner}, {name!r})",
+                f"del {attribute(owner, name)}"
+                if is_name(name)
+                else f"delattr({owner}, {quoted(name)})",
                 f"{owner}.register_buffer({quoted(name)}, kept)",
             ]
         return lines
@@ -224,9 +228,7 @@ class Tree:
                 lines += self._add(path, child, inner, grandchild, indent)
         return lines
 
-    def _put(
-        self, parent: str, holder: nn.Module, name: str, value: Doc, indent: int
-    ) -> list[str]:
+    def _put(self, parent: str, holder: nn.Module, name: str, value: Doc, indent: int) -> list[str]:
         owner = self.source(parent)
         if self.is_list(holder):
             return render(call(f"{owner}.append", [value]), indent)

@@ -13,6 +13,7 @@ from typing import BinaryIO
 import torch
 from torch import nn
 
+from ..archive.container import ZIP_START
 from ..archive.names import Damaged, first_few
 from ..errors import FileError, UsageError
 from ..inputs import ExampleInputs
@@ -61,7 +62,7 @@ def _globals_in(data: bytes) -> set[str]:
         if data.startswith(b"\x80"):
             return scan(data).globals
         position = data.find(b"data.pkl")
-        if data.startswith(b"PK\x03\x04") and position >= 0:
+        if data.startswith(ZIP_START) and position >= 0:
             # Records are stored as they are: the pickle begins at its first opcode.
             return scan(data[data.index(b"\x80\x02", position) :]).globals
     except (Damaged, ValueError):

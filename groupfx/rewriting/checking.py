@@ -5,43 +5,51 @@ what came out of it (or out of the BatchNorm that moved with it). The reference 
 there; the working graph says what stands for it now.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from ..calls import Computed, ConvCall, Recomputed, Source, Stored, read_conv
 from ..errors import InternalError, MismatchError
-from ..state_map import Rows
+from ..learned import INPUT_SCORES, OUTPUT_SCORES, has_learned_groups
+from ..state_map import Entry, Requirement, Rows
 from ..tracing import Fragment, Program
 from ..verify import Region, SiteVerdict, compare_models, compare_regions, observable_sites
+from .learned_sites import learned_calls
 from .report import Report, RewrittenSite
 
 # An uncalled module has no example shape: a few positions beyond the reach of its kernel do.
 _FREE_POSITIONS = (5, 7, 3)
 
 
-def check_program(program: Program, report: Report, rows: Mapping[str, Rows]) -> Report:
+def check_program(
+    program: Program, report: Report, entries: Mapping[str, Entry | Requirement]
+) -> Report:
     """`report` with a verdict for each rewritten site and for the model.
 
-    `rows` is the map of the rewrite. A site that was rewritten twice is checked once, as a whole.
+    `entries` is the map of the rewrite. A site that was rewritten twice is checked once, as a whole.
     """
     nodes = {
         id(fragment): {node.name: node for node in fragment.reference.graph.nodes}
         for fragment in program.fragments
     }
     seen = _observable(program, report.sites, nodes)
+    rows = {key: entry for key, entry in entries.items() if isinstance(entry, Rows)}
+    native = _score_maps(program.model)
     sites = tuple(
         replace(
             site,
-            verdict=_check_site(site, nodes[id(site.fragment)], rows),
+            verdict=_check_site(site, nodes[id(site.fragment)], rows, native),
             observable=seen.get(site.name),
         )
         for site in report.sites
     )
     assert program.inputs is not None
-    whole = compare_models(program.model, program.result, program.inputs, vary=program.dynamic)
+    whole = compare_models(
+        program.model, program.result, program.inputs, native=native, vary=program.dynamic
+    )
     return replace(report, sites=sites, model=whole)
 
 
@@ -63,7 +71,10 @@ def require_ok(report: Report) -> None:
 
 
 def _check_site(
-    site: RewrittenSite, nodes: Mapping[str, fx.Node], rows: Mapping[str, Rows]
+    site: RewrittenSite,
+    nodes: Mapping[str, fx.Node],
+    rows: Mapping[str, Rows],
+    native: Collection[str],
 ) -> SiteVerdict:
     fragment = site.fragment
     if site.start is None or site.end is None:
@@ -78,7 +89,25 @@ def _check_site(
         fragment.working, tuple(n for n in now if n is not None), end, fragment.working_key
     )
     examples = [_example(site, node) for node in reference.inputs]
-    return compare_regions(reference, working, examples, exact=site.exact, rows=rows)
+    return compare_regions(
+        reference,
+        working,
+        examples,
+        exact=site.exact,
+        # A form that leaves weights out is no map of rows: its gradients are compared at the input.
+        rows=rows if site.exact else None,
+        native=native,
+    )
+
+
+def _score_maps(model: nn.Module) -> tuple[str, ...]:
+    """Names of the tensors that decide who is in which group, in float32 and not in float64."""
+    return tuple(
+        f"{path}.{name}" if path else name
+        for path, layer in model.named_modules()
+        if has_learned_groups(layer)
+        for name in (INPUT_SCORES, OUTPUT_SCORES)
+    )
 
 
 def _region(fragment: Fragment, start: fx.Node, end: fx.Node) -> Region:
@@ -118,7 +147,8 @@ def _observable(
     for site in sites:
         if site.conv is None:
             continue
-        call = read_conv(nodes[id(site.fragment)][site.conv], site.fragment.reference)
+        node, root = nodes[id(site.fragment)][site.conv], site.fragment.reference
+        call = read_conv(node, root) or learned_calls(root).get(node)
         if isinstance(call, ConvCall):
             parameters[site.name] = list(_weight_parameters(site.fragment, call.weight))
     return observable_sites(program.model, program.inputs, parameters)

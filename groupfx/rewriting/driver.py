@@ -5,7 +5,7 @@ replacing nodes, cleaning up, recompiling once, and writing down what happened.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import fx
 
 from ..calls import ConvCall, Recomputed, Stored, Unreadable, convs
 from ..errors import GroupfxError, InternalError
-from ..state_map import Rows
+from ..state_map import Entry, Requirement
 from ..tracing import Fragment, Program, Shapes, SwappedConv
 from .pass_ import Pass, Rewritten, Skip
 from .report import RewrittenSite, SkippedSite
@@ -40,10 +40,15 @@ class PassResult:
     skipped: tuple[SkippedSite, ...]
 
 
-def find_sites(program: Program, store: Store) -> Iterator[Site | UnreadableSite]:
-    """Every convolution call of the program with stored or computed weights, in graph order."""
+Read = Callable[[fx.GraphModule], Mapping[fx.Node, ConvCall | Unreadable]]
+
+
+def find_sites(
+    program: Program, store: Store, read: Read = convs
+) -> Iterator[Site | UnreadableSite]:
+    """Every call of the program that `read` finds, in graph order; all convolutions by default."""
     for fragment in program.fragments:
-        found = convs(fragment.working)
+        found = read(fragment.working)
         counts = Counter(_base_name(fragment, call) for call in found.values())
         seen: Counter[str] = Counter()
         for node, call in found.items():
@@ -96,7 +101,7 @@ class _Match:
     description: Any
 
 
-def run_pass(pass_: Pass[Any], program: Program, entries: dict[str, Rows]) -> PassResult:
+def run_pass(pass_: Pass[Any], program: Program, entries: dict[str, Entry | Requirement]) -> PassResult:
     """Apply `pass_` to the working side of `program`; `entries` is brought up to date.
 
     Raises InternalError where the pass breaks a rule of its own.
@@ -105,7 +110,7 @@ def run_pass(pass_: Pass[Any], program: Program, entries: dict[str, Rows]) -> Pa
     name = pass_.pass_name()
     matches: list[_Match] = []
     skipped: list[SkippedSite] = []
-    for site in find_sites(program, store):
+    for site in find_sites(program, store, pass_.calls):
         if isinstance(site, UnreadableSite):
             skipped.append(SkippedSite(site.name, "unknown", name, site.reason))
             continue
@@ -177,6 +182,7 @@ def _rewrite_site(pass_: Pass[Any], match: _Match) -> RewrittenSite:
         after=made.form,
         branches=made.branches,
         macs=site.macs,
+        macs_after=site.macs if made.macs is None else made.macs,
         notes=_notes(site, made),
         fragment=fragment,
         exact=pass_.exact,

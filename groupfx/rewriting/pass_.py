@@ -26,6 +26,7 @@ from typing import (
 
 from torch import fx
 
+from ..calls import ConvCall, Unreadable, convs
 from ..errors import UsageError
 from .site import Site
 
@@ -44,7 +45,8 @@ class Rewritten:
     """What a pass made of a site.
 
     `output` gives the value that `end` gave; everything from the convolution to `end` is replaced.
-    `form` says in a few words what stands there now, `notes` what the user should know.
+    `form` says in a few words what stands there now, `notes` what the user should know. `macs` are
+    those of one call for one sample afterwards, None where they are what they were.
     """
 
     output: fx.Node
@@ -52,6 +54,7 @@ class Rewritten:
     form: str
     branches: int
     notes: tuple[str, ...] = ()
+    macs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,10 @@ class Pass(ABC, Generic[Description]):
     @abstractmethod
     def rewrite(self, site: Site, description: Description) -> Rewritten:
         """Emit what replaces `site`."""
+
+    def calls(self, root: fx.GraphModule) -> Mapping[fx.Node, ConvCall | Unreadable]:
+        """The calls in the graph of `root` that may be sites of this pass, in order."""
+        return convs(root)
 
     def wants(self, site: Site) -> bool:
         """Whether this kind of site concerns the pass at all; the others are not reported."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..errors import UsageError
 from ..inputs import ExampleInputs, infer_inputs
-from ..state_map import Rows, StateDictMap
+from ..state_map import Entry, Requirement, Rows, StateDictMap
 from ..tracing import Program, open_model
 from ..version import __version__
 from .checking import check_program, require_ok
@@ -70,7 +70,9 @@ class Pipeline:
     def run(self, program: Program, *, verify: bool = True) -> Result:
         """Apply the passes to an opened program."""
         before = totals(program.model, program.inputs) if verify else None
-        entries = {key: Rows(key) for key in program.result.state_dict()}
+        entries: dict[str, Entry | Requirement] = {
+            key: Rows(key) for key in program.result.state_dict()
+        }
         dropped = program.model.state_dict().keys() - entries.keys()
         results = [run_pass(pass_, program, entries) for pass_ in self.passes]
         report = _report(program, results)

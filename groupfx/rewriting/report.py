@@ -25,8 +25,8 @@ class SkippedSite:
 class RewrittenSite:
     """A site that a pass rewrote.
 
-    `macs` are multiply-accumulates of one call for one sample, None where no shape is known.
-    `verdict` is None until the site was checked; `observable` says whether its weights reach the
+    `macs` and `macs_after` are multiply-accumulates of one call for one sample, before and after;
+    None where no shape is known. `verdict` is None until the site was checked; `observable` says whether its weights reach the
     model's output (None: not told). `conv`, `start` and `end` name nodes of the reference graph:
     the convolution, what goes into it, and what the rewrite replaced last.
     """
@@ -38,6 +38,7 @@ class RewrittenSite:
     after: str
     branches: int
     macs: int | None
+    macs_after: int | None
     notes: tuple[str, ...]
     fragment: Fragment = field(repr=False, compare=False)
     spec: ConvSpec = field(repr=False)
@@ -59,6 +60,7 @@ class RewrittenSite:
             "after": self.after,
             "branches": self.branches,
             "macs": self.macs,
+            "macs_after": self.macs_after,
             "notes": list(self.notes),
             "verdict": None if self.verdict is None else self.verdict.to_dict(),
             "observable": self.observable,

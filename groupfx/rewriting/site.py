@@ -18,6 +18,7 @@ from ..calls import Computed, ConvCall, Source, Stored, attribute
 from ..channels import Slice
 from ..convs import CONV_TYPES, ConvSpec, module_from_spec, rebuild
 from ..nn import HookedWeight
+from ..state_map import Part, Picked
 from ..tracing.program import Fragment, Shapes
 from .store import Store
 
@@ -177,6 +178,28 @@ class Site:
 
         return tuple(emitter(position) for position in range(len(rows)))
 
+    def batchnorm_picks(
+        self, norm: BatchNorm, picks: Sequence[tuple[int, ...]]
+    ) -> tuple[Emit, ...]:
+        """The BatchNorm's channels in another order: one BatchNorm for each of `picks`."""
+        module = self.root.get_submodule(norm.path)
+        branches, entries = [], []
+        for chosen in picks:
+            pick = Picked("", (Part(chosen),), (norm.channels,))
+            tensors = {
+                name: _picked(tensor, pick)
+                for name, tensor in (*module._parameters.items(), *module._buffers.items())
+            }
+            branches.append(rebuild(module, tensors, num_features=len(chosen)))
+            entries.append(pick)
+        self.store.replace_picked(self.fragment, norm.path, branches, entries)
+
+        def emitter(position: int) -> Emit:
+            target = norm.path if len(picks) == 1 else f"{norm.path}.{position}"
+            return lambda value: self.graph.call_module(target, (value,))
+
+        return tuple(emitter(position) for position in range(len(picks)))
+
     def _home(self) -> str:
         """Path under which the branches go: the module's, or the one that held the weight."""
         if self.call.path is not None:
@@ -262,6 +285,15 @@ class Site:
             return self.graph.call_module(home)
         prefix = f"{home}." if home else ""
         return self.graph.call_module(f"{prefix}parametrizations.{source.name}")
+
+
+def _picked(tensor: torch.Tensor | None, pick: Picked) -> torch.Tensor | None:
+    if tensor is None or not tensor.dim():
+        return None if tensor is None else tensor.detach().clone()
+    value = pick.of(tensor.detach())
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(value, requires_grad=tensor.requires_grad)
+    return value
 
 
 def _edges(spec: ConvSpec) -> list[int]:

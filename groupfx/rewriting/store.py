@@ -16,18 +16,21 @@ from ..calls import ConvCall, Stored
 from ..channels import Slice
 from ..convs import rows_of
 from ..nn import HookedWeight, is_weight_hook
-from ..state_map import Rows
+from ..learned import LearnedGroups
+from ..state_map import Entry, Fixed, Picked, Requirement, Rows
+from ..state_pieces import compose
 from ..tracing.program import Fragment, Program
 from ..tracing.tracer import hooked
 
 Place = tuple[int, str]
 _HOOKED = "hooked"
+_COUNTER = "num_batches_tracked"
 
 
 class Store:
     """The tensors of one program's working side; see the module's text."""
 
-    def __init__(self, program: Program, entries: dict[str, Rows]) -> None:
+    def __init__(self, program: Program, entries: dict[str, Entry | Requirement]) -> None:
         self.program = program
         self.entries = entries
         self.placed: set[object] = set()
@@ -200,6 +203,61 @@ class Store:
         alone = held <= {weight_key, bias_key} and not holder._modules
         return path if alone else weight_key
 
+    def replace_picked(
+        self, fragment: Fragment, path: str, branches: Sequence[nn.Module], picks: Sequence[Picked]
+    ) -> None:
+        """Put `branches`, each with picked channels of the module at `path`, in its place.
+
+        A single branch takes the path itself. A counter goes to every branch as it is.
+        """
+        module = fragment.working.get_submodule(path)
+        single = len(branches) == 1
+        for full_path in self._paths[id(module)]:
+            for name in (*module._parameters, *module._buffers):
+                old = self._take_entry(_join(full_path, name))
+                if old is None:
+                    continue
+                for position, pick in enumerate(picks):
+                    key = _join(full_path, "" if single else str(position), name)
+                    self.entries[key] = old if name == _COUNTER else compose(old, pick)
+        container = branches[0] if single else nn.ModuleList(branches)
+        container.training = module.training
+        self._install(fragment, path, fragment.home(path), container)
+
+    def freeze(
+        self,
+        fragment: Fragment,
+        path: str,
+        children: Mapping[str, nn.Module],
+        picks: Mapping[str, Picked],
+        *,
+        conv: str,
+        groups: LearnedGroups,
+        scores: tuple[str, str],
+    ) -> None:
+        """Put `children` in place of the learned-group layer at `path`.
+
+        `picks` says, for each new tensor, what it is of the tensor of that key in the layer's
+        `conv`. The score maps have no place in the frozen layer: a checkpoint must have the groups
+        that were frozen.
+        """
+        layer = fragment.working.get_submodule(path)
+        for full_path in self._paths[id(layer)]:
+            taken = {key: self._take_entry(_join(full_path, conv, key)) for key in ("weight", "bias")}
+            for new, pick in picks.items():
+                old = taken[pick.key]
+                if old is not None:
+                    self.entries[_join(full_path, new)] = compose(old, pick)
+            maps = [self._take_entry(_join(full_path, name)) for name in scores]
+            keys = [entry.key for entry in maps if entry is not None]
+            if len(keys) == 2:
+                self.entries[f"{full_path} (groups)"] = Fixed.of_groups(keys[0], keys[1], groups)
+        holder = nn.Module()
+        holder.training = layer.training
+        for name, child in children.items():
+            holder.add_module(name, child)
+        self._install(fragment, path, fragment.home(path), holder)
+
     def expose(self, fragment: Fragment, path: str) -> str:
         """Turn a convolution module into a holder of its tensors, which the graph now reads.
 
@@ -245,7 +303,7 @@ class Store:
         new_name: str | None = None,
     ) -> None:
         """Record that the tensor `name` of `owner` is now rows in the branches of `target`."""
-        old = self.entries.pop(_join(owner, name), None)
+        old = self._take_entry(_join(owner, name))
         if old is None:
             return
         if rows is None:
@@ -253,12 +311,16 @@ class Store:
             return
         for position, part in enumerate(rows):
             key = _join(target, str(position), new_name or name)
-            start = old.start + part.start
-            scalar = name == "num_batches_tracked"
-            self.entries[key] = old if scalar else Rows(old.key, start, start + len(part))
+            piece = Rows("", part.start, part.stop)
+            self.entries[key] = old if name == _COUNTER else compose(old, piece)
+
+    def _take_entry(self, key: str) -> Entry | None:
+        """What the tensor under `key` was, taken out of the map; None if it is not in it."""
+        entry = self.entries.pop(key, None)
+        return entry if isinstance(entry, Entry) else None
 
     def _install(
-        self, fragment: Fragment, path: str | None, home: str, container: nn.ModuleList
+        self, fragment: Fragment, path: str | None, home: str, container: nn.Module
     ) -> None:
         working = fragment.working
         aliases = [home]

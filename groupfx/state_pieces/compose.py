@@ -35,9 +35,7 @@ def _picked_of_rows(before: Rows, after: Picked) -> Picked:
         return replace(after, key=before.key)
     _require_size(before, after, (before.stop - before.start,))
     parts = tuple(
-        replace(
-            part, rows=tuple(None if row is None else row + before.start for row in part.rows)
-        )
+        replace(part, rows=tuple(None if row is None else row + before.start for row in part.rows))
         for part in after.parts
     )
     return Picked(before.key, parts, (before.stop, *after.size[1:]), after.fill)
@@ -104,9 +102,7 @@ class _Through:
         """`following`, cut where the columns of its rows change."""
         runs: list[_Run] = []
         for place, middle in enumerate(following.rows):
-            row, source, factors = (
-                (None, None, None) if middle is None else self._rows[middle]
-            )
+            row, source, factors = (None, None, None) if middle is None else self._rows[middle]
             if row is None or source is None:
                 # Padding has no columns of its own: it stays with the rows around it.
                 if not runs:

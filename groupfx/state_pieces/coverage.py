@@ -16,13 +16,13 @@ def coverage(entries: Collection[Entry], shape: Sequence[int]) -> Tensor:
     int32; by rows where all entries take whole rows, else by rows and columns; 0-d for a 0-d
     tensor. Axes behind those are always taken whole.
     """
-    return _count(entries, torch.zeros(_axes(entries, shape), dtype=torch.int32))
+    return _count(entries, torch.zeros(_axes(entries, shape), dtype=torch.int32, device="cpu"))
 
 
 def held_by(entries: Collection[Entry], others: Collection[Entry], shape: Sequence[int]) -> Tensor:
     """Bool: which elements `entries` take, in a table with enough axes for `others` as well."""
     axes = _axes([*entries, *others], shape)
-    return _count(entries, torch.zeros(axes, dtype=torch.int32)) > 0
+    return _count(entries, torch.zeros(axes, dtype=torch.int32, device="cpu")) > 0
 
 
 def taken_by(entries: Collection[Entry], like: Tensor) -> Tensor:

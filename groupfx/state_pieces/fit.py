@@ -80,9 +80,7 @@ def compare(
         missing=tuple(
             key for key in needed if key not in state_dict and not _is_optional(key, state_dict)
         ),
-        unexpected=tuple(
-            key for key in state_dict if key not in sources and key not in dropped
-        ),
+        unexpected=tuple(key for key in state_dict if key not in sources and key not in dropped),
         misshaped=tuple(problem for problem in problems if problem),
         nested=tuple(key for key, value in state_dict.items() if isinstance(value, Mapping)),
     )
@@ -143,9 +141,7 @@ def _zeros_problem(
     return f"{source.key}: {count} elements are not 0, and the rewritten model left them out"
 
 
-def _shape_problem(
-    key: str, value: Any, entries: Entries, own: Mapping[str, Any]
-) -> str | None:
+def _shape_problem(key: str, value: Any, entries: Entries, own: Mapping[str, Any]) -> str | None:
     """What is wrong with an original tensor, or None. `own` may lack the model's tensors."""
     first = next(iter(entries), "")
     expected = own.get(first)

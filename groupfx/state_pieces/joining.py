@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import RewriteError, UsageError
-from .entries import Entry, Rows
 from .coverage import held_by, original_shape, taken_by
+from .entries import Entry, Rows
 from .picked import Picked
 from .requirements import Requirement, zeros_of
 
@@ -100,7 +100,8 @@ def _background(
     zeros = zeros_of(key, requires)
     held = held_by(entries.values(), zeros, shape)
     known = taken_by(zeros, held) & ~held
-    lost = int((~(held | known)).sum()) * math.prod(shape[held.dim() :])
+    found = int(held.sum()) + int(known.sum())
+    lost = (held.numel() - found) * math.prod(shape[held.dim() :])
     if not lost:
         return like.new_zeros(shape)
     if fill is None or key not in fill:
@@ -111,8 +112,8 @@ def _background(
         )
     value = fill[key]
     if not isinstance(value, Tensor) or tuple(value.shape) != shape:
-        found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise UsageError(f"'{key}' of `fill` is {found}, and {list(shape)} is needed")
+        what = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise UsageError(f"'{key}' of `fill` is {what}, and {list(shape)} is needed")
     whole = value.detach().to(like.device, like.dtype, copy=True)
     whole[known.to(whole.device)] = 0
     return whole
@@ -120,24 +121,32 @@ def _background(
 
 def _require_agreement(key: str, new: str, entry: Entry, whole: Tensor, found: Tensor) -> None:
     expected = entry.of(whole)
+    padded = isinstance(entry, Picked) and entry.is_padded
     scaled = isinstance(entry, Picked) and entry.is_scaled
-    if isinstance(entry, Picked):
-        held = entry.held().to(found.device)
+    if isinstance(entry, Picked) and padded and found.dim() == 1:
         # Padding of a vector belongs to channels that nothing reads: statistics move there.
-        changed = int((found[~held] != entry.fill).sum()) if found.dim() > 1 else 0
-        if changed:
-            raise RewriteError(
-                f"'{key}' of the original cannot be given back: {changed} elements of padding in "
-                f"'{new}' are no longer {entry.fill:g}, and the original has no place for them; "
-                "set them back"
-            )
+        held = entry.held().to(found.device)
         expected, found = expected[held], found[held]
     # A product with a factor such as 3 and back may be off by a rounding.
-    if not _equal(expected, found, steps=4 if scaled else 0):
+    if _equal(expected, found.detach(), steps=4 if scaled else 0):
+        return
+    if isinstance(entry, Picked) and padded and found.dim() > 1:
+        _require_padding(key, new, entry, found)
+    raise RewriteError(
+        f"'{key}' of the original cannot be given back: what '{new}' holds of it is held a "
+        "second time, with other values; they were changed apart from each other, so make "
+        "them equal first"
+    )
+
+
+def _require_padding(key: str, new: str, entry: Picked, found: Tensor) -> None:
+    padding = ~entry.held().to(found.device)
+    changed = int((found[padding] != entry.fill).sum())
+    if changed:
         raise RewriteError(
-            f"'{key}' of the original cannot be given back: what '{new}' holds of it is held a "
-            "second time, with other values; they were changed apart from each other, so make "
-            "them equal first"
+            f"'{key}' of the original cannot be given back: {changed} elements of padding in "
+            f"'{new}' are no longer {entry.fill:g}, and the original has no place for them; "
+            "set them back"
         )
 
 

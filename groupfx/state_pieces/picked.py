@@ -13,11 +13,15 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import UsageError
+
+# Whatever the default device is.
+_TABLE: Any = {"dtype": torch.float64, "device": "cpu"}
 
 Indices = tuple[int | None, ...]
 Factors = tuple[tuple[float, ...], ...]
@@ -113,7 +117,7 @@ class Picked:
     def put_back(self, part: Tensor, whole: Tensor) -> None:
         """Write the elements of the new tensor `part` to where they come from, factors undone."""
         for block in self._blocks:
-            value = part.detach()[block.place]
+            value = part.detach()[block.place].to(whole.device)
             whole[block.origin] = value if block.factors is None else value / block.like(value)
 
     def count(self, table: Tensor) -> None:
@@ -124,7 +128,7 @@ class Picked:
 
     def held(self) -> Tensor:
         """Bool, `shape`: which elements of the new tensor come from the original."""
-        table = torch.zeros(self.shape, dtype=torch.bool)
+        table = torch.zeros(self.shape, dtype=torch.bool, device="cpu")
         for block in self._blocks:
             table[block.place] = True
         return table
@@ -183,30 +187,30 @@ def _block(pieces: list[tuple[int, Part]]) -> _Block | None:
         for place, row in enumerate(part.rows)
         if row is not None
     ]
-    columns = pieces[0][1].columns
-    held = None if columns is None else [c for c, column in enumerate(columns) if column is not None]
-    if not rows or held == []:
+    if not rows:
         return None
-    at, origin = torch.tensor(rows).unbind(1)
-    if columns is None or held is None:
+    at, origin = torch.tensor(rows, device="cpu").unbind(1)
+    columns = pieces[0][1].columns
+    if columns is None:
         return _Block((at,), (origin,), None)
-    there = torch.tensor([columns[place] for place in held])
-    return _Block(
-        (at[:, None], torch.tensor(held)), (origin[:, None], there), _factors(pieces, held)
-    )
+    held = [(place, column) for place, column in enumerate(columns) if column is not None]
+    if not held:
+        return None
+    across, there = torch.tensor(held, device="cpu").unbind(1)
+    return _Block((at[:, None], across), (origin[:, None], there), _factors(pieces, across))
 
 
-def _factors(pieces: list[tuple[int, Part]], held: list[int]) -> Tensor | None:
+def _factors(pieces: list[tuple[int, Part]], held: Tensor) -> Tensor | None:
     if all(part.factors is None for _, part in pieces):
         return None
     tables = []
     for _, part in pieces:
         kept = [place for place, row in enumerate(part.rows) if row is not None]
         if part.factors is None:
-            tables.append(torch.ones(len(kept), len(held), dtype=torch.float64))
+            tables.append(torch.ones(len(kept), len(held), **_TABLE))
         elif kept:
             chosen = [part.factors[place] for place in kept]
-            tables.append(torch.tensor(chosen, dtype=torch.float64)[:, held])
+            tables.append(torch.tensor(chosen, **_TABLE)[:, held])
     return torch.cat(tables)
 
 

@@ -163,9 +163,10 @@ def _rows_from(fields: Any) -> Rows:
 
 
 def _at(table: list[_T], place: Any) -> _T:
-    if not 0 <= _integer(place) < len(table):
-        raise ValueError(f"there is no {place} among {len(table)}")
-    return table[place]
+    index = _integer(place)
+    if not 0 <= index < len(table):
+        raise ValueError(f"there is no {index} among {len(table)}")
+    return table[index]
 
 
 def _integer(value: Any) -> int:

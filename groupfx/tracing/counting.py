@@ -10,17 +10,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..convs import CONV_TYPES, original_type
 from ..errors import ModelError
+from ..learned import has_learned_groups
 from ..inputs import ExampleInputs, evaluate, unchanged
 from .graphs import forward_failed
 from .program import Shapes
 
 
-def grouped_modules(model: nn.Module) -> dict[str, _ConvNd]:
-    """Every grouped convolution module by its first path, subclasses included."""
+def site_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Every module that may be a site, by its first path.
+
+    Grouped convolutions, subclasses included, and layers with learned groups.
+    """
     return {
         path: module
         for path, module in model.named_modules()
-        if isinstance(module, _ConvNd) and module.groups > 1
+        if (isinstance(module, _ConvNd) and module.groups > 1) or has_learned_groups(module)
     }
 
 
@@ -63,7 +67,7 @@ def count_calls(model: nn.Module, inputs: ExampleInputs) -> Counted:
     counter = _GroupedCalls()
     found: dict[str, ModuleCalls] = {}
     handles = []
-    for path, module in grouped_modules(model).items():
+    for path, module in site_modules(model).items():
         if not path:
             continue
 
@@ -79,7 +83,7 @@ def count_calls(model: nn.Module, inputs: ExampleInputs) -> Counted:
                 found[path].count += 1
             elif isinstance(output, torch.Tensor):
                 shapes = Shapes(tuple(data.shape), tuple(output.shape))
-                plain = original_type(_module) in CONV_TYPES
+                plain = original_type(_module) in CONV_TYPES or has_learned_groups(_module)
                 found[path] = ModuleCalls(shapes, None if plain else data.detach())
 
         handles.append(module.register_forward_pre_hook(before))

@@ -10,6 +10,7 @@ from torch import fx, nn
 from ..convs import CONV_TYPES, original_type
 from ..errors import ModelError
 from ..inputs import ExampleInputs, evaluate, unchanged
+from ..learned import has_learned_groups
 from .program import FRAGMENT_MODULE, copied
 from .swapped import SwappedConv
 from .tracer import Trace, Tracer, trace
@@ -154,13 +155,14 @@ def module_graph(module: nn.Module) -> fx.GraphModule:
 
     Raises `CannotTrace` where a subclass's `forward` cannot be traced.
     """
-    if original_type(module) not in CONV_TYPES:
+    learned = has_learned_groups(module)
+    if original_type(module) not in CONV_TYPES and not learned:
         names = list(inspect.signature(module.forward).parameters)
         traced = trace(module, frozenset(names[:1]), fix_optional=True)
         return assemble(module, traced, SwappedConv)
     graph = fx.Graph()
     arguments: list[fx.Node] = [graph.placeholder("input")]
-    if CONV_TYPES[original_type(module)][1]:
+    if not learned and CONV_TYPES[original_type(module)][1]:
         arguments.append(graph.placeholder("output_size", default_value=None))
     graph.output(graph.call_module(FRAGMENT_MODULE, tuple(arguments)))
     root = nn.Module()

@@ -15,7 +15,8 @@ from ..calls import attribute
 from ..convs import CONV_TYPES, original_type
 from ..errors import ModelError, UsageError
 from ..inputs import ExampleInputs
-from .counting import Counted, ModuleCalls, count_calls, grouped_modules
+from ..learned import has_learned_groups
+from .counting import Counted, ModuleCalls, count_calls, site_modules
 from .exporting import FIXED, exported
 from .graphs import (
     assemble,
@@ -130,9 +131,10 @@ class _Opener:
         if not self.read_only:
             result = self.model if self.inplace else copied(self.model, share=False)
         fragments, unreachable = [], {}
-        for path, module in grouped_modules(self.own).items():
+        for path, module in site_modules(self.own).items():
             calls = counted.modules.get(path, ModuleCalls(None, None, 0))
-            if path == "" or (calls.count == 0 and original_type(module) not in CONV_TYPES):
+            plain = original_type(module) in CONV_TYPES or has_learned_groups(module)
+            if path == "" or (calls.count == 0 and not plain):
                 unreachable[path] = "it is not called in this forward, and its forward is its own"
                 continue
             try:
@@ -188,7 +190,7 @@ def _uncalled(model: nn.Module, graph: fx.GraphModule) -> tuple[str, ...]:
     modules = {id(graph.get_submodule(key)) for key in used if not _is_tensor(graph, key)}
     return tuple(
         path
-        for path, module in grouped_modules(model).items()
+        for path, module in site_modules(model).items()
         if path
         and id(module) not in modules
         and not any(id(parameter) in tensors for parameter in module.parameters())

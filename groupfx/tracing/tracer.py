@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..convs import CONV_TYPES, original_type
 from ..inputs import unchanged
+from ..learned import has_learned_groups
 from ..nn import is_weight_hook
 
 _HOOK_FIELDS = (
@@ -79,6 +80,8 @@ class Tracer(fx.Tracer):
             return True
         if isinstance(m, fx.GraphModule):
             return False
+        if has_learned_groups(m):
+            return True
         library = kind.__module__.startswith(("torch.nn", "torch.ao.nn"))
         return library and not isinstance(m, nn.Sequential)
 

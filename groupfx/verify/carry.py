@@ -1,42 +1,53 @@
-"""Tensors of an original region and of its rewritten form: the same rows, then random ones."""
+"""Tensors of an original region and of its rewritten form: the same elements, then random ones."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from ..state_map import Rows
+from ..state_pieces import Entry, Rows, coverage
 from .measures import identical
 from .region import Float64Copy
 
+Values = tuple[dict[str, Tensor], ...]
+
 
 class Carrier:
-    """Which rows of the original's tensors each of the rewritten ones is.
+    """Which elements of the original's tensors each of the rewritten ones is.
 
-    `rows` maps names in the rewritten model to rows of the original's, as
-    `StateDictMap.entries` does; a name that it does not have stands for itself.
+    `entries` maps names in the rewritten model to elements of the original's tensors, as
+    `StateDictMap.entries` does; a name that it does not have stands for itself. `native` names
+    tensors that decide something, such as learned-group maps: they are never made random.
     """
 
     def __init__(
-        self, original: Float64Copy, rewritten: Float64Copy, rows: Mapping[str, Rows]
+        self,
+        original: Float64Copy,
+        rewritten: Float64Copy,
+        entries: Mapping[str, Entry],
+        native: Collection[str] = (),
     ) -> None:
         self._original = original
         self._rewritten = rewritten
-        self._rows = {name: rows.get(name, Rows(name)) for name in rewritten.tensors}
+        self._native = frozenset(native)
+        self._entries = {name: entries.get(name, Rows(name)) for name in rewritten.tensors}
+        self._by_key: dict[str, list[Entry]] = {}
+        for _, entry in self.pairs():
+            self._by_key.setdefault(entry.key, []).append(entry)
 
-    def pairs(self) -> Iterator[tuple[str, Rows]]:
+    def pairs(self) -> Iterator[tuple[str, Entry]]:
         """Every tensor of the rewritten region that comes from one of the original's."""
-        for name, rows in self._rows.items():
-            if rows.key in self._original.tensors:
-                yield name, rows
+        for name, entry in self._entries.items():
+            if entry.key in self._original.tensors:
+                yield name, entry
 
     def problem(self) -> str | None:
         """What is wrong with the rewritten tensors as they are; None if nothing is."""
         for name, tensor in self._rewritten.originals.items():
-            source = self._original.originals.get(self._rows[name].key)
+            source = self._original.originals.get(self._entries[name].key)
             if source is None and isinstance(tensor, nn.Parameter):
                 return f"parameter {name} comes from no parameter of the original"
             found = None if source is None else self._tensor_problem(name, source, tensor)
@@ -45,37 +56,37 @@ class Carrier:
         return self._missing_rows()
 
     def _tensor_problem(self, name: str, source: Tensor, tensor: Tensor) -> str | None:
-        rows = self._rows[name]
+        entry = self._entries[name]
         if tensor.dtype != source.dtype:
-            return f"{name} is {tensor.dtype}, and {rows} is {source.dtype}"
-        if not identical(cut(source.detach(), rows), tensor.detach()):
-            return f"{name} does not hold the values of {rows}"
+            return f"{name} is {tensor.dtype}, and {entry} is {source.dtype}"
+        if not identical(entry.of(source.detach()), tensor.detach()):
+            return f"{name} does not hold the values of {entry}"
         if tensor.requires_grad != source.requires_grad:
-            return f"{name} has requires_grad={tensor.requires_grad}, and {rows} has not"
+            return f"{name} has requires_grad={tensor.requires_grad}, and {entry} has not"
         return None
 
     def _missing_rows(self) -> str | None:
+        """A row that no branch holds. Where elements are picked, what is left out is the pass's."""
         for key, source in self._original.originals.items():
-            if not isinstance(source, nn.Parameter):
+            entries = self._by_key.get(key, [])
+            if not isinstance(source, nn.Parameter) or key in self._native:
                 continue
-            size = source.shape[0] if source.dim() else 1
-            held = [False] * size
-            for _, rows in self.pairs():
-                if rows.key == key:
-                    stop = size if rows.stop is None else rows.stop
-                    held[rows.start : stop] = [True] * (stop - rows.start)
-            if not all(held):
-                return f"row {held.index(False)} of {key} is not in the rewritten model"
+            if not _only_rows(entries):
+                continue
+            held = coverage(entries, source.shape).flatten() > 0
+            if not bool(held.all()):
+                row = int((~held).nonzero()[0])
+                return f"row {row} of {key} is not in the rewritten model"
         return None
 
-    def values(self) -> tuple[dict[str, Tensor], ...]:
+    def values(self) -> Values:
         """A copy of all tensors of both sides, for `restore`."""
         return tuple(
             {name: tensor.detach().clone() for name, tensor in side.tensors.items()}
             for side in (self._original, self._rewritten)
         )
 
-    def restore(self, values: tuple[dict[str, Tensor], ...]) -> None:
+    def restore(self, values: Values) -> None:
         """Put back what `values` returned."""
         with torch.no_grad():
             for side, kept in zip((self._original, self._rewritten), values, strict=True):
@@ -86,26 +97,36 @@ class Carrier:
         """Give both copies the same random parameters and floating buffers.
 
         Weights keep the scale of a fresh initialisation, norms stay away from zero and variances
-        are positive, so that the gradients are well conditioned. Tensors that keep their own dtype,
-        and integers, stay as they are.
+        are positive, so that the gradients are well conditioned. Where elements are picked, zeros
+        stay zeros, because the form may rest on them. Native tensors and integers stay as they are.
         """
         done: set[int] = set()
         with torch.no_grad():
             for name, tensor in self._original.tensors.items():
-                if tensor.dtype == torch.float64 and id(tensor) not in done:
-                    done.add(id(tensor))
-                    tensor.copy_(_random(name, tensor, generator))
-            for name, rows in self.pairs():
+                if not self._is_free(name, tensor) or id(tensor) in done:
+                    continue
+                done.add(id(tensor))
+                value = _random(name, tensor, generator)
+                free = _only_rows(self._by_key.get(name, []))
+                tensor.copy_(value if free else value * (tensor != 0))
+            for name, entry in self.pairs():
                 tensor = self._rewritten.tensors[name]
-                if tensor.dtype == torch.float64:
-                    tensor.copy_(cut(self._original.tensors[rows.key], rows))
+                if self._is_free(name, tensor):
+                    tensor.copy_(entry.of(self._original.tensors[entry.key]))
+
+    def _is_free(self, name: str, tensor: Tensor) -> bool:
+        return name not in self._native and tensor.dtype == torch.float64
 
 
-def cut(tensor: Tensor, rows: Rows) -> Tensor:
-    """The rows themselves; all of a 0-d tensor."""
-    if rows.stop is None or not tensor.dim():
-        return tensor
-    return tensor.narrow(0, rows.start, rows.stop - rows.start)
+def placed(entry: Entry, like: Tensor) -> Tensor | None:
+    """Where a rewritten tensor holds elements of the original's `like`; None if everywhere."""
+    if isinstance(entry, Rows) or not entry.is_padded:
+        return None
+    return entry.of(torch.ones_like(like), fill=0.0) != 0
+
+
+def _only_rows(entries: Collection[Entry]) -> bool:
+    return all(isinstance(entry, Rows) for entry in entries)
 
 
 def _random(name: str, tensor: Tensor, generator: torch.Generator) -> Tensor:

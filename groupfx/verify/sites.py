@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from ..errors import InternalError
 from ..inputs import unchanged
-from ..state_map import Rows
+from ..state_pieces import Entry
 from .bounds import Magnitudes, bound_ratio, rounding_bound
-from .carry import Carrier, cut
+from .carry import Carrier, placed
 from .gradients import Derivatives, differentiate
 from .measures import difference, identical, plain_number
 from .region import Float64Copy, Region
@@ -77,7 +77,7 @@ def compare_regions(
     examples: Sequence[Any],
     *,
     exact: bool = True,
-    rows: Mapping[str, Rows] | None = None,
+    rows: Mapping[str, Entry] | None = None,
     native: Collection[str] = (),
     seed: int = _SEED,
 ) -> SiteVerdict:
@@ -89,10 +89,10 @@ def compare_regions(
         examples: for each input the shape of a floating tensor (a tuple), or a tensor like the one
             that the site gets, or a constant.
         exact: demand the same bits in eval mode, as a split gives them.
-        rows: the map of the rewrite, as `StateDictMap.entries` (rewritten name -> rows of an
-            original tensor; a name that is missing stands for itself). None where the rewrite does
-            not just move rows: then steps 2 and 3 are done without it, on the parameters that there
-            are, and gradients are compared for the inputs alone.
+        rows: the map of the rewrite, as `StateDictMap.entries` (rewritten name -> elements of an
+            original tensor; a name that is missing stands for itself). None where there is no such
+            map: then step 2 is left out, step 3 keeps the parameters that there are, and gradients
+            are compared for the inputs alone.
         native: full names of tensors that keep their own dtype; see `Float64`.
         seed: of everything random.
 
@@ -113,7 +113,7 @@ def compare_regions(
         except Exception as error:
             reason = f"the original cannot be run on its own: {first_line(error)}"
             return SiteVerdict(ok=False, reason=reason)
-        carrier = None if rows is None else Carrier(*sides, rows)
+        carrier = None if rows is None else Carrier(*sides, rows, native)
         comparison = _Comparison(*sides, carrier, exact, calls.terms, seed)
         mismatch = comparison.run(samples)
     return SiteVerdict(
@@ -256,11 +256,12 @@ class _Comparison:
         with _failing("in train mode"):
             after = differentiate(self.rewritten, values, training=True, seed=self.seed)
         _require_close("in train mode the output", before.output, after.output)
-        for name, rows in () if self.carrier is None else self.carrier.pairs():
+        for name, entry in () if self.carrier is None else self.carrier.pairs():
             tensor = self.rewritten.tensors[name]
             if not isinstance(tensor, nn.Parameter):
+                source = self.original.tensors[entry.key]
                 what = f"after a step in train mode {name}"
-                _require_close(what, cut(self.original.tensors[rows.key], rows), tensor)
+                _require_close(what, *_where_placed(entry, source, entry.of(source), tensor))
         self.train_ok = True
         if before.inputs is not None:
             self.gradients_ok = False
@@ -273,11 +274,12 @@ class _Comparison:
             raise _MismatchError(f"{when} the output lost its gradient")
         for position, pair in enumerate(zip(before.inputs or (), after.inputs, strict=True)):
             _require_close(f"{when} the gradient of input {position}", *pair, scale)
-        for name, rows in () if self.carrier is None else self.carrier.pairs():
-            if name in after.parameters and rows.key in before.parameters:
-                expected = cut(before.parameters[rows.key], rows)
+        for name, entry in () if self.carrier is None else self.carrier.pairs():
+            if name in after.parameters and entry.key in before.parameters:
+                source = before.parameters[entry.key]
+                expected, found = entry.gradient_of(source), after.parameters[name]
                 what = f"{when} the gradient of {name}"
-                _require_close(what, expected, after.parameters[name], scale)
+                _require_close(what, *_where_placed(entry, source, expected, found), scale)
 
 
 def first_line(error: BaseException) -> str:
@@ -306,6 +308,16 @@ def _require_close(what: str, before: Tensor, after: Tensor, scale: float = 0.0)
         raise _MismatchError(
             f"{what} is off by up to {found.error:.3g}, and at most {limit:.3g} is rounding"
         )
+
+
+def _where_placed(
+    entry: Entry, source: Tensor, expected: Tensor, found: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Both tensors without padding, which nothing in the original stands for."""
+    place = placed(entry, source)
+    if place is None or found.shape != expected.shape:
+        return expected, found
+    return expected[place], found[place]
 
 
 def _raise_norms(original: Float64Copy, rewritten: Float64Copy) -> None:
