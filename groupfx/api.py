@@ -10,21 +10,23 @@ from torch import nn
 
 from .archive import apply, read
 from .errors import FileError, RewriteError, UsageError
-from .inputs import ExampleInputs, infer_inputs
+from .inputs import ExampleInputs
 from .passes import PIPELINES, make_pass
 from .rewriting import (
     Pass,
     Pipeline,
+    Progress,
     Result,
     Site,
     Skip,
     SkippedSite,
     Store,
     UnreadableSite,
+    example_inputs,
     find_sites,
 )
 from .state_map import StateDictMap
-from .tracing import open_model
+from .tracing import ExportedModule, Program, open_model
 from .version import TORCH_BEFORE, TORCH_FROM
 
 
@@ -83,26 +85,72 @@ def find(
     `forward`; a shape is inferred where it is None. The model is run once in eval mode and is not
     changed. Raises `ModelError` where it cannot be opened or run.
     """
+    return survey(model, inputs, passes=passes, target=target, way=way).sites
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What `find` saw, and how: the way the model was opened, notes, and the inputs it was run on."""
+
+    way: str
+    notes: tuple[str, ...]
+    inputs: ExampleInputs
+    sites: tuple[FoundSite, ...]
+
+
+def survey(
+    model: nn.Module,
+    inputs: object = None,
+    *,
+    passes: Sequence[str | Pass[Any]] | None = None,
+    target: str | None = None,
+    way: str = "auto",
+) -> Survey:
+    """As `find`, with how it was found."""
     pipeline = make_pipeline(passes, target)
-    example = infer_inputs(model)[0] if inputs is None else ExampleInputs.of(inputs)
+    example, notes = example_inputs(model, inputs)
     program = open_model(model, example, way=way, read_only=True)
     store = Store(program, {})
-    sites = [
-        _unreadable(site) if isinstance(site, UnreadableSite) else _found(site, pipeline)
-        for site in find_sites(program, store)
-        if isinstance(site, UnreadableSite) or site.spec.groups > 1
-    ]
-    return tuple(sites)
+    found: dict[object, Site | UnreadableSite] = {}
+    decisions: dict[object, list[object]] = {}
+    for site in find_sites(program, store):
+        if isinstance(site, UnreadableSite) or site.spec.groups > 1:
+            found[_key(site)] = site
+    for pass_ in pipeline.passes:
+        for site in find_sites(program, store, pass_.calls):
+            if isinstance(site, UnreadableSite):
+                found.setdefault(_key(site), site)
+            elif pass_.wants(site):
+                found.setdefault(_key(site), site)
+                decisions.setdefault(_key(site), []).append(pass_.match(site))
+    sites = tuple(
+        _unreadable(site) if isinstance(site, UnreadableSite) else _found(site, decisions.get(key, []))
+        for key, site in sorted(found.items(), key=lambda item: _place(program, item[1]))
+    )
+    return Survey(program.way, (*program.notes, *notes), example, sites)
 
 
-def _found(site: Site, pipeline: Pipeline) -> FoundSite:
-    decisions = [pass_.match(site) for pass_ in pipeline.passes if pass_.wants(site)]
+def _key(site: Site | UnreadableSite) -> object:
+    return site.name if isinstance(site, UnreadableSite) else site.call.node
+
+
+def _place(program: Program, site: Site | UnreadableSite) -> tuple[int, int]:
+    """Fragment and position of a site in it; those that are called nowhere come last."""
+    if isinstance(site, UnreadableSite):
+        return len(program.fragments), 0
+    fragment = next(k for k, f in enumerate(program.fragments) if f is site.fragment)
+    # Names are given in order, but say nothing of it: the graph's own order does.
+    order = program.fragments[fragment].order
+    return fragment, order[site.call.node]
+
+
+def _found(site: Site, decisions: Sequence[object]) -> FoundSite:
     taken = any(not isinstance(decision, Skip) for decision in decisions)
     reasons = [decision.reason for decision in decisions if isinstance(decision, Skip)]
     spec = site.spec
     return FoundSite(
         name=site.name,
-        kind=spec.kind,
+        kind=site.kind,
         type=spec.type_name,
         dims=spec.dims,
         in_channels=spec.in_channels,
@@ -145,18 +193,22 @@ def rewrite(
     way: str = "auto",
     inplace: bool = False,
     verify: bool = True,
+    progress: Progress | None = None,
 ) -> Result:
     """Rewrite the grouped convolutions of `model`, and check that the function is the same.
 
     `passes` are names (with options: `"split-grouped-conv:max_groups=64"`) or pass objects; without
     them, the pipeline of `target` runs, or the default one. `way` is how the model is opened:
-    `auto`, `trace`, `modules` or `export`. The model is not changed unless `inplace`.
+    `auto`, `trace`, `modules` or `export`. The model is not changed unless `inplace`. `progress` is
+    called with how many sites were checked and of how many.
 
     Raises `ModelError` where the model cannot be opened or copied, `RewriteError` where a site that
     an option names is refused, and `MismatchError` where the check fails (its `report` says where).
     """
     pipeline = make_pipeline(passes, target)
-    result = pipeline(model, inputs, way=way, inplace=inplace, verify=verify)
+    result = pipeline(
+        model, inputs, way=way, inplace=inplace, verify=verify, progress=progress
+    )
     refuse_named(pipeline, result.report.skipped)
     return result
 
@@ -203,6 +255,8 @@ def load(path: str | Path, model: nn.Module | None = None) -> Loaded:
     archive = read(path)
     if archive.model is not None:
         rebuilt: nn.Module = archive.model
+        if archive.way == "export":
+            rebuilt = ExportedModule.of(archive.model)
     elif model is None:
         raise FileError(
             f"{path} holds a model whose modules were swapped: give the original model as well, "

@@ -105,7 +105,8 @@ class ConvCall:
     """One convolution call: what it computes, on what, and where its tensors come from.
 
     `path` is the module's path, None for a function. `output_size` is the second argument of a
-    transposed convolution's call, if any.
+    transposed convolution's call, if any. `learned`: the call is of a layer that learns its groups,
+    around a dense convolution.
     """
 
     spec: ConvSpec
@@ -114,6 +115,7 @@ class ConvCall:
     bias: Source | None
     path: str | None = None
     output_size: Any = None
+    learned: bool = False
 
     @property
     def input(self) -> fx.Node:

@@ -16,6 +16,9 @@ folded in, the layer standing between two 1x1 convolutions:
 | 3x3, 128 -> 128, 14x14 | 1.07 / 0.79 / 0.61 | 0.63 / 0.43 / 0.34 |
 | 3x3, 256 -> 256, 14x14 | 0.83 / 0.57 / 0.42 | 0.57 / 0.33 / 0.22 |
 
+On 120 random layers that the rule was not read off (360 forms of them) it was right for 316; for 17
+more the two times were within 10 %. It errs most (20 of 63) for 3x3 layers in equal groups.
+
 Whole models behave alike: MobileNetV2 at 32x32 with 17 pointwise projections in 8 learned groups
 takes 1.37 times as long with gathers and slices as with masked dense projections, and 0.80 times
 with 8 equal groups; ResNet-18 with 3x3 convolutions in 8 learned groups 0.32 times.
@@ -23,15 +26,25 @@ with 8 equal groups; ResNet-18 with 3x3 convolutions in 8 learned groups 0.32 ti
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from .blocks import BlockStructure
 from .errors import UsageError
 from .forms import FormPlan
 
-# MACs that must be saved for each value that is moved, read off the table: (pointwise, others).
-_UNEQUAL = (80, 250)
-_EQUAL = (50, 130)
-# MACs that one more call in the graph is worth, about a microsecond.
-_CALL = 50_000
+
+@dataclass(frozen=True)
+class _Price:
+    """MACs that must be saved: for each value that is moved, and for each call more."""
+
+    value: int
+    call: int
+
+
+# Read off measurements, by the way the blocks are executed: (1x1, larger kernels).
+_SEVERAL = (_Price(80, 50_000), _Price(100, 200_000))
+_PADDED = (_Price(60, 50_000), _Price(250, 200_000))
+_GROUPED = (_Price(50, 50_000), _Price(100, 200_000))
 
 
 def likely_slower(
@@ -43,6 +56,8 @@ def likely_slower(
     input_positions: int | None = None,
 ) -> str | None:
     """Why `plan` is likely to be slower than dense on ONNX Runtime's CPU, or None if it is not.
+
+    The text goes on after "likely slower than dense on ONNX Runtime: ".
 
     `taps` are those of the kernel (9 for 3x3), `positions` those of the output (196 for 14x14) and
     `input_positions` those of the input, where a stride makes them differ. The answer is a rule of
@@ -66,15 +81,15 @@ def likely_slower(
     moved = read * read_positions + written * positions
     calls = len(gathers) + len(plan.convs) - 1 + cut + joined
     unequal = cut or plan.convs[0].padded
-    price = (_UNEQUAL if unequal else _EQUAL)[taps > 1]
+    prices = _SEVERAL if cut else _PADDED if unequal else _GROUPED
+    price = prices[taps > 1]
     saved = (structure.dense_macs - plan.macs) * taps * positions
-    if saved >= moved * price + calls * _CALL:
+    if saved >= moved * price.value + calls * price.call:
         return None
     return (
-        f"likely slower than form='dense' on ONNX Runtime's CPU: it saves {saved:,} MACs a sample, "
-        f"and pays for {calls} more calls and {moved:,} values gathered, sliced or concatenated, "
-        f"which here are worth about {price} MACs each; {_evidence(unequal, taps)}. "
-        "Measure it, or take form='dense'"
+        f"it saves {saved:,} MACs a sample, and pays for {calls} more calls and {moved:,} values "
+        f"gathered, sliced or concatenated, worth about {price.call:,} and {price.value} MACs "
+        f"each; {_evidence(unequal, taps)}. Measure it, or take form=dense"
     )
 
 

@@ -37,6 +37,14 @@ class Split:
 class SplitGroupedConv(Pass[Split]):
     """Slice the input channels, one `groups=1` convolution a group, concatenate."""
 
+    refuses = (
+        "1-d and 2-d depthwise (depthwise=split takes them)",
+        "more groups than max_groups",
+        "user hooks on the convolution or its gradients",
+        "an input without a batch axis",
+        "groups, or a weight's shape, that forward computes",
+    )
+
     batchnorm: Literal["branches", "after"] = "branches"
     """where a BatchNorm that follows goes: into the branches, or after the concatenation"""
 
@@ -67,6 +75,8 @@ class SplitGroupedConv(Pass[Split]):
         inputs = group_slices(spec.in_channels, spec.groups)
         outputs = group_slices(spec.out_channels, spec.groups)
         norm = site.following_batchnorm() if self.batchnorm == "branches" else None
+        if site.fragment.is_module and self.batchnorm == "branches":
+            return Split(inputs, outputs, None, (_OUT_OF_SIGHT,))
         if isinstance(norm, str):
             return Split(inputs, outputs, None, (f"BatchNorm stays after the concat: {norm}",))
         return Split(inputs, outputs, norm)
@@ -105,6 +115,9 @@ class SplitGroupedConv(Pass[Split]):
             limit = f"max_groups={self.max_groups}"
             return f"{spec.groups} groups would make {spec.groups} branches, {limit}"
         return None
+
+
+_OUT_OF_SIGHT = "a BatchNorm that follows stays after the concat: forward is no graph to see it in"
 
 
 def _not_possible(site: Site) -> str | None:

@@ -23,6 +23,7 @@ class Usual:
 def usual_call(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Usual | None:
     """The usual form of a call of the overload `name`, such as `flatten.using_ints`, if any."""
     packet, _, overload = name.partition(".")
+    kwargs = {key: value for key, value in kwargs.items() if (key, value) != ("pin_memory", False)}
     if name in _CONVOLUTIONS:
         return _with_names(f"F.{packet}", _CONVOLUTIONS[name], args, kwargs)
     if name in _NORMALISATIONS:

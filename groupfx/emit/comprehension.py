@@ -38,7 +38,7 @@ class Comprehension:
         self._imports = imports
         self._plain = plain
         self._taken = taken
-        self._index = self._free("i")
+        self._index = next(name for name in (*"ikjn", "index") if name not in taken)
 
     def doc(self) -> Doc:
         """`element for target in values`."""

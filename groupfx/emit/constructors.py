@@ -85,6 +85,16 @@ def _simplified(made: Made, is_as_good: Callable[[Made], bool]) -> Made:
             made = with_argument(_simplified(value, fits))
         elif _shortened(value) != value and fits(_shortened(value)):
             made = with_argument(_shortened(value))
+    for name, value in made.kwargs.items():
+
+        def with_option(argument: Any, made: Made = made, name: str = name) -> Made:
+            return replace(made, kwargs={**made.kwargs, name: argument})
+
+        def suits(argument: Any, put: Callable[[Any], Made] = with_option) -> bool:
+            return is_as_good(put(argument))
+
+        if isinstance(value, Made):
+            made = with_option(_simplified(value, suits))
     for name in list(made.kwargs):
         fewer = {key: value for key, value in made.kwargs.items() if key != name}
         shorter = {**made.kwargs, name: _shortened(made.kwargs[name])}

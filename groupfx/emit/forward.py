@@ -163,8 +163,8 @@ class Forward:
     def _with(self, node: fx.Node, inner: list[_Waiting]) -> _Waiting:
         docs = {entry.node: entry.doc for entry in inner}
         doc = self._doc(node, docs)
-        own = 0 if node.target in _LOOKS or node.target in _SIZES or node.op == "output" else 1
-        depth = own + max((entry.depth for entry in inner), default=0)
+        calls = 0 if _is_slight(node) else 1
+        depth = calls + max((entry.depth for entry in inner), default=0)
         nodes = (node, *(part for entry in inner for part in entry.nodes))
         return _Waiting(node, doc, nodes, depth)
 
@@ -333,6 +333,12 @@ def _collect(value: Any, found: list[fx.Node]) -> None:
             _collect(part, found)
     elif isinstance(value, fx.Node | slice):
         fx.node.map_arg(value, found.append)
+
+
+def _is_slight(node: fx.Node) -> bool:
+    """Whether an expression is no harder to read with `node` in it."""
+    looks = node.target in _LOOKS or node.target in _SIZES
+    return looks or node.op == "output" or is_arithmetic(node)
 
 
 def _only_looks(node: fx.Node) -> bool:

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from ..errors import RewriteError
+from .layout import WIDTH
 
 # Where a function is looked for, and how it is then called, in this order.
 _ROOMS: tuple[tuple[ModuleType, str], ...] = (
@@ -110,18 +111,18 @@ class Imports:
         standard += [_from(module, members.pop(module)) for module in sorted(own)]
         others = [_from(module, names) for module, names in sorted(members.items())]
         blocks = [block for block in (standard, [*plain, *others]) if block]
-        return [line for block in blocks for line in (*block, "")][:-1]
+        return "\n\n".join("\n".join(block) for block in blocks).split("\n")
 
 
 def _from(module: str, names: dict[str, str]) -> str:
-    shown = [
-        name if own == name else f"{name} as {own}"
-        for own, name in sorted(names.items(), key=lambda pair: _order(pair[1]))
-    ]
-    line = f"from {module} import {', '.join(shown)}"
-    if len(line) <= 100:
-        return line
-    return "\n".join([f"from {module} import (", *(f"    {name}," for name in shown), ")"])
+    """One statement, and one for each member under another name."""
+    ordered = sorted(names.items(), key=lambda pair: _order(pair[1]))
+    plain = [name for own, name in ordered if own == name]
+    lines = [f"from {module} import {', '.join(plain)}"] if plain else []
+    if lines and len(lines[0]) > WIDTH:
+        lines = [f"from {module} import (", *(f"    {name}," for name in plain), ")"]
+    lines += [f"from {module} import {name} as {own}" for own, name in ordered if own != name]
+    return "\n".join(lines)
 
 
 def _order(name: str) -> tuple[int, str]:

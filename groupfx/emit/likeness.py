@@ -5,6 +5,8 @@ The numbers in their parameters do not count, nor do placement, precision and tr
 
 from __future__ import annotations
 
+import inspect
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,6 +107,10 @@ def _hook(hook: Any) -> object:
     """What a hook does: a function is itself, torch's own reparametrisations have fields."""
     if isinstance(hook, BasePruningMethod) and is_weight_hook(hook, _weight_of(hook)):
         return "prune", _weight_of(hook)
+    # torch wraps some hooks, and makes those of its own reparametrisations anew for each module.
+    hook = getattr(hook, "hook", hook)
+    if inspect.isfunction(hook) and hook.__module__.startswith("torch."):
+        return hook.__module__, hook.__qualname__
     if not hasattr(hook, "__dict__") or not type(hook).__module__.startswith("torch."):
         return hook
     return type(hook), {k: v for k, v in vars(hook).items() if isinstance(v, str | int | float)}
@@ -152,7 +158,18 @@ def _fields(module: nn.Module) -> dict[str, Any]:
     hooks = module._forward_pre_hooks.values()
     computed = {_weight_of(hook) for hook in hooks if is_weight_hook(hook, _weight_of(hook))}
     left_out = _INTERNAL | computed
-    return {name: value for name, value in vars(module).items() if name not in left_out}
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if name not in left_out and not _repeats_tensors(value)
+    }
+
+
+def _repeats_tensors(value: object) -> bool:
+    """Whether a field is a list of the module's own tensors, as recurrent layers keep one."""
+    if not isinstance(value, list) or not value:
+        return False
+    return all(item is None or isinstance(item, torch.Tensor | weakref.ref) for item in value)
 
 
 def _is_tensor(value: object) -> bool:

@@ -107,6 +107,8 @@ def _rank(name: str) -> tuple[int, str]:
 def _base(node: fx.Node) -> str:
     if node.op == "call_module":
         return str(node.target).replace(".", "_")
+    if node.target is torch.ops.aten.sym_size.int:
+        return "size"
     return node.name if node.op == "placeholder" else re.sub(r"_\d+$", "", node.name)
 
 

@@ -141,7 +141,10 @@ class Operations:
             return _infix(target, write(args[0]), write(args[1]))
         if target in _PREFIX and len(args) == 1:
             sign, level = _PREFIX[target]
-            return Doc(f"{sign}{within(write(args[0]), level)}", level)
+            operand = write(args[0])
+            # `-x**2` is right and misread.
+            inner = within(operand, ATOM if operand.level == POWER else level)
+            return Doc(f"{sign}{inner}", level)
         if target is operator.getitem and len(args) == 2:
             return subscript(within(write(args[0]), ATOM), args[1], write)
         if target is builtins.getattr and len(args) == 2 and isinstance(args[1], str):

@@ -238,7 +238,11 @@ class Tree:
 
     def _expression(self, path: str, module: nn.Module) -> Doc:
         if self.is_leaf(path):
-            return self._written(path, module).made.doc(self.imports)
+            made = self._written(path, module).made
+            try:
+                return made.doc(self.imports)
+            except RewriteError as error:
+                raise RewriteError(f"{path} cannot be written as Python: {error}") from error
         return self._container(module, self._items(path, module))
 
     def _items(self, path: str, module: nn.Module) -> list[Doc]:

@@ -2,7 +2,8 @@
 
 from .driver import PassResult, UnreadableSite, find_sites, run_pass
 from .pass_ import Option, Pass, Rewritten, Skip, name_matches
-from .pipeline import Pipeline
+from .checking import Progress
+from .pipeline import Pipeline, example_inputs
 from .report import Complexity, PassSummary, Report, RewrittenSite, SkippedSite, Totals
 from .result import Result
 from .site import BatchNorm, Site
@@ -16,6 +17,7 @@ __all__ = [
     "PassResult",
     "PassSummary",
     "Pipeline",
+    "Progress",
     "Report",
     "Result",
     "Rewritten",
@@ -26,6 +28,7 @@ __all__ = [
     "Store",
     "Totals",
     "UnreadableSite",
+    "example_inputs",
     "find_sites",
     "name_matches",
     "run_pass",

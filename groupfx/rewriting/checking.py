@@ -5,7 +5,7 @@ what came out of it (or out of the BatchNorm that moved with it). The reference 
 there; the working graph says what stands for it now.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,12 +20,18 @@ from ..verify import Region, SiteVerdict, compare_models, compare_regions, obser
 from .learned_sites import learned_calls
 from .report import Report, RewrittenSite
 
+Progress = Callable[[int, int], None]
+"""Called with how many sites are checked, and of how many."""
+
 # An uncalled module has no example shape: a few positions beyond the reach of its kernel do.
 _FREE_POSITIONS = (5, 7, 3)
 
 
 def check_program(
-    program: Program, report: Report, entries: Mapping[str, Entry | Requirement]
+    program: Program,
+    report: Report,
+    entries: Mapping[str, Entry | Requirement],
+    progress: Progress | None = None,
 ) -> Report:
     """`report` with a verdict for each rewritten site and for the model.
 
@@ -38,19 +44,17 @@ def check_program(
     seen = _observable(program, report.sites, nodes)
     rows = {key: entry for key, entry in entries.items() if isinstance(entry, Rows)}
     native = _score_maps(program.model)
-    sites = tuple(
-        replace(
-            site,
-            verdict=_check_site(site, nodes[id(site.fragment)], rows, native),
-            observable=seen.get(site.name),
-        )
-        for site in report.sites
-    )
+    checked = []
+    for site in report.sites:
+        verdict = _check_site(site, nodes[id(site.fragment)], rows, native)
+        checked.append(replace(site, verdict=verdict, observable=seen.get(site.name)))
+        if progress is not None:
+            progress(len(checked), len(report.sites))
     assert program.inputs is not None
     whole = compare_models(
         program.model, program.result, program.inputs, native=native, vary=program.dynamic
     )
-    return replace(report, sites=sites, model=whole)
+    return replace(report, sites=tuple(checked), model=whole)
 
 
 def require_ok(report: Report) -> None:

@@ -1,11 +1,14 @@
 """How large a model is: convolutions, parameters, and multiply-accumulates of one sample."""
 
+from typing import Any
+
 import torch
 from torch import fx, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.nn.modules.conv import _ConvNd
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from ..calls import Unreadable, convs
-from ..convs import spec_of_module
 from ..inputs import ExampleInputs, evaluate, unchanged
 from .report import Totals
 
@@ -40,15 +43,29 @@ def _groups(model: nn.Module) -> list[int]:
             inside.update(module.modules())
             groups += _groups(module)
             continue
-        spec = spec_of_module(module)
-        if spec is not None:
-            groups.append(spec.groups)
+        if isinstance(module, _ConvNd):
+            groups.append(module.groups)
     return groups
 
 
 def _macs(model: nn.Module, inputs: ExampleInputs) -> int:
-    counter = FlopCounterMode(display=False)
+    counter = _Flops()
     with unchanged(model), torch.no_grad(), counter:
         evaluate(model)
         inputs.call(model)
-    return int(counter.get_total_flops()) // (2 * max(inputs.batch or 1, 1))
+    return counter.total // (2 * max(inputs.batch or 1, 1))
+
+
+class _Flops(TorchDispatchMode):
+    """Adds up torch's own formulas; its `FlopCounterMode` would load the compiler as well."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.total += int(formula(*args, **(kwargs or {}), out_val=result))
+        return result

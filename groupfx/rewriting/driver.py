@@ -128,7 +128,7 @@ def run_pass(pass_: Pass[Any], program: Program, entries: dict[str, Entry | Requ
 
 
 def _skipped(site: Site, pass_name: str, reason: str) -> SkippedSite:
-    return SkippedSite(site.name, site.spec.kind, pass_name, reason)
+    return SkippedSite(site.name, site.kind, pass_name, reason)
 
 
 def _whole_modules(
@@ -176,7 +176,7 @@ def _rewrite_site(pass_: Pass[Any], match: _Match) -> RewrittenSite:
         ) from error
     record = RewrittenSite(
         name=site.name,
-        kind=site.spec.kind,
+        kind=site.kind,
         pass_name=pass_.pass_name(),
         before=site.spec.describe(),
         after=made.form,

@@ -41,7 +41,7 @@ def learned_calls(root: fx.GraphModule) -> Mapping[fx.Node, ConvCall | Unreadabl
             found[node] = Unreadable(node, "it is called with more than its input")
             continue
         bias = Stored(f"{path}.{CONV}.bias") if spec.bias else None
-        found[node] = ConvCall(spec, node, Stored(f"{path}.{CONV}.weight"), bias, path)
+        found[node] = ConvCall(spec, node, Stored(f"{path}.{CONV}.weight"), bias, path, learned=True)
     return found
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import difflib
 import inspect
 import re
 import textwrap
@@ -77,6 +78,9 @@ class Pass(ABC, Generic[Description]):
     exact: ClassVar[bool] = True
     """Whether a rewritten site must be bit-identical, not only within the rounding bound."""
 
+    refuses: ClassVar[tuple[str, ...]] = ()
+    """What the pass leaves as it is, a line each, for the catalogue."""
+
     @classmethod
     def pass_name(cls) -> str:
         """The class's name in kebab-case, such as `split-grouped-conv`."""
@@ -118,8 +122,10 @@ class Pass(ABC, Generic[Description]):
         parsed = {}
         for name, texts in values.items():
             if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
                 raise UsageError(
-                    f"{cls.pass_name()} has no option {name!r}: "
+                    f"{cls.pass_name()} has no option {name!r}: {hint}"
                     f"it has {', '.join(sorted(known)) or 'none'}"
                 )
             parsed[name] = _parse(cls.pass_name(), name, hints[name], list(texts))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,11 @@ from ..inputs import ExampleInputs, infer_inputs
 from ..state_map import Entry, Requirement, Rows, StateDictMap
 from ..tracing import Program, open_model
 from ..version import __version__
-from .checking import check_program, require_ok
+from .checking import Progress, check_program, require_ok
 from .complexity import totals
 from .driver import PassResult, run_pass
 from .pass_ import Pass
-from .report import Complexity, PassSummary, Report
+from .report import Complexity, PassSummary, Report, SkippedSite
 from .result import Result
 
 
@@ -50,6 +50,7 @@ class Pipeline:
         way: str = "auto",
         inplace: bool = False,
         verify: bool = True,
+        progress: Progress | None = None,
     ) -> Result:
         """Rewrite `model` and check the result.
 
@@ -57,32 +58,37 @@ class Pipeline:
         `forward`; where it is None, a shape is inferred and the report says which. Raises
         `ModelError` where the model cannot be opened, and `MismatchError` where the check fails.
         """
-        notes: tuple[str, ...] = ()
-        if inputs is None:
-            example, chosen = infer_inputs(model)
-            notes = (chosen,)
-        else:
-            example = ExampleInputs.of(inputs)
+        example, notes = example_inputs(model, inputs)
         program = open_model(model, example, way=way, inplace=inplace)
         program.notes = (*program.notes, *notes)
-        return self.run(program, verify=verify)
+        return self.run(program, verify=verify, progress=progress)
 
-    def run(self, program: Program, *, verify: bool = True) -> Result:
+    def run(
+        self, program: Program, *, verify: bool = True, progress: Progress | None = None
+    ) -> Result:
         """Apply the passes to an opened program."""
-        before = totals(program.model, program.inputs) if verify else None
+        before = totals(program.model, program.inputs)
         entries: dict[str, Entry | Requirement] = {
             key: Rows(key) for key in program.result.state_dict()
         }
         dropped = program.model.state_dict().keys() - entries.keys()
         results = [run_pass(pass_, program, entries) for pass_ in self.passes]
         report = _report(program, results)
-        if verify and before is not None:
-            after = totals(program.result, program.inputs)
-            report = dataclasses.replace(report, complexity=Complexity(before, after))
-            report = check_program(program, report, entries)
+        after = totals(program.result, program.inputs)
+        report = dataclasses.replace(report, complexity=Complexity(before, after))
+        if verify:
+            report = check_program(program, report, entries, progress)
             require_ok(report)
         state_map = StateDictMap(entries, dropped=dropped, model=program.result)
         return Result(program.result, report, state_map, program)
+
+
+def example_inputs(model: nn.Module, inputs: object) -> tuple[ExampleInputs, tuple[str, ...]]:
+    """The given inputs, or inferred ones with a note that says which."""
+    if inputs is not None:
+        return ExampleInputs.of(inputs), ()
+    example, chosen = infer_inputs(model)
+    return example, (chosen,)
 
 
 def _report(program: Program, results: Sequence[PassResult]) -> Report:
@@ -100,13 +106,23 @@ def _report(program: Program, results: Sequence[PassResult]) -> Report:
             for result in results
         ),
         sites=tuple(site for result in results for site in result.sites),
-        skipped=tuple(site for result in results for site in result.skipped),
+        skipped=tuple(_once(site for result in results for site in result.skipped)),
         versions={
             "groupfx": __version__,
             "torch": str(torch.__version__),
             "python": platform.python_version(),
         },
     )
+
+
+def _once(skipped: Iterable[SkippedSite]) -> Iterator[SkippedSite]:
+    """Each site that no pass can see once, not once a pass."""
+    seen = set()
+    for site in skipped:
+        key = (site.name, site.reason) if site.kind == "unknown" else site
+        if key not in seen:
+            yield site
+        seen.add(key)
 
 
 _EXAMPLE = "groupfx.passes.SplitGroupedConv()"

@@ -63,6 +63,11 @@ class Site:
         return self.call.spec
 
     @property
+    def kind(self) -> str:
+        """Kind of the convolution, or `learned` for a layer that learns its groups."""
+        return "learned" if self.call.learned else self.spec.kind
+
+    @property
     def graph(self) -> fx.Graph:
         """Graph that is being rewritten."""
         return self.fragment.working.graph

@@ -1,5 +1,6 @@
 """Three ways into a model: a symbolic trace, its convolution modules, or `torch.export`."""
 
+from .exporting import ExportedModule
 from .opening import open_model
 from .program import WAYS, Fragment, Program, Shapes, Way
 from .swapped import SwappedConv
@@ -8,6 +9,7 @@ from .tracer import CannotTrace
 __all__ = [
     "WAYS",
     "CannotTrace",
+    "ExportedModule",
     "Fragment",
     "Program",
     "Shapes",

@@ -15,6 +15,28 @@ from .tracer import CannotTrace
 FIXED = "sizes that the export fixed:"
 
 
+class ExportedModule(fx.GraphModule):
+    """A graph that `torch.export` made, which has one mode for good and says so."""
+
+    @classmethod
+    def of(cls, graph: fx.GraphModule) -> "ExportedModule":
+        """The same graph, tensors and children, as this class."""
+        made = cls(graph, graph.graph, class_name=type(graph).__name__)
+        for held in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
+            made.__dict__[held].update(graph.__dict__[held])
+        made.training = False
+        return made
+
+    def train(self, mode: bool = True) -> "ExportedModule":
+        """Refused: what train mode does differently is not in the graph any more."""
+        if mode:
+            raise NotImplementedError(
+                "this model was exported in eval mode, and its graph is that mode's: "
+                "train the original and rewrite it again"
+            )
+        return self
+
+
 def exported(model: nn.Module, inputs: ExampleInputs) -> tuple[fx.GraphModule, tuple[str, ...]]:
     """Graph of `torch.export` in eval mode, with every size dynamic that can be.
 
@@ -42,6 +64,7 @@ def exported(model: nn.Module, inputs: ExampleInputs) -> tuple[fx.GraphModule, t
             first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
             raise CannotTrace(f"{type(error).__name__}: {first_line}") from error
     assert isinstance(module, fx.GraphModule)
+    module = ExportedModule.of(module)
     adopt(module, model)
     restore_order(module, model)
     notes = ["exported in eval mode: result.model stays in it"]
@@ -61,8 +84,9 @@ def _assert_fixed_sizes(module: fx.GraphModule) -> Iterator[str]:
         value = node.meta.get("val")
         if not isinstance(value, torch.Tensor):
             continue
-        for axis, size in enumerate(value.shape):
-            if axis == 1 or not isinstance(size, int):
+        for axis, open_size in enumerate(value.shape):
+            size = open_size if isinstance(open_size, int) else open_size.node.maybe_as_int()
+            if axis == 1 or size is None:
                 continue
             with module.graph.inserting_after(placeholders[-1]):
                 found = module.graph.call_method("size", (node, axis))

@@ -16,6 +16,9 @@ from .swapped import SwappedConv
 from .tracer import Trace, Tracer, trace
 
 
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+
+
 def assemble(
     model: nn.Module, traced: Trace, kind: type[fx.GraphModule] = fx.GraphModule
 ) -> fx.GraphModule:
@@ -42,11 +45,14 @@ def adopt(module: fx.GraphModule, model: nn.Module) -> None:
     for path, child in model.named_modules(remove_duplicate=False):
         if path.startswith(inside):
             continue
+        parent, _, name = path.rpartition(".")
         if path and tracer.is_leaf_module(child, path):
-            inside = f"{path}."
-            parent, _, name = path.rpartition(".")
             holder = _ensure_holder(module, parent)
+            # A ModuleList counts as a leaf, and the holder of those items that are called is there.
+            if holder._modules.get(name) is not None and not isinstance(child, _CONTAINERS):
+                inside = f"{path}."
             if name not in holder._modules:
+                inside = f"{path}."
                 holder.add_module(name, child)
                 continue
         holder = _ensure_holder(module, path)
@@ -146,7 +152,8 @@ def forward_failed(model: nn.Module, inputs: ExampleInputs, error: Exception) ->
     lines = str(error).strip().splitlines() or [""]
     return (
         f"{type(model).__name__} does not run on an input of shape {shapes} "
-        f"({type(error).__name__}: {lines[0]}): give the shape that it expects"
+        f"({type(error).__name__}: {lines[0]}): give the shape and dtype that it expects, "
+        "such as --input-shape 2,3,224,224 or --input-shape int64:2,16"
     )
 
 

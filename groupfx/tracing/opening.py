@@ -184,7 +184,9 @@ def given_arguments(model: nn.Module, inputs: ExampleInputs) -> frozenset[str]:
 def _uncalled(model: nn.Module, graph: fx.GraphModule) -> tuple[str, ...]:
     """Grouped convolution modules that the graph neither calls nor reads a tensor of."""
     used = {
-        str(node.target) for node in graph.graph.nodes if node.op in ("call_module", "get_attr")
+        str(node.target)
+        for node in graph.graph.nodes
+        if node.op == "call_module" or (node.op == "get_attr" and node.users)
     }
     tensors = {id(attribute(graph, key)) for key in used if _is_tensor(graph, key)}
     modules = {id(graph.get_submodule(key)) for key in used if not _is_tensor(graph, key)}

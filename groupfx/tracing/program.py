@@ -54,6 +54,11 @@ class Fragment:
         self.standing = {node.name: node for node in self.working.graph.nodes}
         self._names = {node: [name] for name, node in self.standing.items()}
 
+    @property
+    def order(self) -> dict[fx.Node, int]:
+        """Position of each node of the working graph."""
+        return {node: position for position, node in enumerate(self.working.graph.nodes)}
+
     def stand_in(self, old: fx.Node, new: fx.Node) -> None:
         """Record that `new` computes what `old` computed."""
         names = self._names.pop(old, [])

@@ -16,10 +16,12 @@ So does a part of `forward` that runs under `no_grad` or `autocast`: a graph has
 import contextlib
 import dis
 import inspect
+import operator
 import random
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,7 @@ from ..inputs import unchanged
 from ..learned import has_learned_groups
 from ..nn import is_weight_hook
 
+_RAISES = "LOAD_ASSERTION_ERROR"
 _HOOK_FIELDS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -101,30 +104,38 @@ class Tracer(fx.Tracer):
         frame = sys._getframe(1)
         while frame.f_back is not None and frame.f_globals.get("__name__", "") == fx.proxy.__name__:
             frame = frame.f_back
-        if not _is_asserted(frame.f_code, frame.f_lasti):
+        asserted = _asserted(frame.f_code, frame.f_lasti)
+        if asserted is None:
             return super().to_bool(obj)
         message = f"assertion failed in {frame.f_code.co_qualname}"
-        self.create_proxy("call_function", torch._assert, (obj, message), {})
-        return True
+        holds = obj
+        if not asserted:
+            holds = self.create_proxy("call_function", operator.not_, (obj,), {})
+        self.create_proxy("call_function", torch._assert, (holds, message), {})
+        return asserted
 
 
 def _context() -> tuple[bool, ...]:
     return torch.is_grad_enabled(), *(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
 
 
-def _is_asserted(code: Any, offset: int) -> bool:
-    """Whether the truth test at `offset` decides an `assert` statement."""
+def _asserted(code: CodeType, offset: int) -> bool | None:
+    """What the truth test at `offset` must give for an `assert` to go on; None if it is not of one.
+
+    A conditional jump with the raise on one side: the value that leads to the other side.
+    """
     instructions = list(dis.get_instructions(code))
     position = next((k for k, i in enumerate(instructions) if i.offset == offset), None)
     if position is None or position + 1 == len(instructions):
-        return False
+        return None
     test = instructions[position]
     if "JUMP" not in test.opname or not test.opname.endswith(("IF_TRUE", "IF_FALSE")):
-        return False
-    if test.opname.endswith("IF_TRUE"):
-        return instructions[position + 1].opname == "LOAD_ASSERTION_ERROR"
+        return None
+    jumps_on = test.opname.endswith("IF_TRUE")
+    if instructions[position + 1].opname == _RAISES:
+        return jumps_on
     target = next((i for i in instructions if i.offset == test.argval), None)
-    return target is not None and target.opname == "LOAD_ASSERTION_ERROR"
+    return None if target is None or target.opname != _RAISES else not jumps_on
 
 
 @contextlib.contextmanager

@@ -12,8 +12,6 @@ from ..state_pieces import Entry, Rows, coverage
 from .measures import identical
 from .region import Float64Copy
 
-Values = tuple[dict[str, Tensor], ...]
-
 
 class Carrier:
     """Which elements of the original's tensors each of the rewritten ones is.
@@ -79,19 +77,12 @@ class Carrier:
                 return f"row {row} of {key} is not in the rewritten model"
         return None
 
-    def values(self) -> Values:
-        """A copy of all tensors of both sides, for `restore`."""
-        return tuple(
-            {name: tensor.detach().clone() for name, tensor in side.tensors.items()}
-            for side in (self._original, self._rewritten)
-        )
-
-    def restore(self, values: Values) -> None:
-        """Put back what `values` returned."""
+    def restore(self) -> None:
+        """Give both copies the values of the tensors that they were copied from."""
         with torch.no_grad():
-            for side, kept in zip((self._original, self._rewritten), values, strict=True):
-                for name, value in kept.items():
-                    side.tensors[name].copy_(value)
+            for side in (self._original, self._rewritten):
+                for name, tensor in side.tensors.items():
+                    tensor.copy_(side.originals[name])
 
     def randomize(self, generator: torch.Generator) -> None:
         """Give both copies the same random parameters and floating buffers.
@@ -132,8 +123,8 @@ def _only_rows(entries: Collection[Entry]) -> bool:
 def _random(name: str, tensor: Tensor, generator: torch.Generator) -> Tensor:
     normal = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
     if name.endswith("running_var"):
-        return normal.abs() + 0.5
+        return normal.abs_().add_(0.5)
     if tensor.dim() < 2:
-        return 1 + 0.3 * normal
+        return normal.mul_(0.3).add_(1)
     fan = max(tensor.numel() // max(tensor.shape[0], 1), 1)
-    return normal / math.sqrt(fan)
+    return normal.div_(math.sqrt(fan))

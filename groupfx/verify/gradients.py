@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .measures import peak
 from .region import Float64Copy
 
 
@@ -31,8 +33,8 @@ class Derivatives:
         mode is zero but for rounding.
         """
         gradients = (*(self.inputs or ()), *self.parameters.values())
-        finite = [gradient[torch.isfinite(gradient)] for gradient in gradients]
-        return max((float(g.abs().max()) for g in finite if g.numel()), default=0.0)
+        peaks = [peak(torch.view_as_real(g) if g.is_complex() else g) for g in gradients]
+        return max((value for value in peaks if math.isfinite(value)), default=0.0)
 
 
 def differentiate(

@@ -70,13 +70,13 @@ def difference(original: Tensor, candidate: Tensor) -> Difference:
     original, candidate = _real(original), _real(candidate)
     if not original.is_floating_point():
         return _exact_difference(original, candidate)
-    error, scale = _peak(candidate - original), _peak(original)
+    error, scale = peak(candidate - original), peak(original)
     if math.isfinite(error) and math.isfinite(scale):
         return Difference(error, scale)
     reason = kind_mismatch(original, original, candidate, original.dtype)
     finite = torch.isfinite(original)
-    error = _peak((candidate - original)[finite & torch.isfinite(candidate)])
-    return Difference(error, _peak(original[finite]), reason)
+    error = peak((candidate - original)[finite & torch.isfinite(candidate)])
+    return Difference(error, peak(original[finite]), reason)
 
 
 def identical(original: Tensor, candidate: Tensor) -> bool:
@@ -135,7 +135,7 @@ def rms_within(
     finite = torch.isfinite(yardstick) & torch.isfinite(own) & torch.isfinite(other)
     yardstick, own, other = yardstick[finite], own[finite], other[finite]
     candidate_rms, original_rms = _rms(other - yardstick), _rms(own - yardstick)
-    floor = torch.finfo(dtype).eps / 2 * _peak(yardstick)
+    floor = torch.finfo(dtype).eps / 2 * peak(yardstick)
     limit = max(_RMS_FACTOR * original_rms, floor)
     if reason is None and not candidate_rms <= limit:
         reason = (
@@ -252,8 +252,12 @@ def _kind(tensor: Tensor) -> Tensor:
     return torch.isnan(tensor) + infinity
 
 
-def _peak(tensor: Tensor) -> float:
-    return float(tensor.abs().max()) if tensor.numel() else 0.0
+def peak(tensor: Tensor) -> float:
+    """max|x| of a real tensor, 0 for an empty one, NaN if it holds one. Makes no copy of it."""
+    if not tensor.numel():
+        return 0.0
+    low, high = torch.aminmax(tensor.detach())
+    return float(torch.maximum(-low, high))
 
 
 def _rms(tensor: Tensor) -> float:

@@ -224,7 +224,6 @@ class _Comparison:
         if self.carrier is None:
             _raise_norms(self.original, self.rewritten)
             return
-        kept = self.carrier.values()
         self.carrier.randomize(torch.Generator().manual_seed(self.seed + 1))
         try:
             with torch.no_grad():
@@ -232,7 +231,7 @@ class _Comparison:
         except Exception:
             usable = False
         if not usable:  # such as a logarithm of a parameter: then its own values have to do
-            self.carrier.restore(kept)
+            self.carrier.restore()
 
     def _compare_eval_gradients(self, values: Values) -> None:
         when = "in eval mode" if self.carrier is None else "in eval mode with random parameters"
