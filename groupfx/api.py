@@ -90,7 +90,7 @@ def find(
 
 @dataclass(frozen=True)
 class Survey:
-    """What `find` saw, and how: the way the model was opened, notes, and the inputs it was run on."""
+    """What `find` saw: the sites, how the model was opened, and what it was run on."""
 
     way: str
     notes: tuple[str, ...]
@@ -123,11 +123,13 @@ def survey(
             elif pass_.wants(site):
                 found.setdefault(_key(site), site)
                 decisions.setdefault(_key(site), []).append(pass_.match(site))
-    sites = tuple(
-        _unreadable(site) if isinstance(site, UnreadableSite) else _found(site, decisions.get(key, []))
+    listed = [
+        _unreadable(site)
+        if isinstance(site, UnreadableSite)
+        else _found(site, decisions.get(key, []))
         for key, site in sorted(found.items(), key=lambda item: _place(program, item[1]))
-    )
-    return Survey(program.way, (*program.notes, *notes), example, sites)
+    ]
+    return Survey(program.way, (*program.notes, *notes), example, tuple(listed))
 
 
 def _key(site: Site | UnreadableSite) -> object:
@@ -206,9 +208,7 @@ def rewrite(
     an option names is refused, and `MismatchError` where the check fails (its `report` says where).
     """
     pipeline = make_pipeline(passes, target)
-    result = pipeline(
-        model, inputs, way=way, inplace=inplace, verify=verify, progress=progress
-    )
+    result = pipeline(model, inputs, way=way, inplace=inplace, verify=verify, progress=progress)
     refuse_named(pipeline, result.report.skipped)
     return result
 

@@ -118,6 +118,44 @@ def test_a_site_that_cannot_be_run_is_not_ok() -> None:
     assert str(verdict.reason).startswith("the original cannot be run on its own: RuntimeError")
 
 
+class NoBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.abs()
+
+
+class Forward(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return NoBackward.apply(x) * self.scale[:, None]
+
+
+def test_a_site_without_a_derivative_is_still_compared() -> None:
+    left = chain({"layer": Forward()})
+    verdict = compare_regions(left, copy_of(left), [(2, 3, 5)], rows={})
+    assert verdict.ok
+    assert verdict.gradients_ok is None
+    wrong = chain({"layer": Forward(), "double": nn.Threshold(0.5, 1.0)})
+    assert not compare_regions(left, wrong, [(2, 3, 5)], rows={}).ok
+    assert not compare_regions(left, chain({"zero": Zero()}), [(2, 3, 5)], rows={}).ok
+
+
+class Zero(nn.Module):
+    """What the original gives as long as its scale is zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 0
+
+
+def test_a_value_that_is_no_tensor_is_a_bug_of_the_pass() -> None:
+    region = chain({"lstm": nn.LSTM(4, 4)})
+    with pytest.raises(InternalError, match="the value of a site is a tuple, not a tensor"):
+        compare_regions(region, region, [(2, 3, 4)])
+
+
 # A region's own rules
 
 

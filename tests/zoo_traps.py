@@ -218,3 +218,16 @@ class CountsCallsInPlace(CountsCalls):
         y = self.conv(x) / self.calls.clone()
         self.calls.add_(1)
         return y
+
+
+class Asserts(nn.Module):
+    """Python asserts on traced values: two of one statement, and a negated one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(6, 6, 3, groups=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.dim() == 4 and x.size(1) % 3 == 0, "channels"  # noqa: PT018
+        assert not x.size(2) == 1  # noqa: SIM201
+        return self.conv(x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ def constant(tensor: Tensor, path: str, imports: Imports) -> Doc:
             f"{path} is a tensor of another kind than plain numbers, so it cannot be written down"
         )
     data = tensor.detach().cpu()
-    found = _uniform(data, imports) or _counted(data) or _triangle(data)
+    found = _uniform(data, imports) or _counted(data) or _triangle(data) or _rows(data, imports)
     if found is not None:
         return found
     if data.numel() > MOST_NUMBERS:
@@ -47,16 +48,19 @@ def constant(tensor: Tensor, path: str, imports: Imports) -> Doc:
             f"{path} holds {data.numel()} numbers that no state_dict holds, and at most "
             f"{MOST_NUMBERS} are written into a file: make it a persistent buffer"
         )
+    return _listed(data, imports)
+
+
+def _listed(data: Tensor, imports: Imports) -> Doc:
     default = torch.int64 if _is_integer(data) else torch.float32
-    default = torch.bool if data.dtype is torch.bool else default
-    numbers = _numbers(data)
-    return call("torch.tensor", [literal(numbers, imports)], **_dtype(data, default))
+    return call("torch.tensor", [literal(_numbers(data), imports)], **_dtype(data, default))
 
 
 def _numbers(data: Tensor) -> object:
     if data.is_floating_point():
         return data.to(torch.float64).tolist()
-    return data.tolist()
+    # True and False are 1 and 0 here: a mask is easier to read.
+    return data.long().tolist() if data.dtype is torch.bool else data.tolist()
 
 
 def _is_integer(data: Tensor) -> bool:
@@ -78,8 +82,7 @@ def _uniform(data: Tensor, imports: Imports) -> Doc | None:
         return None
     number = _numbers(first.reshape(()))
     sizes = shape_arguments(data)
-    plain_zero = number == 0 and math.copysign(1, number) > 0 if _is_real(number) else False
-    if plain_zero or number is False:
+    if _is_real(number) and number == 0 and math.copysign(1, number) > 0:
         return call("torch.zeros", sizes, **_dtype(data, torch.float32))
     if number == 1 and not data.is_complex():
         return call("torch.ones", sizes, **_dtype(data, torch.float32))
@@ -90,7 +93,7 @@ def _uniform(data: Tensor, imports: Imports) -> Doc | None:
     )
 
 
-def _is_real(number: object) -> bool:
+def _is_real(number: object) -> TypeGuard[float]:
     return isinstance(number, int | float)
 
 
@@ -114,6 +117,18 @@ def _counted(data: Tensor) -> Doc | None:
     if data.dim() == 1:
         return counted
     return call(f"{within(counted, ATOM)}.reshape", shape_arguments(data))
+
+
+def _rows(data: Tensor, imports: Imports) -> Doc | None:
+    """A matrix with few different rows, as the mask of a convolution in blocks."""
+    if data.dim() != 2 or data.is_floating_point() or data.is_complex():
+        return None
+    different, place = torch.unique(data, dim=0, return_inverse=True)
+    few = 4 * len(different) <= len(data)
+    if not few or different.numel() + len(data) > MOST_NUMBERS:
+        return None
+    order = literal(place.tolist(), imports)
+    return bracket(_listed(different, imports).flat, [order], "[")
 
 
 def _triangle(data: Tensor) -> Doc | None:

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import RewriteError
 from ..tracing.tracer import seeded
-from .likeness import Fingerprint, Likeness, compare, fingerprint
+from .likeness import Fingerprint, Likeness, compare, fingerprint, holds_numbers
 from .made import Made
 from .recipes import make
 
@@ -27,12 +27,14 @@ from .recipes import make
 class Written:
     """How a leaf module is written: a call, and what is changed afterwards.
 
-    `fields` are set; the parameters `buffers` become buffers.
+    `fields` are set; the parameters `buffers` become buffers. `numbers` are buffers, by their paths
+    in the module, whose numbers are in no state_dict and do not come from the constructor.
     """
 
     made: Made
     fields: Mapping[str, Any]
     buffers: tuple[str, ...]
+    numbers: Mapping[str, Tensor]
 
 
 class Constructors:
@@ -67,7 +69,7 @@ def _checked(made: Made, module: nn.Module) -> Written:
             return False
 
     made = _simplified(made, is_as_good)
-    return Written(made, likeness.fields, likeness.buffers)
+    return Written(made, likeness.fields, likeness.buffers, _other_numbers(made, module))
 
 
 def _simplified(made: Made, is_as_good: Callable[[Made], bool]) -> Made:
@@ -112,11 +114,31 @@ def _shortened(value: Any) -> Any:
     return value
 
 
+def _other_numbers(made: Made, module: nn.Module) -> dict[str, Tensor]:
+    """Buffers outside of the state_dict whose numbers the constructor does not give."""
+    if not any(inner._non_persistent_buffers_set for inner in module.modules()):
+        return {}
+    with _without_traces("cpu"):
+        twin = made.build()
+    found = {}
+    for path, inner in module.named_modules():
+        for name in sorted(inner._non_persistent_buffers_set):
+            buffer, other = inner._buffers.get(name), twin.get_submodule(path)._buffers.get(name)
+            if buffer is None or (other is not None and _same_numbers(buffer, other)):
+                continue
+            found[f"{path}.{name}" if path else name] = buffer
+    return found
+
+
+def _same_numbers(buffer: Tensor, other: Tensor) -> bool:
+    return buffer.shape == other.shape and torch.equal(buffer.cpu(), other.to(buffer.dtype))
+
+
 def _likeness(made: Made, module: nn.Module) -> Likeness:
+    # Numbers are compared where there are some that no state_dict brings.
+    device = "cpu" if any(map(holds_numbers, module.modules())) else "meta"
     try:
-        with _without_traces(), warnings.catch_warnings():
-            # What a constructor has to say was said when the model was made.
-            warnings.simplefilter("ignore")
+        with _without_traces(device):
             twin = made.build()
     except RewriteError:
         raise
@@ -130,7 +152,9 @@ def _likeness(made: Made, module: nn.Module) -> Likeness:
 
 
 @contextlib.contextmanager
-def _without_traces() -> Iterator[None]:
-    """Constructors run without memory for weights, and leave the random state as it was."""
-    with seeded(0), torch.device("meta"):
+def _without_traces(device: str) -> Iterator[None]:
+    """Constructors run on `device`, say nothing, and leave the random state as it was."""
+    with seeded(0), torch.device(device), warnings.catch_warnings():
+        # What a constructor has to say was said when the model was made.
+        warnings.simplefilter("ignore")
         yield

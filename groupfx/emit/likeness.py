@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.utils.prune import BasePruningMethod
 
 from ..nn import is_weight_hook
+from ..rewriting.learned_sites import FROZEN_MARK
 
 Fingerprint = tuple[object, ...]
 
@@ -45,7 +46,7 @@ def fingerprint(module: nn.Module) -> Fingerprint:
         (name, None if child is None else fingerprint(child))
         for name, child in module._modules.items()
     ]
-    own = any(_is_tensor(value) for value in _fields(module).values())
+    own = holds_numbers(module)
     return (
         type(module),
         tuple(fields),
@@ -54,6 +55,12 @@ def fingerprint(module: nn.Module) -> Fingerprint:
         tuple(children),
         id(module) if own else None,
     )
+
+
+def holds_numbers(module: nn.Module) -> bool:
+    """Whether `module` itself holds numbers that are in no state_dict."""
+    fields = any(_is_tensor(value) for value in _fields(module).values())
+    return fields or bool(module._non_persistent_buffers_set)
 
 
 def compare(twin: nn.Module, module: nn.Module) -> Likeness:
@@ -145,6 +152,8 @@ def _field_likeness(twin: nn.Module, module: nn.Module, buffers: tuple[str, ...]
             # A plain remark of the user changes nothing; a function may take a method's place.
             if callable(value):
                 return Likeness(f"its {name} was put on the object itself")
+            if name == FROZEN_MARK:
+                fields[name] = value
             continue
         if _equal(other[name], value):
             continue

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..convs import original_type
 from ..errors import RewriteError
+from .constants import constant
 from .imports import Imports
 from .layout import Doc, call
 from .literals import literal, named_arguments
@@ -21,22 +22,36 @@ from .literals import literal, named_arguments
 _PLACEMENT = ("device", "dtype")
 
 
+@dataclass(frozen=True, eq=False)
+class Numbers:
+    """The very numbers of a tensor as an argument."""
+
+    tensor: torch.Tensor
+
+    def doc(self, imports: Imports) -> Doc:
+        """The tensor as source."""
+        return constant(self.tensor, "a tensor in it", imports)
+
+
 @dataclass(frozen=True)
 class Made:
     """A call that makes a module, or an attribute (a dotted path) of what a call makes.
 
-    Arguments are values, or other `Made` ones.
+    Arguments are values, or other `Made` ones, or `Numbers`. `method` names a method of `function`,
+    a class, that is called instead of it.
     """
 
     function: Callable[..., Any]
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     attribute: str | None = None
+    method: str | None = None
 
     def build(self) -> Any:
         """Make the call."""
         args = [_built(value) for value in self.args]
-        made = self.function(*args, **{name: _built(value) for name, value in self.kwargs.items()})
+        kwargs = {name: _built(value) for name, value in self.kwargs.items()}
+        made = functools.reduce(getattr, self._steps(), self.function)(*args, **kwargs)
         path = self.attribute.split(".") if self.attribute else []
         return functools.reduce(getattr, path, made)
 
@@ -47,17 +62,23 @@ class Made:
             return literal(value, imports, other)
 
         def other(value: Any) -> Doc | None:
-            return value.doc(imports) if isinstance(value, Made) else None
+            return value.doc(imports) if isinstance(value, Made | Numbers) else None
 
         named = {name: write(value) for name, value in self.kwargs.items()}
         arguments = [*(write(value) for value in self.args), *named_arguments(named)]
-        made = call(imports.callable(self.function), arguments)
+        head = ".".join([imports.callable(self.function), *self._steps()])
+        made = call(head, arguments)
         return made if self.attribute is None else Doc(f"{made.flat}.{self.attribute}")
+
+    def _steps(self) -> list[str]:
+        return [] if self.method is None else [self.method]
 
 
 def _built(value: Any) -> Any:
     if isinstance(value, Made):
         return value.build()
+    if isinstance(value, Numbers):
+        return value.tensor.detach().clone()
     if isinstance(value, dict):
         return {key: _built(item) for key, item in value.items()}
     return value

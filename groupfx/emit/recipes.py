@@ -13,10 +13,18 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from ..convs import original_type
+from ..convs import CONV_TYPES, original_type
 from ..errors import RewriteError
-from ..nn import ChannelGather, HookedWeight, is_weight_hook
-from .made import Made, from_signature
+from ..nn import (
+    ChannelGather,
+    ConstantChannels,
+    HookedWeight,
+    MaskedConv1d,
+    MaskedConv2d,
+    MaskedConv3d,
+    is_weight_hook,
+)
+from .made import Made, Numbers, from_signature
 
 
 def make(module: nn.Module) -> Made:
@@ -108,6 +116,22 @@ def _channel_gather(module: nn.Module) -> Made:
     return Made(ChannelGather, (list(module.channels),))
 
 
+def _constant_channels(module: nn.Module) -> Made:
+    assert isinstance(module, ConstantChannels)
+    if isinstance(module.bias, nn.Parameter):
+        zeros = Made(torch.zeros, tuple(module.bias.shape))
+        return Made(ConstantChannels, (Made(nn.Parameter, (zeros,)),))
+    return Made(ConstantChannels, (Numbers(module.bias),))
+
+
+def _masked_conv(module: nn.Module) -> Made:
+    """A convolution of the plain class, and the mask."""
+    masked = from_signature(module)
+    plain = next(kind for kind in type(module).__mro__ if kind in CONV_TYPES)
+    conv = Made(plain, masked.args, masked.kwargs)
+    return Made(type(module), (conv, Numbers(module.get_buffer("mask"))), method="of")
+
+
 def _recurrent(module: nn.Module) -> Made:
     assert isinstance(module, nn.RNNBase)
     options = _of(
@@ -159,8 +183,12 @@ def _of(owner: object, *names: str) -> dict[str, Any]:
 
 _RECIPES: Mapping[type, Callable[[nn.Module], Made]] = {
     ChannelGather: _channel_gather,
+    ConstantChannels: _constant_channels,
     HookedWeight: _hooked_weight,
     ParametrizationList: _parametrization_list,
+    MaskedConv1d: _masked_conv,
+    MaskedConv2d: _masked_conv,
+    MaskedConv3d: _masked_conv,
     nn.GRU: _recurrent,
     nn.LSTM: _recurrent,
     nn.MultiheadAttention: _attention,

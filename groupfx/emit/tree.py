@@ -8,12 +8,14 @@ unlike an `nn.ModuleDict` it lets a child be called `keys` or `pop`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from torch import fx, nn
 
 from ..errors import RewriteError
+from .constants import constant
 from .constructors import Constructors, Written
 from .imports import Imports
 from .layout import Doc, bracket, call, entry, keyword, loop, render
@@ -203,6 +205,10 @@ class Tree:
             f"{attribute(owner, name)} = {literal(value, self.imports).flat}"
             for name, value in written.fields.items()
         ]
+        for place, numbers in written.numbers.items():
+            target = functools.reduce(attribute, place.split("."), owner)
+            value = constant(numbers, f"{path}.{place}", self.imports)
+            lines += render(value, 0, f"{target} = ")
         for name in written.buffers:
             lines += [
                 f"kept = {attribute(owner, name)}.detach()",

@@ -1,8 +1,8 @@
 """The pass framework: passes, sites, pipelines and reports."""
 
+from .checking import Progress
 from .driver import PassResult, UnreadableSite, find_sites, run_pass
 from .pass_ import Option, Pass, Rewritten, Skip, name_matches
-from .checking import Progress
 from .pipeline import Pipeline, example_inputs
 from .report import Complexity, PassSummary, Report, RewrittenSite, SkippedSite, Totals
 from .result import Result

@@ -35,7 +35,7 @@ def check_program(
 ) -> Report:
     """`report` with a verdict for each rewritten site and for the model.
 
-    `entries` is the map of the rewrite. A site that was rewritten twice is checked once, as a whole.
+    `entries` is the map of the rewrite. What was rewritten twice is checked as it is now.
     """
     nodes = {
         id(fragment): {node.name: node for node in fragment.reference.graph.nodes}

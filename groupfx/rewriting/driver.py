@@ -101,7 +101,9 @@ class _Match:
     description: Any
 
 
-def run_pass(pass_: Pass[Any], program: Program, entries: dict[str, Entry | Requirement]) -> PassResult:
+def run_pass(
+    pass_: Pass[Any], program: Program, entries: dict[str, Entry | Requirement]
+) -> PassResult:
     """Apply `pass_` to the working side of `program`; `entries` is brought up to date.
 
     Raises InternalError where the pass breaks a rule of its own.

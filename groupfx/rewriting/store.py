@@ -15,8 +15,8 @@ from torch import fx, nn
 from ..calls import ConvCall, Stored
 from ..channels import Slice
 from ..convs import rows_of
-from ..nn import HookedWeight, is_weight_hook
 from ..learned import LearnedGroups
+from ..nn import HookedWeight, is_weight_hook
 from ..state_map import Entry, Fixed, Picked, Requirement, Rows
 from ..state_pieces import compose
 from ..tracing.program import Fragment, Program
@@ -243,7 +243,9 @@ class Store:
         """
         layer = fragment.working.get_submodule(path)
         for full_path in self._paths[id(layer)]:
-            taken = {key: self._take_entry(_join(full_path, conv, key)) for key in ("weight", "bias")}
+            taken = {
+                key: self._take_entry(_join(full_path, conv, key)) for key in ("weight", "bias")
+            }
             for new, pick in picks.items():
                 old = taken[pick.key]
                 if old is not None:

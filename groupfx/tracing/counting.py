@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..convs import CONV_TYPES, original_type
 from ..errors import ModelError
-from ..learned import has_learned_groups
 from ..inputs import ExampleInputs, evaluate, unchanged
+from ..learned import has_learned_groups
 from .graphs import forward_failed
 from .program import Shapes
 

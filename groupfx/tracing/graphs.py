@@ -15,7 +15,6 @@ from .program import FRAGMENT_MODULE, copied
 from .swapped import SwappedConv
 from .tracer import Trace, Tracer, trace
 
-
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
@@ -45,25 +44,34 @@ def adopt(module: fx.GraphModule, model: nn.Module) -> None:
     for path, child in model.named_modules(remove_duplicate=False):
         if path.startswith(inside):
             continue
-        parent, _, name = path.rpartition(".")
-        if path and tracer.is_leaf_module(child, path):
-            holder = _ensure_holder(module, parent)
-            # A ModuleList counts as a leaf, and the holder of those items that are called is there.
-            if holder._modules.get(name) is not None and not isinstance(child, _CONTAINERS):
-                inside = f"{path}."
-            if name not in holder._modules:
-                inside = f"{path}."
-                holder.add_module(name, child)
-                continue
-        holder = _ensure_holder(module, path)
-        for name, parameter in child._parameters.items():
-            if name not in holder._parameters:
-                holder.register_parameter(name, parameter)
-        for name, buffer in child._buffers.items():
-            if name not in holder._buffers:
-                holder.register_buffer(name, buffer)
-            if name in child._non_persistent_buffers_set:
-                holder._non_persistent_buffers_set.add(name)
+        if path and tracer.is_leaf_module(child, path) and _install_leaf(module, child, path):
+            inside = f"{path}."
+        else:
+            _adopt_tensors(_ensure_holder(module, path), child)
+
+
+def _install_leaf(module: nn.Module, leaf: nn.Module, path: str) -> bool:
+    """Put `leaf` at `path` if nothing is there; False if its parts have to be looked at one by one.
+
+    A ModuleList counts as a leaf, but where items of it are called, a holder of those is there.
+    """
+    parent, _, name = path.rpartition(".")
+    holder = _ensure_holder(module, parent)
+    if name in holder._modules:
+        return not isinstance(leaf, _CONTAINERS)
+    holder.add_module(name, leaf)
+    return True
+
+
+def _adopt_tensors(holder: nn.Module, child: nn.Module) -> None:
+    for name, parameter in child._parameters.items():
+        if name not in holder._parameters:
+            holder.register_parameter(name, parameter)
+    for name, buffer in child._buffers.items():
+        if name not in holder._buffers:
+            holder.register_buffer(name, buffer)
+        if name in child._non_persistent_buffers_set:
+            holder._non_persistent_buffers_set.add(name)
 
 
 def restore_order(module: nn.Module, model: nn.Module) -> None:

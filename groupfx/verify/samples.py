@@ -6,12 +6,15 @@ of the kernel meets data; the original region decides which sizes are possible a
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..errors import InternalError
 from .bounds import ConvCalls, ConvRecorder
 from .region import Float64Copy
 
@@ -21,6 +24,14 @@ _BATCHES = (2, 3)
 _RUNS = 2
 
 Values = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Values for a region's inputs, and the original's output for them in eval mode."""
+
+    values: Values
+    output: Tensor
 
 
 class Sampler:
@@ -36,59 +47,60 @@ class Sampler:
         self._generator = torch.Generator().manual_seed(seed)
         self._main = next((s for s in map(_floating_shape, self._examples) if s is not None), None)
 
-    def samples(self, original: Float64Copy) -> tuple[list[Values], ConvCalls]:
+    def samples(self, original: Float64Copy) -> tuple[list[Sample], ConvCalls]:
         """Up to two samples that `original` takes in eval mode, and what its convolutions are.
 
-        Raises the error of the last try if it takes none.
+        Raises the error of the last try if it takes none, and InternalError if its value is not a
+        tensor.
         """
         first, calls = self._first(original)
-        taken: list[Values] = []
+        taken: list[Sample] = []
         for batch, spatial in self._sizes(calls):
-            values = self._try(original, batch, spatial)
-            if values is not None:
-                taken.append(values)
+            try:
+                sample = self._sample(original, batch, spatial)
+            except Exception:
+                continue  # a size that the original does not take
+            if sample.output.numel():
+                taken.append(sample)
             if len(taken) == _RUNS:
                 break
         return taken or [first], calls
 
-    def _first(self, original: Float64Copy) -> tuple[Values, ConvCalls]:
+    def _first(self, original: Float64Copy) -> tuple[Sample, ConvCalls]:
         """A sample of any size, to see the region's convolutions."""
-        error: Exception | None = None
-        rank = max(len(self._main or ()) - 2, 0)
-        sizes = [tuple(_primes(start, rank)) for start in _LADDER] if rank else []
-        for batch, spatial in [*((_BATCHES[0], size) for size in sizes), (None, None)]:
-            values = self._values(batch, spatial)
-            recorder = ConvRecorder()
-            try:
-                with torch.no_grad(), recorder:
-                    output = original.run(values, training=False)
-            except Exception as failure:
-                error = failure
-                continue
-            if isinstance(output, Tensor) and (output.numel() > 0 or spatial is None):
-                return values, recorder.calls
-        assert error is not None
-        raise error
+        sizes = [_primes(start, self._rank) for start in _LADDER] if self._rank else []
+        for size in sizes:
+            with contextlib.suppress(RuntimeError, ValueError), ConvRecorder() as recorder:
+                sample = self._sample(original, _BATCHES[0], tuple(size))
+                if sample.output.numel():
+                    return sample, recorder.calls
+        with ConvRecorder() as recorder:
+            return self._sample(original, None, None), recorder.calls
+
+    @property
+    def _rank(self) -> int:
+        """The number of spatial dimensions."""
+        return max(len(self._main or ()) - 2, 0)
 
     def _sizes(self, calls: ConvCalls) -> Iterator[tuple[int | None, tuple[int, ...] | None]]:
         """Batch and spatial sizes to use, the best first; None is the example's own."""
-        rank = max(len(self._main or ()) - 2, 0)
-        if rank:
-            reach = calls.reach if len(calls.reach) == rank else (1,) * rank
-            small = _distinct_primes(reach)
+        if self._rank:
+            reach = calls.reach if len(calls.reach) == self._rank else (1,) * self._rank
+            small = _distinct_primes(reach, (0,) * self._rank)
             yield _BATCHES[0], small
-            yield _BATCHES[1], _distinct_primes(tuple(size + 1 for size in small), avoid=small)
+            yield _BATCHES[1], _distinct_primes(reach[::-1], small[::-1])[::-1]
         yield from ((batch, None) for batch in _BATCHES)
         yield None, None
 
-    def _try(self, original: Float64Copy, batch: int | None, spatial: Any) -> Values | None:
+    def _sample(
+        self, original: Float64Copy, batch: int | None, spatial: tuple[int, ...] | None
+    ) -> Sample:
         values = self._values(batch, spatial)
-        try:
-            with torch.no_grad():
-                output = original.run(values, training=False)
-        except Exception:
-            return None
-        return values if isinstance(output, Tensor) and output.numel() > 0 else None
+        with torch.no_grad():
+            output = original.run(values, training=False)
+        if not isinstance(output, Tensor):
+            raise InternalError(f"the value of a site is a {type(output).__name__}, not a tensor")
+        return Sample(values, output)
 
     def _values(self, batch: int | None, spatial: tuple[int, ...] | None) -> Values:
         return tuple(self._value(example, batch, spatial) for example in self._examples)
@@ -123,12 +135,12 @@ def _floating_shape(example: Any) -> tuple[int, ...] | None:
     return None
 
 
-def _distinct_primes(least: Sequence[int], avoid: Sequence[int] = ()) -> tuple[int, ...]:
-    """For each entry of `least` a prime at least as large, all different and none in `avoid`."""
+def _distinct_primes(least: Sequence[int], other: Sequence[int]) -> tuple[int, ...]:
+    """For each entry of `least` a prime at least as large: no two alike, none as in `other`."""
     chosen: list[int] = []
-    for size in least:
-        candidates = _primes(size, len(least) + len(avoid) + 1)
-        chosen.append(next(p for p in candidates if p not in chosen and p not in avoid))
+    for size, avoided in zip(least, other, strict=True):
+        candidates = _primes(size, len(least) + 1)
+        chosen.append(next(p for p in candidates if p not in chosen and p != avoided))
     return tuple(chosen)
 
 

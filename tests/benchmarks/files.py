@@ -8,12 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from groupfx import load
-from groupfx.passes import SplitGroupedConv
-from groupfx.rewriting import Pipeline, Result
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+
+from groupfx import load
+from groupfx.passes import SplitGroupedConv
+from groupfx.rewriting import Pipeline, Result
 
 
 def resnext_like() -> tuple[nn.Module, torch.Tensor]:
