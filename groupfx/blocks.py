@@ -177,7 +177,7 @@ def _cut(
     limit = len(rows) // 2 if max_blocks is None else max_blocks
     macs = len(rows) * int(inputs.sum())
     saved = macs - sum(len(chosen) * int(entries.sum()) for entries, chosen in parts)
-    if len(parts) <= limit and saved > 0 and saved >= min_saving * macs:
+    if len(parts) <= limit and saved >= min_saving * macs:
         return [Block(_indices(entries), tuple(chosen)) for entries, chosen in parts]
     return [Block(_indices(inputs), tuple(rows))]
 

@@ -67,7 +67,7 @@ def as_transpose(indices: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ..
         stride, count = indices[done], 1
         while done * count < total and indices[done * count] == stride * count:
             count += 1
-        if count < 2 or total % (done * count):
+        if total % (done * count):
             return None
         loops.append((stride, count))
         done *= count

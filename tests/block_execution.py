@@ -23,8 +23,8 @@ def problem_with_plan(plan: FormPlan, mask: Ints, seed: int = 0) -> str | None:
     draw = np.random.default_rng(seed)
     out_channels, in_channels = mask.shape
     weight = draw.integers(1, 10**6, mask.shape) * mask
-    bias = draw.integers(1, 10**6, out_channels)
-    x = draw.integers(1, 10**6, in_channels)
+    bias = draw.integers(1, 10**6, size=(out_channels,))
+    x = draw.integers(1, 10**6, size=(in_channels,))
     try:
         found = execute(plan, weight, bias, x)
     except (IndexError, AssertionError) as error:

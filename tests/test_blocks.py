@@ -122,7 +122,7 @@ def test_every_entry_is_in_a_block_and_the_rest_is_named(
 
 @given(masks())
 def test_the_order_is_by_smallest_output_and_ascending_within(mask: Ints) -> None:
-    found = find_blocks(mask)
+    found = find_blocks(mask, max_blocks=len(mask), min_saving=0)
     firsts = [block.outputs[0] for block in found.blocks]
     assert firsts == sorted(firsts)
     for block in found.blocks:
@@ -207,6 +207,21 @@ def test_a_layer_pruned_at_random_stays_one_block() -> None:
     assert len(classes_by_comparison(mask)) == 64
     assert find_blocks(mask).shapes == ((64, 64),)
     assert len(find_blocks(mask, max_blocks=64).blocks) == 64
+
+
+def test_a_cover_that_saves_the_least_share_is_taken() -> None:
+    mask = np.array([[1, 1, 1, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 1, 1, 1]])
+    assert np.count_nonzero(mask) == 0.75 * mask.size
+    assert len(find_blocks(mask, min_saving=0.25).blocks) == 2
+    assert len(find_blocks(mask, min_saving=0.26).blocks) == 1
+
+
+def test_blocks_of_a_cover_are_in_order_among_those_of_other_components() -> None:
+    mask = np.zeros((6, 4), dtype=int)
+    mask[:2, :2], mask[2:4, 3], mask[4:, 1:3] = 1, 1, 1
+    found = find_blocks(mask)
+    assert [block.outputs for block in found.blocks] == [(0, 1), (2, 3), (4, 5)]
+    assert not found.partition
 
 
 def test_max_blocks_limits_a_component_and_not_the_layer() -> None:

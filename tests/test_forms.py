@@ -167,6 +167,12 @@ def test_auto_of_a_mask_written_by_hand(mask: Ints, form: Form) -> None:
     assert problem_with_plan(found, mask) is None
 
 
+def test_blocks_that_read_the_same_while_others_are_dead() -> None:
+    blocks = (Block((0, 1), (0,)), Block((0, 1), (1,)))
+    found = plan(BlockStructure(4, 2, blocks, dead_inputs=(2, 3)), "grouped")
+    assert problem_with_plan(found, np.array([[1, 1, 0, 0]] * 2)) is None
+
+
 def test_without_blocks_there_is_no_conv() -> None:
     for form in ("bucketed", "padded", "split"):
         found = plan(cover(np.zeros((3, 5), dtype=int)), form)
@@ -225,6 +231,18 @@ REGULAR: dict[str, tuple[Ints, Form, tuple[str, str]]] = {
         group_mask(np.tile(np.repeat(range(4), 2), 3), in_order),
         "grouped",
         ("identity", "shuffle"),
+    ),
+    "pairs-interleaved-behind-random": (
+        group_mask(
+            np.tile(np.repeat(range(4), 2), 3), np.random.default_rng(5).permutation(in_order)
+        ),
+        "grouped",
+        ("gather", "shuffle"),
+    ),
+    "condensenet": (
+        np.array([[1, 1, 0, 0, 1, 0], [0, 1, 1, 0, 1, 0]] * 3),
+        "grouped",
+        ("gather", "shuffle"),
     ),
     "unequal-in-order": (group_mask([0, 0, 1], [0, 1, 1, 1]), "bucketed", ("identity", "identity")),
     "slices-of-shared-inputs": (

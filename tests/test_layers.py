@@ -200,17 +200,17 @@ def test_files_are_short_and_named_for_what_they_hold() -> None:
 
 
 WRONG_IMPORTS = {
-    "up": ("groupfx/graph/edit.py", "import groupfx.api", "groupfx.api: api is above graph"),
-    "up_from": ("groupfx/convs.py", "from groupfx.graph import x", "graph is above convs"),
-    "up_from_root": ("groupfx/convs.py", "from groupfx import graph", "graph is above convs"),
-    "up_relative": ("groupfx/convs.py", "from .graph import x", "graph is above convs"),
-    "up_relative_name": ("groupfx/convs.py", "from . import graph", "graph is above convs"),
-    "up_two_dots": ("groupfx/nn/gather.py", "from ..graph.edit import x", "graph is above nn"),
+    "up": ("groupfx/emit/edit.py", "import groupfx.api", "groupfx.api: api is above emit"),
+    "up_from": ("groupfx/convs.py", "from groupfx.emit import x", "emit is above convs"),
+    "up_from_root": ("groupfx/convs.py", "from groupfx import emit", "emit is above convs"),
+    "up_relative": ("groupfx/convs.py", "from .emit import x", "emit is above convs"),
+    "up_relative_name": ("groupfx/convs.py", "from . import emit", "emit is above convs"),
+    "up_two_dots": ("groupfx/nn/gather.py", "from ..emit.edit import x", "emit is above nn"),
     "up_in_function": ("groupfx/convs.py", "def f():\n  import groupfx.api", "api is above convs"),
     "up_from_pass": ("passes/split.py", "import groupfx.cli", "cli is above passes"),
     "up_from_linked_pass": ("passes/__init__.py", "from ..api import x", "api is above passes"),
     "api_over_cli": ("groupfx/api.py", "from groupfx.cli import x", "cli is above api"),
-    "own_root": ("groupfx/graph/edit.py", "from groupfx import find", "groupfx is above graph"),
+    "own_root": ("groupfx/emit/edit.py", "from groupfx import find", "groupfx is above emit"),
     "wings": ("groupfx/deploy/forms.py", "import groupfx.passes.split", "separate wings"),
     "wings_back": ("passes/split.py", "import groupfx.deploy", "separate wings"),
     "onnx": ("groupfx/verify/sites.py", "import onnx.helper", "imports onnx: not in verify"),
@@ -234,7 +234,7 @@ def test_a_wrong_import_is_caught(tmp_path: Path, file: str, source: str, expect
 
 
 RIGHT_IMPORTS = {
-    "down": ("groupfx/graph/edit.py", "from groupfx.convs import x"),
+    "down": ("groupfx/emit/edit.py", "from groupfx.convs import x"),
     "down_relative": ("groupfx/nn/gather.py", "from ..channels import x"),
     "down_from_root": ("groupfx/cli/table.py", "from groupfx import api, errors"),
     "same_level": ("groupfx/rewriting/driver.py", "from groupfx.verify import x"),
@@ -274,20 +274,20 @@ def test_relative_and_full_names_for_the_passes_are_let_through(tmp_path: Path) 
 
 def test_a_cycle_within_a_layer_is_caught(tmp_path: Path) -> None:
     files = {
-        "groupfx/graph/edit.py": "import groupfx.verify",
+        "groupfx/emit/edit.py": "import groupfx.verify",
         "groupfx/verify/sites.py": "import groupfx.tracing",
-        "groupfx/tracing/open.py": "import groupfx.graph.edit",
+        "groupfx/tracing/open.py": "import groupfx.emit.edit",
     }
     write_tree(tmp_path, files)
-    assert import_problems(tmp_path) == ["cycle: graph -> verify -> tracing -> graph"]
+    assert import_problems(tmp_path) == ["cycle: emit -> verify -> tracing -> emit"]
 
 
 WRONG_FILES = {
-    "long": ("groupfx/graph/edit.py", "x = 1\n" * (MAX_LINES + 1), "501 lines"),
+    "long": ("groupfx/emit/edit.py", "x = 1\n" * (MAX_LINES + 1), "501 lines"),
     "long_pass": ("passes/split.py", "x = 1\n" * (MAX_LINES + 1), "501 lines"),
     "long_test": ("tests/test_x.py", "x = 1\n" * (MAX_LINES + 1), "501 lines"),
     "utils": ("groupfx/utils.py", "", "named utils"),
-    "helpers": ("groupfx/graph/helpers.py", "", "named helpers"),
+    "helpers": ("groupfx/emit/helpers.py", "", "named helpers"),
     "common": ("passes/common.py", "", "named common"),
     "common_folder": ("groupfx/common/edit.py", "", "named common"),
 }
@@ -305,7 +305,7 @@ def test_a_wrong_file_is_caught(tmp_path: Path, file: str, source: str, expected
 
 
 def test_a_file_of_the_greatest_length_is_let_through(tmp_path: Path) -> None:
-    write_tree(tmp_path, {"groupfx/graph/edit.py": "x = 1\n" * MAX_LINES})
+    write_tree(tmp_path, {"groupfx/emit/edit.py": "x = 1\n" * MAX_LINES})
     assert file_problems(tmp_path) == []
 
 

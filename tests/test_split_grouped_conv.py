@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import groupfx
-from groupfx.errors import ModelError, RewriteError, UsageError
 from groupfx.passes import SplitGroupedConv
 from groupfx.testing import check_pass
 
@@ -431,84 +430,6 @@ def test_three_steps_of_adam_are_the_same_after_the_split() -> None:
     back = result.state_dict_map.to_original()
     for key, value in model.state_dict().items():
         assert (back[key] - value).abs().max() <= 1e-9
-
-
-# Refusals
-
-
-def hook_on_weight(model: nn.Module) -> None:
-    model[0].weight.register_hook(lambda g: 2 * g)
-
-
-REFUSALS: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
-    "forward-hook": (lambda m: m[0].register_forward_hook(lambda *_: None), "forward hooks"),
-    "pre-hook": (lambda m: m[0].register_forward_pre_hook(lambda *_: None), "forward pre hooks"),
-    "backward-hook": (
-        lambda m: m[0].register_full_backward_hook(lambda *_: None),
-        "backward hooks",
-    ),
-    "hook-on-weight": (hook_on_weight, "gradient hook on weight"),
-}
-
-
-@pytest.mark.parametrize(("add", "reason"), REFUSALS.values(), ids=REFUSALS)
-def test_hooks_are_a_reason_to_skip(add: Callable[[nn.Module], Any], reason: str) -> None:
-    model = nn.Sequential(nn.Conv2d(6, 6, 3, groups=2))
-    add(model)
-    result = groupfx.rewrite(model, (X,))
-    (skipped,) = result.report.skipped
-    assert reason in skipped.reason
-    assert "remove them first" in skipped.reason
-    assert torch.equal(result.model(X), model(X))
-
-
-def test_a_named_site_that_is_refused_is_an_error() -> None:
-    model = nn.Sequential(nn.Conv2d(6, 6, 3, groups=6))
-    with pytest.raises(RewriteError, match="0 cannot be rewritten: 2-d depthwise"):
-        groupfx.rewrite(model, (X,), passes=["split-grouped-conv:only=0"])
-
-
-def test_a_model_that_cannot_be_copied() -> None:
-    class Uncopyable(nn.Sequential):
-        def __deepcopy__(self, memo: object) -> nn.Module:
-            raise TypeError("a lock inside")
-
-    model = Uncopyable(nn.Conv2d(6, 6, 3, groups=2))
-    with pytest.raises(ModelError, match=r"cannot be copied.*a lock inside.*inplace=True"):
-        groupfx.rewrite(model, (X,))
-    weight = model[0].weight.detach().clone()
-    result = groupfx.rewrite(model, (X,), inplace=True)
-    assert len(result.report.sites) == 1
-    assert result.report.ok
-    assert torch.equal(result.model.get_submodule("0.1").weight, weight[3:])
-
-
-def test_a_lazy_module_is_refused() -> None:
-    model = nn.Sequential(nn.LazyConv2d(6, 3, groups=2))
-    with pytest.raises(ModelError, match=r"0\.weight has no shape yet"):
-        groupfx.rewrite(model, (X,))
-
-
-BAD_OPTIONS = {
-    "unknown-pass": ("split-gruoped-conv", "did you mean 'split-grouped-conv'"),
-    "unknown-option": ("split-grouped-conv:max_group=2", "has no option 'max_group'"),
-    "bad-choice": ("split-grouped-conv:depthwise=maybe", "none of auto, keep, split"),
-    "bad-number": ("split-grouped-conv:max_groups=few", "'few' is not int"),
-    "too-small": ("split-grouped-conv:max_groups=1", "max_groups=1"),
-    "no-value": ("split-grouped-conv:depthwise", "is not option=value"),
-    "twice": ("split-grouped-conv:depthwise=keep,depthwise=split", "given 2 times"),
-}
-
-
-@pytest.mark.parametrize(("text", "message"), BAD_OPTIONS.values(), ids=BAD_OPTIONS)
-def test_bad_passes_and_options(text: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        groupfx.rewrite(two_kinds(), (X,), passes=[text])
-
-
-def test_wrong_input_shape_is_said() -> None:
-    with pytest.raises(ModelError, match=r"does not run on an input of shape \[2, 5, 11, 7\]"):
-        groupfx.rewrite(two_kinds(), (X[:, :5],))
 
 
 @given(

@@ -138,16 +138,15 @@ def test_a_site_without_a_derivative_is_still_compared() -> None:
     verdict = compare_regions(left, copy_of(left), [(2, 3, 5)], rows={})
     assert verdict.ok
     assert verdict.gradients_ok is None
-    wrong = chain({"layer": Forward(), "double": nn.Threshold(0.5, 1.0)})
-    assert not compare_regions(left, wrong, [(2, 3, 5)], rows={}).ok
-    assert not compare_regions(left, chain({"zero": Zero()}), [(2, 3, 5)], rows={}).ok
+    verdict = compare_regions(left, chain({"layer": Negative()}), [(2, 3, 5)], rows={})
+    assert "with random parameters it is not bit-identical" in str(verdict.reason)
 
 
-class Zero(nn.Module):
+class Negative(Forward):
     """What the original gives as long as its scale is zero."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * 0
+        return -super().forward(x)
 
 
 def test_a_value_that_is_no_tensor_is_a_bug_of_the_pass() -> None:

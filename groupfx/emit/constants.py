@@ -127,8 +127,8 @@ def _rows(data: Tensor, imports: Imports) -> Doc | None:
     few = 4 * len(different) <= len(data)
     if not few or different.numel() + len(data) > MOST_NUMBERS:
         return None
-    order = literal(place.tolist(), imports)
-    return bracket(_listed(different, imports).flat, [order], "[")
+    rows = [_listed(different, imports), Doc("0"), _listed(place, imports)]
+    return call("torch.index_select", rows)
 
 
 def _triangle(data: Tensor) -> Doc | None:

@@ -60,9 +60,10 @@ class Forward:
         self._imports = imports
         self._operations = Operations(imports)
         self._signature = signature
-        self._remarks = remarks
         self._alike = find_alike(graph, self._is_list)
         self._hidden = {node for alike in self._alike.values() for node in alike.inside}
+        inside = {node: cat for cat, alike in self._alike.items() for node in alike.inside}
+        self._remarks = {inside.get(node, node): text for node, text in remarks.items()}
         self._waiting: list[_Waiting] = []
         self._lines: list[str] = []
         self._indent = 8
@@ -171,9 +172,7 @@ class Forward:
     def _may_wait(self, node: fx.Node) -> bool:
         if self._uses[node] != 1:
             return False
-        if node not in self._alike and node not in self._remarks:
-            return True
-        return any(user.op == "output" for user in node.users)
+        return node not in self._alike or any(user.op == "output" for user in node.users)
 
     def _flush(self) -> None:
         waiting, self._waiting = self._waiting, []

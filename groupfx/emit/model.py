@@ -45,13 +45,28 @@ def called_modules(model: fx.GraphModule) -> frozenset[int]:
 
 
 def site_remarks(result: Result, graph: fx.Graph) -> dict[fx.Node, str]:
-    """For the node that ends each rewritten site: its name and what it was."""
+    """For the node with which each rewritten site begins: the site's name and what it was."""
+    order = {node: position for position, node in enumerate(graph.nodes)}
     remarks = {}
     for site in result.report.sites:
-        node = site.fragment.standing.get(site.end or "")
-        if node is not None and node.graph is graph:
-            remarks[node] = f"{site.name}: {site.before}"
+        ends = [site.fragment.standing.get(name or "") for name in (site.start, site.end)]
+        start, end = (node if node in order else None for node in ends)
+        if end is not None:
+            remarks[_first_between(start, end, order)] = f"{site.name}: {site.before}"
     return remarks
+
+
+def _first_between(start: fx.Node | None, end: fx.Node, order: Mapping[fx.Node, int]) -> fx.Node:
+    """The first call on the way from `start` to `end`, both nodes of one graph."""
+    if start is None:
+        return end
+    found, pending = {end}, [end]
+    while pending:
+        for source in pending.pop().all_input_nodes:
+            if order[source] > order[start] and source not in found:
+                found.add(source)
+                pending.append(source)
+    return min((node for node in found if node.op != "get_attr"), key=order.__getitem__)
 
 
 def definition(signature: Signature) -> list[str]:

@@ -18,6 +18,9 @@ from ..errors import RewriteError
 from ..nn import (
     ChannelGather,
     ConstantChannels,
+    Flgc1d,
+    Flgc2d,
+    Flgc3d,
     HookedWeight,
     MaskedConv1d,
     MaskedConv2d,
@@ -124,6 +127,14 @@ def _constant_channels(module: nn.Module) -> Made:
     return Made(ConstantChannels, (Numbers(module.bias),))
 
 
+def _learned_groups(module: nn.Module) -> Made:
+    """The arguments of the convolution inside, and the number of groups."""
+    assert isinstance(module, Flgc1d | Flgc2d | Flgc3d)
+    conv = from_signature(module.conv)
+    options = {name: value for name, value in conv.kwargs.items() if name != "groups"}
+    return Made(type(module), conv.args, {**options, "group_num": module.group_num})
+
+
 def _masked_conv(module: nn.Module) -> Made:
     """A convolution of the plain class, and the mask."""
     masked = from_signature(module)
@@ -184,6 +195,9 @@ def _of(owner: object, *names: str) -> dict[str, Any]:
 _RECIPES: Mapping[type, Callable[[nn.Module], Made]] = {
     ChannelGather: _channel_gather,
     ConstantChannels: _constant_channels,
+    Flgc1d: _learned_groups,
+    Flgc2d: _learned_groups,
+    Flgc3d: _learned_groups,
     HookedWeight: _hooked_weight,
     ParametrizationList: _parametrization_list,
     MaskedConv1d: _masked_conv,

@@ -27,8 +27,8 @@ class RewrittenSite:
 
     `macs` and `macs_after` are multiply-accumulates of one call for one sample, before and after;
     None where no shape is known. `verdict` is None until the site was checked; `observable` says
-    whether its weights reach the model's output (None: not told). `conv`, `start` and `end` name nodes of the reference graph:
-    the convolution, what goes into it, and what the rewrite replaced last.
+    whether its weights reach the model's output (None: not told). `conv`, `start` and `end` name
+    nodes of the reference graph: the convolution, what goes into it, and what was replaced last.
     """
 
     name: str
