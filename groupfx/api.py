@@ -21,9 +21,11 @@ from .rewriting import (
     Skip,
     SkippedSite,
     Store,
+    Totals,
     UnreadableSite,
     example_inputs,
     find_sites,
+    totals,
 )
 from .state_map import StateDictMap
 from .tracing import ExportedModule, Program, open_model
@@ -96,6 +98,7 @@ class Survey:
     notes: tuple[str, ...]
     inputs: ExampleInputs
     sites: tuple[FoundSite, ...]
+    totals: Totals
 
 
 def survey(
@@ -129,7 +132,8 @@ def survey(
         else _found(site, decisions.get(key, []))
         for key, site in sorted(found.items(), key=lambda item: _place(program, item[1]))
     ]
-    return Survey(program.way, (*program.notes, *notes), example, tuple(listed))
+    whole = totals(model, example, macs=program.macs)
+    return Survey(program.way, (*program.notes, *notes), example, tuple(listed), whole)
 
 
 def _key(site: Site | UnreadableSite) -> object:

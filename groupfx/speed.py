@@ -70,7 +70,7 @@ def likely_slower(
             f"taps={taps}, positions={positions}, input_positions={input_positions}: "
             "each must be at least 1"
         )
-    if plan.form == "dense" or not plan.convs:
+    if not plan.convs:
         return None
     gathers = [g for g in (plan.input_gather, plan.output_gather) if g.kind != "identity"]
     cut = len(plan.convs) > 1

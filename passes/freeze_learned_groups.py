@@ -18,7 +18,8 @@ same to rounding, not to the bit. The trained binarisation is reproduced to the 
 softmax compared with its own maximum.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,24 +27,20 @@ from torch import fx
 
 from groupfx.blocks import BlockStructure, find_blocks
 from groupfx.calls import ConvCall, Unreadable
-from groupfx.errors import UsageError
 from groupfx.forms import FormPlan, plan
-from groupfx.learned import LearnedGroups
 from groupfx.rewriting import BatchNorm, Pass, Rewritten, Site, Skip, name_matches
-from groupfx.rewriting.learned_sites import (
-    emit_form,
-    learned_calls,
-    read_groups,
-    refusal,
-)
+from groupfx.rewriting.frozen_layer import emit_form, norm_is_in_place, norm_stays_because
+from groupfx.rewriting.learned_sites import LearnedLayer, learned_calls, read_layer
 from groupfx.speed import likely_slower
+
+_SHOWN = 4
 
 
 @dataclass(frozen=True)
 class Freeze:
     """The groups as they were learned, their blocks, and how these are executed."""
 
-    groups: LearnedGroups
+    layer: LearnedLayer
     structure: BlockStructure
     form: FormPlan
     batchnorm: BatchNorm | None
@@ -55,6 +52,14 @@ class FreezeLearnedGroups(Pass[Freeze]):
     """Learned groups (FLGC) become standard grouped convolutions with channel shuffles."""
 
     exact = False
+
+    refuses = (
+        "a layer that computes something else than its maps say (the report has the number)",
+        "masks that depend on the input, or differ from call to call",
+        "a mask on a convolution that is grouped already",
+        "user hooks, parametrised maps or weights, tensors shared with another module",
+        "an input without a batch axis",
+    )
 
     form: Literal["auto", "dense", "bucketed", "padded", "split"] = "auto"
     """how blocks are executed; auto takes the fewest MACs, and bucketed before split"""
@@ -72,37 +77,40 @@ class FreezeLearnedGroups(Pass[Freeze]):
         return True
 
     def match(self, site: Site) -> Freeze | Skip:
-        if self.only and not name_matches(site.name, self.only):
+        assert site.module is not None
+        # A layer with two names is frozen under both or under none.
+        names = site.store.paths_of(site.module) or (site.name,)
+        if self.only and not any(name_matches(name, self.only) for name in names):
             return Skip(f"not among only={','.join(self.only)}")
-        if name_matches(site.name, self.skip):
+        if any(name_matches(name, self.skip) for name in names):
             return Skip(f"named by skip={','.join(self.skip)}")
-        try:
-            groups = read_groups(site)
-        except UsageError as error:
-            return Skip(str(error))
-        reason = refusal(site, groups)
-        if reason is not None:
-            return Skip(reason)
+        layer = read_layer(site)
+        if isinstance(layer, str):
+            return Skip(layer)
+        groups = layer.groups
         mask = groups.mask().numpy()
         structure = find_blocks(mask, max_blocks=groups.out_channels, min_saving=0)
         form = plan(structure, self.form if structure.blocks else "dense")
-        notes = [*_remarks(groups, structure), *_speed(site, structure, form)]
-        norm = site.following_batchnorm()
-        if isinstance(norm, str):
-            notes.append(f"BatchNorm stays behind the gather: {norm}")
+        notes = [*_remarks(site, layer, structure), *_speed(site, structure, form)]
+        norm = None if norm_is_in_place(form) else site.following_batchnorm()
+        if isinstance(norm, BatchNorm):
+            reason = norm_stays_because(form, site.spec.out_channels)
+        else:
+            reason, norm = norm, None
+        if reason is not None:
+            notes.append(f"BatchNorm stays behind: {reason}")
             norm = None
-        return Freeze(groups, structure, form, norm, tuple(notes))
+        return Freeze(layer, structure, form, norm, tuple(notes))
 
     def rewrite(self, site: Site, description: Freeze) -> Rewritten:
-        groups, form, norm = description.groups, description.form, description.batchnorm
-        output, end = emit_form(site, form, groups, norm)
-        sizes = ", ".join(f"{inputs}->{outputs}" for inputs, outputs in description.structure.shapes)
+        form = description.form
+        output, end = emit_form(site, form, description.layer, description.batchnorm)
         return Rewritten(
             output=output,
             end=end,
             form=_describe(form),
             branches=len(form.convs),
-            notes=(f"groups: {sizes or 'none'}", *description.notes),
+            notes=(_blocks(description.structure), *description.notes),
             macs=None if site.macs is None else _frozen_macs(site, form),
         )
 
@@ -114,52 +122,66 @@ def _frozen_macs(site: Site, form: FormPlan) -> int:
 
 
 def _describe(form: FormPlan) -> str:
-    convs = ", ".join(
+    convs = [
         f"{conv.in_channels}->{conv.out_channels}" + (f" /{conv.groups}" if conv.groups > 1 else "")
-        for conv in form.convs[:3]
-    )
-    more = f" and {len(form.convs) - 3} more" if len(form.convs) > 3 else ""
+        for conv in form.convs
+    ]
     gathers = [
         f"{name} {gather.kind}"
         for name, gather in (("input", form.input_gather), ("output", form.output_gather))
         if gather.kind != "identity"
     ]
-    return "; ".join([f"{form.form}: {convs}{more}", *gathers])
+    return "; ".join([f"{form.form}: {_listed(convs)}", *gathers])
 
 
-def _remarks(groups: LearnedGroups, structure: BlockStructure) -> list[str]:
+def _blocks(structure: BlockStructure) -> str:
+    """The blocks by their shape, such as `8 blocks of 8->8` or `3 blocks: 3->4, 1->1, 4->3`."""
+    shapes = [f"{inputs}->{outputs}" for inputs, outputs in structure.shapes]
+    if len(shapes) < 2:
+        return f"1 block: {shapes[0]}" if shapes else "no blocks"
+    if structure.equal:
+        return f"{len(shapes)} blocks of {shapes[0]}"
+    return f"{len(shapes)} blocks: {_listed(shapes)}"
+
+
+def _listed(texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+    return ", ".join(texts[:_SHOWN]) + more
+
+
+def _remarks(site: Site, layer: LearnedLayer, structure: BlockStructure) -> list[str]:
     """What a user should know of the groups that were learned."""
-    found = []
-    for channels, side in ((groups.nan_inputs, "inputs"), (groups.nan_outputs, "filters")):
+    groups, found = layer.groups, []
+    for channels, side in ((groups.nan_inputs, "input"), (groups.nan_outputs, "filter")):
         if channels:
-            found.append(f"NaN in the scores of {len(channels)} {side}: they are in no group")
+            count = _count(len(channels), side)
+            found.append(f"{count} in no group, because of NaN or infinity in the map")
     if structure.dead_inputs:
-        found.append(f"{len(structure.dead_inputs)} inputs are read by no filter")
+        found.append(f"{_count(len(structure.dead_inputs), 'input')} that no filter reads")
     if structure.bias_only:
-        found.append(f"{len(structure.bias_only)} filters read nothing and put out their bias")
+        found.append(f"{_count(len(structure.bias_only), 'filter')} that read nothing: bias alone")
     if not structure.partition:
-        found.append("ties: some inputs are in several blocks")
+        found.append("ties: blocks share inputs")
     if not structure.blocks:
-        found.append("no filter reads anything: it stays one convolution with a zero weight")
+        found.append("no filter reads anything: one convolution stays, for the size of its output")
+    if layer.padding_mode != site.spec.padding_mode:
+        mode = site.spec.padding_mode
+        found.append(f"padded with zeros, as its forward does (its conv says '{mode}')")
     return found
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("s" if number > 1 else "")
 
 
 def _speed(site: Site, structure: BlockStructure, form: FormPlan) -> list[str]:
     if site.shapes is None:
         return []
-    spec = site.spec
     reason = likely_slower(
         structure,
         form,
-        taps=_product(spec.kernel_size),
-        positions=max(_product(site.shapes.output[2:]), 1),
-        input_positions=max(_product(site.shapes.input[2:]), 1),
+        taps=math.prod(site.spec.kernel_size),
+        positions=max(math.prod(site.shapes.output[2:]), 1),
+        input_positions=max(math.prod(site.shapes.input[2:]), 1),
     )
-    return [] if reason is None else [reason]
-
-
-def _product(sizes: tuple[int, ...]) -> int:
-    result = 1
-    for size in sizes:
-        result *= size
-    return result
+    return [] if reason is None else [f"likely slower than dense on ONNX Runtime: {reason}"]

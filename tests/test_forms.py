@@ -239,6 +239,21 @@ REGULAR: dict[str, tuple[Ints, Form, tuple[str, str]]] = {
         "grouped",
         ("gather", "shuffle"),
     ),
+    "pairs-interleaved-twice": (
+        group_mask(np.tile(np.repeat(range(4), 2), 3), np.tile(np.repeat(range(4), 2), 3)),
+        "grouped",
+        ("shuffle", "shuffle"),
+    ),
+    "inputs-in-order-and-unequal": (
+        group_mask([1, 2, 0, 0, 1], [0, 0, 1, 1, 2]),
+        "bucketed",
+        ("identity", "gather"),
+    ),
+    "an-input-shared": (
+        np.array([[1, 1, 0], [1, 1, 0], [0, 1, 1], [0, 1, 1]]),
+        "grouped",
+        ("gather", "identity"),
+    ),
     "condensenet": (
         np.array([[1, 1, 0, 0, 1, 0], [0, 1, 1, 0, 1, 0]] * 3),
         "grouped",

@@ -137,6 +137,40 @@ def test_two_in_a_row_are_one(data: Any) -> None:
     assert torch.equal(left.of(whole()), right.of(whole()))
 
 
+@given(st.data())
+def test_two_choices_of_columns_are_one(data: Any) -> None:
+    first = data.draw(picked((ROWS, COLUMNS), fill=1.0))
+    rows, columns = first.shape
+    second = data.draw(picked((rows, columns), fill=1.0))
+    both = compose(first, second)
+    assert torch.equal(both.of(whole(2)), second.of(first.of(whole(2))))
+
+
+def test_factors_multiply_and_parts_stay_apart() -> None:
+    second = Picked(
+        "m", (Part((0, 3, 4, 1), (2, 0, 1), ((5,) * 3, (7, 1, 1), (1,) * 3, (2,) * 3)),), (5, 3)
+    )
+    both = compose(entry(), second)
+    assert both == Picked(
+        "w",
+        (
+            Part((4,), (None, 6, 1), ((5, 5, 5),)),
+            Part((2, 1), (5, 0, 3), ((7, 2, 1), (3, 1, 1))),
+            Part((0,), (None, 6, 1), ((2, 2, 2),)),
+        ),
+        (ROWS, COLUMNS),
+    )
+
+
+def test_padding_keeps_its_value() -> None:
+    variance = Picked("v", (Part((3, None, 1)),), (ROWS,), 1.0)
+    turned = Picked("m", (Part((2, 1, 0)),), (3,))
+    assert compose(variance, turned) == Picked("v", (Part((1, None, 3)),), (ROWS,), 1.0)
+    unpadded = Picked("v", (Part((3, 1)),), (ROWS,))
+    padded = Picked("m", (Part((None, 0)),), (2,), 1.0)
+    assert compose(unpadded, padded) == Picked("v", (Part((None, 3)),), (ROWS,), 1.0)
+
+
 def test_rows_that_share_columns_go_on_sharing_them() -> None:
     columns = tuple(range(COLUMNS))
     first = Picked("w", tuple(Part((row,), columns) for row in range(ROWS)), (ROWS, COLUMNS))

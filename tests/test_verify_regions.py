@@ -3,6 +3,7 @@
 import copy
 import itertools
 import operator
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -354,9 +355,7 @@ def test_tensors_that_decide_in_their_own_dtype_keep_it() -> None:
 
 @pytest.mark.long
 def test_many_branches_are_checked_in_seconds() -> None:
-    import time
-
     pair = split(nn.Conv2d(4096, 8192, 3, padding=1, groups=4096), nn.BatchNorm2d(8192))
-    start = time.perf_counter()
+    start = time.process_time()
     assert pair.compare().ok
-    assert time.perf_counter() - start < 60
+    assert time.process_time() - start < 60

@@ -8,10 +8,9 @@ from typing import Any
 
 from rich.text import Text
 
-from ..api import FoundSite, find, make_pipeline
+from ..api import FoundSite, make_pipeline, survey
 from ..archive import Archive
 from ..rewriting import Totals
-from ..rewriting.complexity import totals
 from .files import STDOUT, check_distinct, check_folder, json_text, write_text
 from .model_file import ModelOptions, OpenedFile, read_source
 from .numbers import count, plural, short, sizes
@@ -59,15 +58,15 @@ def run_inspect(options: InspectOptions) -> int:
     with screen.work(f"Reading {options.source.path}"):
         opened = read_source(options.source)
     with screen.work("Looking at each convolution"):
-        found = find(
+        seen = survey(
             opened.model,
             opened.inputs,
             passes=options.passes,
             target=options.target,
             way=options.way,
         )
-        whole = totals(opened.model, opened.inputs)
-    show_opening(screen, opened, None, ())
+    found, whole = seen.sites, seen.totals
+    show_opening(screen, opened, seen.way, seen.notes)
     _show_history(screen, opened.archive)
     _show_found(screen, found, whole)
     if options.json is not None:

@@ -15,7 +15,7 @@ from .files import STDOUT, check_distinct, check_folder, check_python, json_text
 from .model_file import ModelOptions, OpenedFile, read_source
 from .numbers import size
 from .rewrite_text import show_report
-from .screen import Screen
+from .screen import Advance, Screen
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ def run_rewrite(options: RewriteOptions) -> int:
     with screen.work(f"Reading {path}"):
         opened = read_source(options.source)
     try:
-        with screen.work("Rewriting and checking" if options.verify else "Rewriting"):
-            result = _rewrite(options, opened)
+        with screen.work("Rewriting and checking" if options.verify else "Rewriting") as progress:
+            result = _rewrite(options, opened, progress)
     except MismatchError as error:
         if isinstance(error.report, Report):
             show_report(screen, opened, error.report)
@@ -97,7 +97,7 @@ def _check_outputs(options: RewriteOptions) -> None:
         check_python(python, force=options.force)
 
 
-def _rewrite(options: RewriteOptions, opened: OpenedFile) -> Result:
+def _rewrite(options: RewriteOptions, opened: OpenedFile, progress: Advance) -> Result:
     return rewrite(
         opened.model,
         opened.inputs,
@@ -107,6 +107,7 @@ def _rewrite(options: RewriteOptions, opened: OpenedFile) -> Result:
         # The model is nobody else's: one that cannot be copied may be changed.
         inplace=not _can_be_copied(opened.model),
         verify=options.verify,
+        progress=progress,
     )
 
 

@@ -7,14 +7,16 @@ import sys
 import textwrap
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from .table import Cell, Table, printable, table_lines
+
+Advance = Callable[[int, int], None]
 
 
 class _Console(Console):
@@ -94,8 +96,10 @@ class Screen:
             self._err.print(Text.assemble(("groupfx: warning: ", "yellow"), printable(text)))
 
     @contextlib.contextmanager
-    def work(self, text: str) -> Iterator[None]:
+    def work(self, text: str) -> Iterator[Advance]:
         """Show at a terminal that something goes on; keep libraries and models off the screen.
+
+        Gives a function to call with how much is done and of how much: from then on there is a bar.
 
         What they print goes to stderr, and their warnings are shown with `--verbose` only: a user
         of the command line cannot act on them.
@@ -104,6 +108,8 @@ class Screen:
         columns = (
             SpinnerColumn("line"),
             TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[done]}"),
             TimeElapsedColumn(),
         )
         progress = Progress(
@@ -115,9 +121,13 @@ class Screen:
             disable=not shown,
         )
         with progress, contextlib.redirect_stdout(sys.stderr), self._calm():
-            progress.add_task(text, total=None)
+            task = progress.add_task(text, total=None, done="")
             started = time.perf_counter()
-            yield
+
+            def advance(done: int, total: int) -> None:
+                progress.update(task, completed=done, total=total, done=f"{done} of {total} sites")
+
+            yield advance
         self.log(f"{text}: {time.perf_counter() - started:.1f} s")
 
     @contextlib.contextmanager

@@ -73,38 +73,29 @@ def _checked(made: Made, module: nn.Module) -> Written:
 
 
 def _simplified(made: Made, is_as_good: Callable[[Made], bool]) -> Made:
-    """`made` with fewer and shorter arguments, the inner calls first."""
-    for position, value in enumerate(made.args):
-
-        def with_argument(argument: Any, made: Made = made, position: int = position) -> Made:
-            args = (*made.args[:position], argument, *made.args[position + 1 :])
-            return replace(made, args=args)
-
-        def fits(argument: Any, put: Callable[[Any], Made] = with_argument) -> bool:
-            return is_as_good(put(argument))
-
-        if isinstance(value, Made):
-            made = with_argument(_simplified(value, fits))
-        elif _shortened(value) != value and fits(_shortened(value)):
-            made = with_argument(_shortened(value))
-    for name, value in made.kwargs.items():
-
-        def with_option(argument: Any, made: Made = made, name: str = name) -> Made:
-            return replace(made, kwargs={**made.kwargs, name: argument})
-
-        def suits(argument: Any, put: Callable[[Any], Made] = with_option) -> bool:
-            return is_as_good(put(argument))
-
-        if isinstance(value, Made):
-            made = with_option(_simplified(value, suits))
+    """`made` with fewer and shorter arguments, in the calls inside it too."""
     for name in list(made.kwargs):
         fewer = {key: value for key, value in made.kwargs.items() if key != name}
-        shorter = {**made.kwargs, name: _shortened(made.kwargs[name])}
-        for kwargs in (fewer, shorter):
-            if kwargs != made.kwargs and is_as_good(replace(made, kwargs=kwargs)):
-                made = replace(made, kwargs=kwargs)
-                break
+        without = replace(made, kwargs=fewer)
+        made = without if is_as_good(without) else made
+    for place in (*range(len(made.args)), *made.kwargs):
+        made = _simpler_at(made, place, is_as_good)
     return made
+
+
+def _simpler_at(made: Made, place: int | str, is_as_good: Callable[[Made], bool]) -> Made:
+    """`made` with a simpler argument at a position or under a name."""
+
+    def put(argument: Any) -> Made:
+        if isinstance(place, str):
+            return replace(made, kwargs={**made.kwargs, place: argument})
+        return replace(made, args=(*made.args[:place], argument, *made.args[place + 1 :]))
+
+    value = made.kwargs[place] if isinstance(place, str) else made.args[place]
+    if isinstance(value, Made):
+        return put(_simplified(value, lambda inner: is_as_good(put(inner))))
+    shorter = _shortened(value)
+    return put(shorter) if shorter is not value and is_as_good(put(shorter)) else made
 
 
 def _shortened(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,8 +36,16 @@ class _MaskedConv(nn.modules.conv._ConvNd):
         weight = self.weight
         if torch.is_grad_enabled():
             weight = weight * self.mask[(..., *(None,) * (weight.dim() - 2))]
-        result: Tensor = self._conv_forward(input, weight, self.bias)  # type: ignore[operator]
+        result: Tensor = self._conv_forward(input, weight, self.bias)
         return result
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _MaskedConv:
+        mask = self.mask
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        # `to_empty` leaves garbage, and no checkpoint would bring the mask back.
+        if not mask.is_meta and not self.mask.is_meta:
+            self.mask = mask.to(self.mask.device)
+        return self
 
     def extra_repr(self) -> str:
         held = int(self.mask.sum()) / self.mask.numel()

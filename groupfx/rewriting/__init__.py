@@ -1,6 +1,7 @@
 """The pass framework: passes, sites, pipelines and reports."""
 
 from .checking import Progress
+from .complexity import totals
 from .driver import PassResult, UnreadableSite, find_sites, run_pass
 from .pass_ import Option, Pass, Rewritten, Skip, name_matches
 from .pipeline import Pipeline, example_inputs
@@ -32,4 +33,5 @@ __all__ = [
     "find_sites",
     "name_matches",
     "run_pass",
+    "totals",
 ]

@@ -67,7 +67,7 @@ class Pipeline:
         self, program: Program, *, verify: bool = True, progress: Progress | None = None
     ) -> Result:
         """Apply the passes to an opened program."""
-        before = totals(program.model, program.inputs)
+        before = totals(program.model, program.inputs, macs=program.macs)
         entries: dict[str, Entry | Requirement] = {
             key: Rows(key) for key in program.result.state_dict()
         }

@@ -7,7 +7,7 @@ rewritten model's state_dict to the original's.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import fx, nn
@@ -82,6 +82,26 @@ class Store:
     def calls_of(self, module: nn.Module) -> int:
         """Number of graph nodes that call `module`, under whatever path."""
         return len(self._calls[id(module)])
+
+    def call_nodes(self, module: nn.Module) -> tuple[fx.Node, ...]:
+        """The graph nodes that call `module`, under whatever path."""
+        return tuple(self._calls.get(id(module), ()))
+
+    def paths_of(self, module: nn.Module) -> tuple[str, ...]:
+        """Every path of `module` in the working model."""
+        return tuple(self._paths.get(id(module), ()))
+
+    def used_apart(self, layer: nn.Module) -> str | None:
+        """What else than a call of `layer` uses a part of it, in words; None if nothing does."""
+        for path, module in layer.named_modules():
+            if path and self._calls.get(id(module)):
+                return f"its {path} is called on its own as well"
+            for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if len(self._registered.get(id(tensor), ())) > 1:
+                    return f"its {_join(path, name)} is shared with another module"
+                if self._reads.get(id(tensor)):
+                    return f"its {_join(path, name)} is read elsewhere in the graph"
+        return None
 
     def owns_alone(self, module: nn.Module) -> bool:
         """Whether no other module and no graph node uses the tensors of `module`."""
@@ -244,21 +264,33 @@ class Store:
         layer = fragment.working.get_submodule(path)
         for full_path in self._paths[id(layer)]:
             taken = {
-                key: self._take_entry(_join(full_path, conv, key)) for key in ("weight", "bias")
+                name: self._take_entry(_join(full_path, name))
+                for name in layer.state_dict(keep_vars=True)
             }
             for new, pick in picks.items():
-                old = taken[pick.key]
+                old = taken.get(f"{conv}.{pick.key}")
                 if old is not None:
                     self.entries[_join(full_path, new)] = compose(old, pick)
-            maps = [self._take_entry(_join(full_path, name)) for name in scores]
+            maps = [taken.get(name) for name in scores]
             keys = [entry.key for entry in maps if entry is not None]
             if len(keys) == 2:
                 self.entries[f"{full_path} (groups)"] = Fixed.of_groups(keys[0], keys[1], groups)
+            self._fix_others(layer, taken, {f"{conv}.weight", f"{conv}.bias", *scores})
         holder = nn.Module()
         holder.training = layer.training
         for name, child in children.items():
             holder.add_module(name, child)
         self._install(fragment, path, fragment.home(path), holder)
+
+    def _fix_others(
+        self, layer: nn.Module, taken: Mapping[str, Entry | None], known: Collection[str]
+    ) -> None:
+        """What else a layer holds must stay as it is: it may decide something, as a temperature."""
+        for name, entry in taken.items():
+            if entry is not None and name not in known:
+                tensor = _get(layer, name)
+                assert isinstance(tensor, torch.Tensor)
+                self.entries[f"{entry.key} (as it was)"] = Fixed.exactly(entry.key, tensor)
 
     def expose(self, fragment: Fragment, path: str) -> str:
         """Turn a convolution module into a holder of its tensors, which the graph now reads.

@@ -13,6 +13,7 @@ from ..errors import ModelError
 from ..inputs import ExampleInputs, evaluate, unchanged
 from ..learned import has_learned_groups
 from .graphs import forward_failed
+from .macs import MacCounter
 from .program import Shapes
 
 
@@ -42,10 +43,14 @@ class ModuleCalls:
 
 @dataclass
 class Counted:
-    """Grouped convolution calls of one forward: by module, and outside of all of them."""
+    """Grouped convolution calls of one forward: by module, and outside of all of them.
+
+    `macs` are the multiply-accumulates of all of that forward, for one sample.
+    """
 
     modules: dict[str, ModuleCalls]
     outside: int
+    macs: int
 
 
 class _GroupedCalls(TorchDispatchMode):
@@ -64,7 +69,7 @@ class _GroupedCalls(TorchDispatchMode):
 
 def count_calls(model: nn.Module, inputs: ExampleInputs) -> Counted:
     """Run `model` once in eval mode and see where its grouped convolutions are called."""
-    counter = _GroupedCalls()
+    counter, macs = _GroupedCalls(), MacCounter()
     found: dict[str, ModuleCalls] = {}
     handles = []
     for path, module in site_modules(model).items():
@@ -89,7 +94,7 @@ def count_calls(model: nn.Module, inputs: ExampleInputs) -> Counted:
         handles.append(module.register_forward_pre_hook(before))
         handles.append(module.register_forward_hook(after, with_kwargs=True))
     try:
-        with unchanged(model), torch.no_grad(), counter:
+        with unchanged(model), torch.no_grad(), counter, macs:
             evaluate(model)
             inputs.call(model)
     except Exception as error:
@@ -97,4 +102,4 @@ def count_calls(model: nn.Module, inputs: ExampleInputs) -> Counted:
     finally:
         for handle in handles:
             handle.remove()
-    return Counted(found, counter.outside)
+    return Counted(found, counter.outside, macs.of_one(inputs))

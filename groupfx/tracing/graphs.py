@@ -11,6 +11,7 @@ from ..convs import CONV_TYPES, original_type
 from ..errors import ModelError
 from ..inputs import ExampleInputs, evaluate, unchanged
 from ..learned import has_learned_groups
+from .macs import MacCounter
 from .program import FRAGMENT_MODULE, copied
 from .swapped import SwappedConv
 from .tracer import Trace, Tracer, trace
@@ -142,16 +143,21 @@ class _ShapeRecorder(fx.Interpreter):
         return value
 
 
-def record_shapes(module: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> None:
-    """Run `module` once in eval mode and note each node's shape in `node.meta["shape"]`."""
+def record_shapes(module: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> int:
+    """Run `module` once in eval mode and note each node's shape in `node.meta["shape"]`.
+
+    Returns the multiply-accumulates of one sample.
+    """
     bound = inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs)
     bound.apply_defaults()
-    with unchanged(module), torch.no_grad():
+    counter = MacCounter()
+    with unchanged(module), torch.no_grad(), counter:
         evaluate(module)
         try:
             _ShapeRecorder(module).run(*bound.arguments.values())
         except Exception as error:
             raise ModelError(forward_failed(model, inputs, error)) from error
+    return counter.of_one(inputs)
 
 
 def forward_failed(model: nn.Module, inputs: ExampleInputs, error: Exception) -> str:

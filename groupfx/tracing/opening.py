@@ -104,23 +104,26 @@ class _Opener:
         hidden = _hidden_convs(reference)
         if hidden:
             raise CannotTrace(f"{hidden} holds grouped convolutions and stays a leaf")
-        record_shapes(reference, self.own, self.inputs)
+        macs = record_shapes(reference, self.own, self.inputs)
         working = self._working(reference)
         fragment = Fragment(path="", reference=reference, working=working)
         program = Program("trace", self.model, working, [fragment], self.inputs, traced.notes)
         program.uncalled = _uncalled(self.own, reference)
+        program.macs = macs
         return program
 
     def _as_it_is(self, reference: fx.GraphModule) -> Program:
         """A model that is one graph already needs no trace."""
         if isinstance(reference.graph._codegen, fx.graph._PyTreeCodeGen):
             way: Way = "export"
+            macs = None
         else:
             way = "trace"
-            record_shapes(reference, reference, self.inputs)
+            macs = record_shapes(reference, reference, self.inputs)
         fragment = Fragment(path="", reference=reference, working=self._working(reference))
         program = Program(way, self.model, fragment.working, [fragment], self.inputs)
         program.uncalled = _uncalled(self.own, reference)
+        program.macs = macs
         return program
 
     def modules(self, reasons: tuple[str, ...], counted: "Counted | None" = None) -> Program:
@@ -150,7 +153,16 @@ class _Opener:
                 Fragment(path, reference, working, calls.shapes, calls.count, is_module=True)
             )
         original = self.own if self.inplace else self.model
-        return Program("modules", original, result, fragments, self.inputs, reasons, unreachable)
+        return Program(
+            "modules",
+            original,
+            result,
+            fragments,
+            self.inputs,
+            reasons,
+            unreachable,
+            macs=counted.macs,
+        )
 
     def export(self, reasons: tuple[str, ...]) -> Program:
         reference, notes = exported(self.own, self.inputs)

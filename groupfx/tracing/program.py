@@ -101,7 +101,8 @@ class Program:
     copy of the caller's model into which changed fragments are put. `notes` say why this way was
     taken and what a trace or an export fixed. `unreachable` gives, for paths of grouped convolution
     modules that cannot be opened, the reason; `uncalled` are those that forward does not call.
-    `dynamic` is False where an export fixed the sizes of the inputs.
+    `dynamic` is False where an export fixed the sizes of the inputs. `macs` are those of the
+    original for one sample, None where it was not run.
     """
 
     way: Way
@@ -113,6 +114,7 @@ class Program:
     unreachable: Mapping[str, str] = field(default_factory=dict)
     uncalled: tuple[str, ...] = ()
     dynamic: bool = True
+    macs: int | None = None
 
 
 def twin_tree(model: nn.Module) -> nn.Module:
