@@ -7,18 +7,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import Tensor, nn
 
 from .blocks import BlockStructure, find_blocks
 from .errors import UsageError
-from .learned import CONV, INPUT_SCORES, OUTPUT_SCORES, LearnedGroups, Members
-from .learned import groups_of, has_learned_groups
+from .learned import (
+    CONV,
+    INPUT_SCORES,
+    OUTPUT_SCORES,
+    LearnedGroups,
+    Members,
+    groups_of,
+    has_learned_groups,
+)
 
 _CONVS: Mapping[int, Callable[..., nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 # Where a weight lies that is pruned, normalised or parametrised; all of these have its shape.
-_WEIGHTS = ("weight", "weight_orig", "weight_v", "parametrizations.weight.original1")
-_WEIGHTS += ("parametrizations.weight.original",)
+_PARAMETRIZED = "parametrizations.weight.original"
+_WEIGHTS = ("weight", "weight_orig", "weight_v", f"{_PARAMETRIZED}1", _PARAMETRIZED)
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ def learned_layers(model: nn.Module) -> tuple[LearnedLayer, ...]:
     found = []
     for name, layer in model.named_modules():
         if has_learned_groups(layer):
-            kernel = tuple(layer.get_submodule(CONV).kernel_size)  # type: ignore[arg-type]
+            kernel = tuple(layer.get_submodule(CONV).kernel_size)
             found.append(LearnedLayer(name, kernel, groups_of(layer, name)))
     return tuple(found)
 

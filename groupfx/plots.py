@@ -35,6 +35,41 @@ _DPI = 150
 _SIDE_NAMES = {"inputs": "input channels", "filters": "filters"}
 
 
+_TOP, _BOTTOM = 0.62, 0.2
+_LEGEND = "one colour a block; grey: inputs that no filter reads, and filters that read no input"
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Sizes of a layer's two panels, in inches, and the letters that its name may have.
+
+    Fixed: to fit 40 panels to their texts is slow.
+    """
+
+    pair: float
+    row: float
+    panel: tuple[float, float]
+    name: int
+
+    def axes(self, figure: Figure, row: int, column: int, side: int) -> Axes:
+        """Panel `side` of the layer in a row and column of layers."""
+        whole_width, whole_height = figure.get_size_inches()
+        width, height = self.panel
+        left = column * self.pair + 0.5 + side * (width + self.pair / 2 - width)
+        below = whole_height - _TOP - row * self.row - 0.25 - height
+        place = (left / whole_width, below / whole_height)
+        return figure.add_axes((*place, width / whole_width, height / whole_height))
+
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """Height and width of a panel."""
+        return int(self.panel[1] * _DPI), int(self.panel[0] * _DPI)
+
+
+_LARGE = _Layout(pair=9.4, row=3.5, panel=(4.05, 2.65), name=50)
+_SMALL = _Layout(pair=5.8, row=2.15, panel=(2.3, 1.55), name=26)
+
+
 @dataclass(frozen=True)
 class _Picture:
     """A layer's mask as it was learned, and as it is with its channels in the order of blocks."""
@@ -67,14 +102,15 @@ def plot_groups(layers: Sequence[LearnedLayer], path: Path, *, title: str = "") 
     across = 1 if len(layers) <= 3 else 2 if len(layers) <= 8 else 3
     down = math.ceil(len(layers) / across)
     large = len(layers) <= 3
-    width, height = (8.6, 3.2) if large else (5.6, 2.15)
-    figure = _figure(width * across, height * down + 0.9)
-    _title(figure, title, "Each block has a colour. Grey: inputs that no filter reads, filters that read no input")
-    grid = figure.add_gridspec(down, across)
+    layout = _LARGE if large else _SMALL
+    figure = _figure(across * layout.pair, _TOP + down * layout.row + _BOTTOM)
+    height = figure.get_figheight()
+    figure.suptitle(title, fontsize=10, color=_INK, y=1 - 0.12 / height, va="top", parse_math=False)
+    figure.text(0.5, 1 - 0.45 / height, _LEGEND, fontsize=8, color=_INK, ha="center")
     for place, layer in enumerate(layers):
-        pair = grid[divmod(place, across)].subgridspec(1, 2)
-        axes = [figure.add_subplot(pair[0, side]) for side in range(2)]
-        _draw_layer(axes, layer, labels=large or place // across == down - 1 or place + across >= len(layers))
+        row, column = divmod(place, across)
+        axes = [layout.axes(figure, row, column, side) for side in range(2)]
+        _draw_layer(axes, layer, layout, last=large or place + across >= len(layers))
     _save(figure, path)
 
 
@@ -88,14 +124,17 @@ def plot_changes(
     """
     _require(path, steps)
     names = [layer.name or "the model" for layer in steps[0].layers]
-    figure = _figure(max(7.0, min(16.0, 4.0 + 0.8 * len(steps))), min(2.9 + 0.24 * len(names), 60))
-    _title(figure, title, "")
+    width = max(7.0, min(16.0, 4.0 + 0.8 * len(steps)))
+    figure = _figure(width, min(2.9 + 0.24 * len(names), 60.0))
+    figure.set_layout_engine("constrained")
+    if title:
+        figure.suptitle(title, fontsize=10, color=_INK, parse_math=False)
     rows = [1.6, max(0.24 * len(names), 0.8)]
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=rows)
     edges = list(epochs) if epochs is not None else list(range(1, len(steps) + 2))
     _draw_totals(upper, steps, edges, side)
     _draw_layers(figure, lower, steps, edges, names)
-    lower.set_xlabel("checkpoint" if epochs is None else "epoch")
+    lower.set_xlabel("checkpoint" if epochs is None else "epoch", fontsize=8, color=_INK)
     lower.set_xticks(_ticks(edges))
     _save(figure, path)
 
@@ -117,13 +156,7 @@ def _figure(width: float, height: float) -> Figure:
     # Not pyplot: nothing global is touched, and no window system is asked for.
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
-
-
-def _title(figure: Figure, title: str, explained: str) -> None:
-    text = "\n".join(part for part in (title, explained) if part)
-    if text:
-        figure.suptitle(text, fontsize=10, color=_INK)
+    return Figure(figsize=(width, height), dpi=_DPI)
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -142,28 +175,41 @@ def _save(figure: Figure, path: Path) -> None:
 # Masks
 
 
-def _draw_layer(axes: Sequence[Axes], layer: LearnedLayer, *, labels: bool) -> None:
+def _draw_layer(axes: Sequence[Axes], layer: LearnedLayer, layout: _Layout, *, last: bool) -> None:
     groups, structure = layer.groups, layer.structure
     picture = _picture(layer)
     share = structure.exact_macs / structure.dense_macs
     count = len(structure.blocks)
-    name = layer.name or "the model"
     titles = (
-        f"{name}   {groups.in_channels} → {groups.out_channels}",
+        f"{_shortened(layer.name or 'the model', layout.name)}   {groups.in_channels} → {groups.out_channels}",
         f"{count} block{'' if count == 1 else 's'}, {share:.1%} of the MACs",
     )
     for ax, image, title in zip(axes, (picture.before, picture.after), titles, strict=True):
-        ax.imshow(image, aspect="auto", extent=(0, image.shape[1], image.shape[0], 0))
-        ax.set_title(title, fontsize=8, loc="left", color=_INK)
-        ax.tick_params(labelsize=6, length=2, color=_INK, labelcolor=_INK)
+        # Enlarged, a dot keeps its colour; reduced, it is mixed with its neighbours, not dropped.
+        fits = all(size <= room for size, room in zip(image.shape, layout.pixels, strict=False))
+        ax.imshow(
+            image,
+            aspect="auto",
+            extent=(0, image.shape[1], image.shape[0], 0),
+            interpolation="nearest" if fits else "antialiased",
+        )
+        ax.set_title(title, fontsize=8, loc="left", color=_INK, parse_math=False)
+        ax.tick_params(labelsize=6.5, length=2, color=_INK, labelcolor=_INK)
         ax.locator_params(nbins=5, integer=True)
         for spine in ax.spines.values():
             spine.set_color("#999999")
             spine.set_linewidth(0.6)
-    axes[0].set_ylabel("filter", fontsize=7, color=_INK)
-    if labels:
-        axes[0].set_xlabel("input channel", fontsize=7, color=_INK)
-        axes[1].set_xlabel("input channel, in the order of blocks", fontsize=7, color=_INK)
+    axes[0].set_ylabel("filter", fontsize=7.5, color=_INK)
+    if layout is _LARGE:
+        axes[1].set_ylabel("filter, in the order of blocks", fontsize=7.5, color=_INK)
+    if last:
+        axes[0].set_xlabel("input channel", fontsize=7.5, color=_INK)
+        axes[1].set_xlabel("input channel, in the order of blocks", fontsize=7.5, color=_INK)
+
+
+def _shortened(name: str, letters: int) -> str:
+    """The end of a path tells layers apart."""
+    return name if len(name) <= letters else f"…{name[1 - letters :]}"
 
 
 def _picture(layer: LearnedLayer) -> _Picture:
@@ -209,7 +255,10 @@ def _draw_totals(ax: Axes, steps: Sequence[Step], edges: list[int], side: Side) 
     ax.set_ylabel("moved, all layers", fontsize=8, color=_INK)
     ax.set_ylim(0, max(*moved, 1) * 1.2)
     ax.set_title(
-        f"{_SIDE_NAMES[side]} that changed groups, of {steps[0].channels:,}", fontsize=9, loc="left"
+        f"{_SIDE_NAMES[side]} that changed groups, of {steps[0].channels:,}",
+        fontsize=9,
+        loc="left",
+        color=_INK,
     )
     if len(steps) <= 16:
         for value, left, right in zip(moved, edges, edges[1:], strict=False):
@@ -234,8 +283,10 @@ def _draw_layers(
     shares = 100 * moved / channels
     rows = np.arange(len(names) + 1) - 0.5
     top = max(float(shares.max()), 1.0)
-    mesh = ax.pcolormesh(edges, rows, shares, cmap="Blues", vmin=0, vmax=top, edgecolors="#e6e6e6", linewidth=0.4)
-    ax.set_yticks(range(len(names)), names, fontsize=7)
+    style: dict[str, Any] = {"cmap": "Blues", "vmin": 0, "vmax": top}
+    style |= {"edgecolors": "#e6e6e6", "linewidth": 0.4}
+    mesh = ax.pcolormesh(edges, rows, shares, **style)
+    ax.set_yticks(range(len(names)), names, fontsize=7, parse_math=False)
     ax.invert_yaxis()
     ax.set_ylabel("layer", fontsize=8, color=_INK)
     ax.tick_params(axis="x", labelsize=7)

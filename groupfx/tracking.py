@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -88,7 +89,7 @@ def track(states: Sequence[Sequence[LearnedLayer]], side: Side = "inputs") -> tu
     Raises UsageError, with the first layer that differs, for states of different networks.
     """
     steps = []
-    for before, after in zip(states, states[1:], strict=False):
+    for before, after in itertools.pairwise(states):
         difference = first_difference(before, after)
         if difference is not None:
             raise UsageError(difference)

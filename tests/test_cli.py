@@ -197,7 +197,7 @@ def test_rewrite_says_how_it_opened_the_model_and_on_what(cli: Cli, tmp_path: Pa
     assert given[2] == "input: float32 [2, 6, 9, 11], as given"
     swapped = cli("rewrite", path, "--input-shape", SHAPE, "--dry-run", "--way", "modules")
     assert swapped.out.splitlines()[1].startswith("opened: by its convolution modules")
-    inferred = cli("inspect", path).out.splitlines()[1]
+    inferred = cli("inspect", path).out.splitlines()[2]
     assert re.fullmatch(r"input: float32 \[2, 6, \d+, \d+\], inferred from stem", inferred)
 
 

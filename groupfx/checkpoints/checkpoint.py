@@ -93,20 +93,14 @@ def _refuse_others(file: BinaryIO, path: Path) -> None:
         raise FileError(f"{path} is a TorchScript file: save the Python model it was made from")
 
 
-def _read(
-    file: BinaryIO, path: Path, wanted: Callable[[str], bool], key: str | None
-) -> Checkpoint:
+def _read(file: BinaryIO, path: Path, wanted: Callable[[str], bool], key: str | None) -> Checkpoint:
     stored = StoredFile(file)
     network = _choose(stored.content, key, str(path))
     tensors = _unwrapped(_tensors_of(network))
-    if isinstance(network, Inert):
-        kind, name = "module", network.kind_name
-    else:
-        kind, name = "state_dict", None
     return Checkpoint(
         path=path,
-        kind=kind,
-        network=name,
+        kind="module" if isinstance(network, Inert) else "state_dict",
+        network=network.kind_name if isinstance(network, Inert) else None,
         epoch=_epoch(stored.content),
         shapes={name: tensor.shape for name, tensor in tensors.items()},
         tensors=stored.read({name: tensor for name, tensor in tensors.items() if wanted(name)}),

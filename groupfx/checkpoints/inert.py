@@ -224,6 +224,147 @@ def _dict(items: list[Any]) -> dict[object, object]:
 
 
 _LITERALS = frozenset(
+    {
+        *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+        *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE"),
+        *("BINUNICODE8", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+    }
+)
+_WITHOUT_EFFECT:
+            raise Damaged(f"its pickle holds the instruction {name}, which torch.save never writes")
+
+    def pop(self) -> Any:
+        """The topmost item."""
+        item = self.stack.pop()
+        if item is _MARK:
+            raise IndexError("a mark is no item")
+        return item
+
+    def group(self) -> list[Any]:
+        """The items above the last mark, which are taken off with it."""
+        items: list[Any] = []
+        while (item := self.stack.pop()) is not _MARK:
+            items.append(item)
+        return items[::-1]
+
+    def top(self) -> Any:
+        item = self.stack[-1]
+        if item is _MARK:
+            raise IndexError("a mark is no item")
+        return item
+
+    # Memo
+
+    def put(self, argument: Any) -> None:
+        self.memo[int(argument)] = self.top()
+
+    def memoize(self, _: Any) -> None:
+        self.memo[len(self.memo)] = self.top()
+
+    def get(self, argument: Any) -> None:
+        self.stack.append(self.memo[int(argument)])
+
+    # Containers
+
+    def append(self, _: Any) -> None:
+        self.extend([self.pop()])
+
+    def appends(self, _: Any) -> None:
+        self.extend(self.group())
+
+    def extend(self, items: list[Any]) -> None:
+        # What a stranger's own list class holds is of no interest.
+        if isinstance(self.top(), list):
+            self.stack[-1].extend(items)
+
+    def set_item(self, _: Any) -> None:
+        value, key = self.pop(), self.pop()
+        self.set_pairs([key, value])
+
+    def set_items(self, _: Any) -> None:
+        self.set_pairs(self.group())
+
+    def set_pairs(self, items: list[Any]) -> None:
+        holder = self.top()
+        if isinstance(holder, Inert):
+            holder = holder.items
+        if isinstance(holder, dict):
+            holder.update(_dict(items))
+
+    def tuple_of(self, count: int) -> None:
+        items = tuple(self.pop() for _ in range(count))
+        self.stack.append(items[::-1])
+
+    # Classes and functions
+
+    def name_global(self, argument: Any) -> None:
+        self.stack.append(Named(global_name(*str(argument).split(" ", 1))))
+
+    def name_from_stack(self, _: Any) -> None:
+        name, module = self.pop(), self.pop()
+        if not isinstance(name, str) or not isinstance(module, str):
+            raise Damaged("its pickle names a class by something that is no text")
+        self.stack.append(Named(global_name(module, name)))
+
+    def name_extension(self, argument: Any) -> None:
+        self.stack.append(Named(f"extension {argument}"))
+
+    def reduce(self, _: Any) -> None:
+        arguments = self.pop()
+        self.stack.append(_called(self.pop(), arguments))
+
+    def new_with_keywords(self, _: Any) -> None:
+        self.pop()
+        self.reduce(None)
+
+    def instance(self, argument: Any) -> None:
+        arguments = tuple(self.group())
+        self.stack.append(_called(Named(global_name(*str(argument).split(" ", 1))), arguments))
+
+    def instance_of_first(self, _: Any) -> None:
+        kind, *arguments = self.group()
+        self.stack.append(_called(kind, tuple(arguments)))
+
+    def build(self, _: Any) -> None:
+        state = self.pop()
+        if isinstance(self.top(), Inert):
+            self.stack[-1].state = state
+
+    def persistent(self, argument: Any) -> None:
+        found = self.pop() if argument is None else argument
+        if isinstance(found, tuple) and len(found) > 1 and found[0] == "module":
+            # torch before 1.6: a class, with the text of its source.
+            self.stack.append(found[1])
+        else:
+            self.stack.append(Outside(found))
+
+
+def _called(kind: object, arguments: object) -> object:
+    """What a call gives: containers of Python itself, and a note of anything else."""
+    name = kind.name if isinstance(kind, Named) else ""
+    content = arguments[0] if isinstance(arguments, tuple) and len(arguments) == 1 else None
+    if name in _DICTS:
+        return _dict([part for pair in _pairs(content) for part in pair])
+    if name in _SETS:
+        return content if isinstance(content, list) else []
+    return Inert(kind, arguments)
+
+
+def _pairs(content: object) -> list[Any]:
+    pairs = content if isinstance(content, list) else []
+    return [pair for pair in pairs if isinstance(pair, (list, tuple)) and len(pair) == 2]
+
+
+def _dict(items: list[Any]) -> dict[object, object]:
+    """A dict of keys and values in turn. Entries whose key is no number or text are left out.
+
+    Such keys name nothing, and the hash of nested tuples may take forever.
+    """
+    pairs = zip(items[::2], items[1::2], strict=True)
+    return {key: value for key, value in pairs if isinstance(key, _KEYS)}
+
+
+_LITERALS = frozenset(
     "INT BININT BININT1 BININT2 LONG LONG1 LONG4 STRING BINSTRING SHORT_BINSTRING BINBYTES "
     "SHORT_BINBYTES BINBYTES8 BYTEARRAY8 UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 FLOAT "
     "BINFLOAT".split()
@@ -239,7 +380,7 @@ _MADE: Mapping[str, Callable[[], object]] = {
     "EMPTY_DICT": dict,
     "MARK": lambda: _MARK,
 }
-_ACTIONS: Mapping[str, Callable[[_Machine, Any], None]] = {
+_ACTIONS: Mapping[str, Callable[[_Machine, Any], object]] = {
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _Machine.put),
     **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine.get),
     **dict.fromkeys(("EXT1", "EXT2", "EXT4"), _Machine.name_extension),

@@ -9,12 +9,13 @@ from __future__ import annotations
 import builtins
 import inspect
 import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
+from torch._ops import HigherOrderOperator, OpOverload
 
 from ..errors import RewriteError
 from .aten import CONV_DEFAULTS, CONV_FUNCTIONS, one_for_all, usual_call
@@ -35,7 +36,7 @@ from .layout import (
     call,
     within,
 )
-from .literals import attribute, is_name, named_arguments, subscript
+from .literals import attribute, named_arguments, subscript
 
 Write = Callable[[Any], Doc]
 
@@ -92,6 +93,9 @@ _ATEN_INFIX = {
     "pow.Tensor_Scalar": operator.pow,
     "bitwise_and.Tensor": operator.and_,
     "bitwise_or.Tensor": operator.or_,
+    "__and__.Tensor": operator.and_,
+    "__or__.Tensor": operator.or_,
+    "__xor__.Tensor": operator.xor,
     **{
         f"{name}.{kind}": getattr(operator, name)
         for name in ("eq", "ne", "lt", "le", "gt", "ge")
@@ -99,6 +103,8 @@ _ATEN_INFIX = {
     },
 }
 _ATEN_PREFIX = {"neg.default": operator.neg, "bitwise_not.default": operator.invert}
+_WORD = re.compile(r"[A-Za-z_]\w*\Z", re.ASCII)
+
 # Says of a tensor what is written nowhere else (its device among it); it computes nothing.
 _SILENT = frozenset({"_assert_tensor_metadata.default"})
 
@@ -127,6 +133,11 @@ class Operations:
         self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], write: Write
     ) -> Doc:
         """A call of the function `target`. Raises RewriteError for one that has no name."""
+        if isinstance(target, HigherOrderOperator):
+            raise RewriteError(
+                f"{target.name()} runs a graph inside the graph (a part under autocast, in another "
+                "grad mode, or on a condition), which cannot be written as Python"
+            )
         if isinstance(target, OpOverload):
             return self._overload(target, args, kwargs, write)
         if not kwargs:
@@ -177,7 +188,7 @@ class Operations:
     ) -> Doc:
         known = getattr(getattr(torch.ops, namespace), packet, None)
         parts = (namespace, packet, target._overloadname)
-        if namespace not in ("aten", "prims") or not all(is_name(part) for part in parts):
+        if namespace not in ("aten", "prims") or not all(_WORD.match(part) for part in parts):
             raise RewriteError(
                 f"the operator {target.name()} is not torch's own: a file that uses it would need "
                 "the library that defines it"

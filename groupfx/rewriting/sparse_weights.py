@@ -201,14 +201,14 @@ def _product(compute: Compute | str, tensors: Mapping[str, Tensor]) -> _Product 
             same = torch.equal(factors * dense, whole)
             if not same or not torch.equal(factors * other, compute({key: other})):
                 continue
-            first = factors.flatten(2)[:, :, :1] if factors.dim() > 2 else factors[..., None]
-            if not bool((factors.flatten(2) == first).all() if factors.dim() > 2 else True):
+            taps = factors.reshape(*factors.shape[:2], -1)
+            if not torch.equal(taps, taps[..., :1].expand_as(taps)):
                 return (
                     "its mask differs from tap to tap of the kernel, and is not stored in the "
                     "weight; fold it in first (torch.nn.utils.prune.remove)"
                 )
             masks = {name: tensor for name, tensor in tensors.items() if name != key}
-            return _Product(key, tensors[key], first[..., 0].clone(), masks)
+            return _Product(key, tensors[key], taps[..., 0].clone(), masks)
     return (
         "its weight is computed in each forward, and is no stored tensor times a fixed mask; "
         "store the weight first (torch.nn.utils.parametrize.remove_parametrizations)"

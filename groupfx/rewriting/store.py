@@ -17,7 +17,7 @@ from ..channels import Slice
 from ..convs import rows_of
 from ..learned import LearnedGroups
 from ..nn import HookedWeight, is_weight_hook
-from ..state_map import Entry, Fixed, Picked, Requirement, Rows
+from ..state_map import Entry, Fixed, Picked, Requirement, Rows, Zeros
 from ..state_pieces import compose
 from ..tracing.program import Fragment, Program
 from ..tracing.tracer import hooked
@@ -291,6 +291,56 @@ class Store:
                 tensor = _get(layer, name)
                 assert isinstance(tensor, torch.Tensor)
                 self.entries[f"{entry.key} (as it was)"] = Fixed.exactly(entry.key, tensor)
+
+    def replace_blocks(
+        self,
+        fragment: Fragment,
+        path: str | None,
+        home: str,
+        children: Mapping[str, nn.Module],
+        picks: Mapping[str, Picked],
+        *,
+        zeros: Picked,
+        fixed: Mapping[str, torch.Tensor],
+    ) -> None:
+        """Put `children` in place of a weight of which only blocks are kept.
+
+        With a `path`, that module is replaced, under its aliases too, and keys are relative to it;
+        without, the tensors that `picks` name are taken out, and `children` go under `home`. A
+        checkpoint must have zeros where `zeros` says and no new tensor holds the element, and the
+        same values as now in the tensors `fixed`.
+        """
+        module = fragment.working if path is None else fragment.working.get_submodule(path)
+        owners = [fragment.path] if path is None else self._paths[id(module)]
+        names = dict.fromkeys(pick.key for pick in picks.values())
+        for owner in owners:
+            taken = {name: self._take_entry(_join(owner, name)) for name in names}
+            place = _join(owner, home) if path is None else owner
+            for new, pick in picks.items():
+                old = taken[pick.key]
+                if old is not None:
+                    self.entries[_join(place, new)] = compose(old, pick)
+            source = taken[zeros.key]
+            if source is not None:
+                self.entries[f"{place} (zeros)"] = Zeros(compose(source, zeros))
+            for name, tensor in fixed.items():
+                key = _join(owner, name)
+                entry = self.entries.get(key) if path is None else self._take_entry(key)
+                if isinstance(entry, Entry):
+                    self.entries[f"{key} (fixed)"] = Fixed.exactly(entry.key, tensor)
+        holder = nn.Module()
+        holder.training = module.training
+        for name, child in children.items():
+            holder.add_module(name, child)
+        if path is None:
+            for name in names:
+                self._remove(fragment, name)
+        self._install(fragment, path, home, holder)
+
+    def _remove(self, fragment: Fragment, key: str) -> None:
+        holder, name = _holder(fragment.working, key)
+        holder._parameters.pop(name, None)
+        holder._buffers.pop(name, None)
 
     def expose(self, fragment: Fragment, path: str) -> str:
         """Turn a convolution module into a holder of its tensors, which the graph now reads.

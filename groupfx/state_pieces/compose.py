@@ -49,7 +49,7 @@ def _picked_of_picked(before: Picked, after: Picked) -> Picked:
         )
     through = _Through(before)
     parts = tuple(part for following in after.parts for part in through.parts(following))
-    fill = after.fill if after.is_padded else before.fill
+    fill = before.fill if before.is_padded else after.fill
     return Picked(before.key, parts, (*before.size, *after.size[len(before.size) :]), fill)
 
 

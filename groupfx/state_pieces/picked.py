@@ -59,7 +59,8 @@ class Picked:
         key: the original's tensor.
         parts: one below the other, they make the new tensor.
         size: of the original: `(rows, columns)` where the parts have columns, else `(rows,)`.
-        fill: what padding holds, such as 1 in the variance of a BatchNorm.
+        fill: what padding holds, such as 1 in the variance of a BatchNorm; 0 where there are
+            columns, because a weight is padded with what adds nothing.
 
     Raises UsageError for an index beyond `size`, columns of different lengths, and factors of
     another shape or of 0.
@@ -71,7 +72,7 @@ class Picked:
     fill: float = 0.0
 
     def __post_init__(self) -> None:
-        problem = _problem(self.parts, self.size)
+        problem = _problem(self.parts, self.size, self.fill)
         if problem is not None:
             raise UsageError(f"Picked('{self.key}', size={self.size}): {problem}")
 
@@ -214,7 +215,7 @@ def _factors(pieces: list[tuple[int, Part]], held: Tensor) -> Tensor | None:
     return torch.cat(tables)
 
 
-def _problem(parts: tuple[Part, ...], size: tuple[int, ...]) -> str | None:
+def _problem(parts: tuple[Part, ...], size: tuple[int, ...], fill: float) -> str | None:
     """What is wrong with the parts of a tensor of this size, or None."""
     if not parts or not all(part.rows for part in parts):
         return "every part needs rows, and there must be a part"
@@ -225,6 +226,8 @@ def _problem(parts: tuple[Part, ...], size: tuple[int, ...]) -> str | None:
         return f"all parts need the same number of columns, at least 1; they have {found}"
     if len(size) != (1 if None in widths else 2):
         return "give (rows,) for parts without columns, and (rows, columns) for parts with them"
+    if len(size) == 2 and fill != 0:
+        return f"a tensor with columns is padded with 0, not with {fill}"
     axes = [("row", size[0], part.rows) for part in parts]
     axes += [("column", size[1], choice) for choice in columns.values() if choice is not None]
     for axis, count, indices in axes:
