@@ -79,10 +79,16 @@ class LearnedGroups:
 
 def has_learned_groups(layer: nn.Module) -> bool:
     """Whether `layer` holds what a learned-group layer holds; nothing is said about its forward."""
-    conv = getattr(layer, CONV, None)
-    scores = (getattr(layer, name, None) for name in (INPUT_SCORES, OUTPUT_SCORES))
+    conv = layer._modules.get(CONV)
     is_conv = isinstance(conv, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-    return is_conv and all(isinstance(tensor, Tensor) for tensor in scores)
+    return is_conv and all(_holds(layer, name) for name in (INPUT_SCORES, OUTPUT_SCORES))
+
+
+def _holds(layer: nn.Module, name: str) -> bool:
+    # Not by getattr: while a model is traced, that gives no tensor and leaves a node in the graph.
+    held = (layer._parameters, layer._buffers, vars(layer))
+    is_tensor = any(isinstance(each.get(name), Tensor) for each in held)
+    return is_tensor or nn.utils.parametrize.is_parametrized(layer, name)
 
 
 def groups_of(layer: nn.Module, name: str = "") -> LearnedGroups:

@@ -71,8 +71,12 @@ _SMALL = _Layout(pair=5.8, row=2.15, panel=(2.3, 1.55), name=26)
 
 
 @dataclass(frozen=True)
-class _Picture:
-    """A layer's mask as it was learned, and as it is with its channels in the order of blocks."""
+class MaskPicture:
+    """A layer's mask as it was learned, and as it is with its channels in the order of blocks.
+
+    Both are colours, uint8 `[filters, input channels, 3]`. A channel that several blocks read
+    stands in each of them in `after`, as a gather with repeats has it.
+    """
 
     before: Image
     after: Image
@@ -177,11 +181,12 @@ def _save(figure: Figure, path: Path) -> None:
 
 def _draw_layer(axes: Sequence[Axes], layer: LearnedLayer, layout: _Layout, *, last: bool) -> None:
     groups, structure = layer.groups, layer.structure
-    picture = _picture(layer)
+    picture = mask_picture(layer)
     share = structure.exact_macs / structure.dense_macs
     count = len(structure.blocks)
+    name = _shortened(layer.name or "the model", layout.name)
     titles = (
-        f"{_shortened(layer.name or 'the model', layout.name)}   {groups.in_channels} → {groups.out_channels}",
+        f"{name}   {groups.in_channels} → {groups.out_channels}",
         f"{count} block{'' if count == 1 else 's'}, {share:.1%} of the MACs",
     )
     for ax, image, title in zip(axes, (picture.before, picture.after), titles, strict=True):
@@ -212,13 +217,13 @@ def _shortened(name: str, letters: int) -> str:
     return name if len(name) <= letters else f"…{name[1 - letters :]}"
 
 
-def _picture(layer: LearnedLayer) -> _Picture:
+def mask_picture(layer: LearnedLayer) -> MaskPicture:
+    """Colour `layer`'s mask; see `plot_groups` for what the colours mean."""
     structure = layer.structure
     mask = layer.groups.mask().numpy()
     before = _blank(mask.shape)
     before[:, list(structure.dead_inputs)] = _UNREAD
     before[list(structure.bias_only)] = _UNREAD
-    # A channel that several blocks read stands in each of them, as a gather with repeats has it.
     columns = sum(len(block.inputs) for block in structure.blocks)
     after = _blank((structure.out_channels, columns + len(structure.dead_inputs)))
     after[:, columns:] = _UNREAD
@@ -232,7 +237,7 @@ def _picture(layer: LearnedLayer) -> _Picture:
         after[row : row + height, column : column + width] = colours
         row, column = row + height, column + width
     after[row:] = _UNREAD
-    return _Picture(before, after)
+    return MaskPicture(before, after)
 
 
 def _blank(shape: tuple[int, ...]) -> Image:

@@ -145,7 +145,7 @@ class StateDictMap:
 
         `fill` is a state_dict of the original from which the `dropped` keys are taken, and the
         elements that a mask has hidden; without it, those keys are left out. Elements that a
-        requirement says are 0 become 0.
+        requirement says are 0 become 0, and factors are divided out.
 
         Raises UsageError for a missing key, and where elements were masked off and there is no
         `fill`; RewriteError where the rewritten model holds several versions of an original tensor

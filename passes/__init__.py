@@ -10,6 +10,7 @@ from groupfx.errors import UsageError
 if TYPE_CHECKING:
     from groupfx.rewriting import Pass
 
+    from .discover_groups import DiscoverGroups
     from .freeze_learned_groups import FreezeLearnedGroups
     from .split_grouped_conv import SplitGroupedConv
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 PASSES: Mapping[str, str] = {
     "split-grouped-conv": "groupfx.passes.split_grouped_conv:SplitGroupedConv",
     "freeze-learned-groups": "groupfx.passes.freeze_learned_groups:FreezeLearnedGroups",
+    "discover-groups": "groupfx.passes.discover_groups:DiscoverGroups",
 }
 
 # What runs where no pass is named: by default, and for each target.
@@ -29,6 +31,7 @@ PIPELINES: Mapping[str, tuple[str, ...]] = {
 __all__ = [
     "PASSES",
     "PIPELINES",
+    "DiscoverGroups",
     "FreezeLearnedGroups",
     "SplitGroupedConv",
     "make_pass",

@@ -30,7 +30,7 @@ from groupfx.calls import ConvCall, Unreadable
 from groupfx.forms import FormPlan, plan
 from groupfx.rewriting import BatchNorm, Pass, Rewritten, Site, Skip, name_matches
 from groupfx.rewriting.frozen_layer import emit_form, norm_is_in_place, norm_stays_because
-from groupfx.rewriting.learned_sites import LearnedLayer, learned_calls, read_layer
+from groupfx.rewriting.learned_sites import MaskedLayer, learned_calls, read_layer
 from groupfx.speed import likely_slower
 
 _SHOWN = 4
@@ -40,7 +40,7 @@ _SHOWN = 4
 class Freeze:
     """The groups as they were learned, their blocks, and how these are executed."""
 
-    layer: LearnedLayer
+    layer: MaskedLayer
     structure: BlockStructure
     form: FormPlan
     batchnorm: BatchNorm | None
@@ -149,7 +149,7 @@ def _listed(texts: Sequence[str]) -> str:
     return ", ".join(texts[:_SHOWN]) + more
 
 
-def _remarks(site: Site, layer: LearnedLayer, structure: BlockStructure) -> list[str]:
+def _remarks(site: Site, layer: MaskedLayer, structure: BlockStructure) -> list[str]:
     """What a user should know of the groups that were learned."""
     groups, found = layer.groups, []
     for channels, side in ((groups.nan_inputs, "input"), (groups.nan_outputs, "filter")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -50,8 +51,9 @@ def indices(size: int, length: int) -> st.SearchStrategy[tuple[int | None, ...]]
 
 
 @st.composite
-def picked(draw: Any, size: tuple[int, ...], *, key: str = "w", fill: float = 0.0) -> Picked:
-    """Any choice of a tensor that is at least of this size."""
+def picked(draw: Any, size: tuple[int, ...], fills: Sequence[float] = (0.0, 1.0)) -> Picked:
+    """Any choice of a tensor of this size; vectors are padded with one of `fills`."""
+    fill = draw(st.sampled_from(fills)) if len(size) == 1 else 0.0
     columns = [None]
     if len(size) == 2:
         width = draw(st.integers(1, 5))
@@ -65,4 +67,4 @@ def picked(draw: Any, size: tuple[int, ...], *, key: str = "w", fill: float = 0.
             row = st.lists(st.sampled_from([1, 2, 3]), min_size=len(choice), max_size=len(choice))
             factors = tuple(tuple(draw(row)) for _ in rows)
         parts.append(Part(rows, choice, factors))
-    return Picked(key, tuple(parts), size, fill)
+    return Picked("w", tuple(parts), size, fill)

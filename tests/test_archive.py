@@ -12,8 +12,17 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, prune
 
+import groupfx.nn
 from groupfx.archive import Archive, decode_graph, encode_graph, read, write
-from groupfx.nn import ChannelGather, ChannelShuffle, HookedWeight
+from groupfx.nn import (
+    ChannelGather,
+    ChannelShuffle,
+    ChannelTranspose,
+    ConstantChannels,
+    Flgc2d,
+    HookedWeight,
+    MaskedConv2d,
+)
 
 SHAPE = (2, 6, 7, 5)
 
@@ -187,6 +196,21 @@ def channels_last() -> nn.Module:
     )
 
 
+def ours() -> nn.Module:
+    """Every module of groupfx.nn but HookedWeight, which takes no input."""
+    conv, mask = nn.Conv2d(4, 6, 1), torch.eye(6, 4)
+    return nn.Sequential(
+        ChannelGather([5, 0, 0, 2]),
+        ChannelShuffle(2),
+        MaskedConv2d.of(conv, mask.bool()),
+        ChannelTranspose((2, 3), (1, 0)),
+        MaskedConv2d.of(nn.Conv2d(6, 6, 1), 3 * torch.eye(6).long()),
+        Flgc2d(6, 4, 3, group_num=2),
+        ConstantChannels(nn.Parameter(torch.rand(3))),
+        ConstantChannels(torch.zeros(2)),
+    )
+
+
 CASES: dict[str, Callable[[], nn.Module]] = {
     "split": split_conv,
     "arguments": Arguments,
@@ -207,7 +231,7 @@ CASES: dict[str, Callable[[], nn.Module]] = {
         nn.ConvTranspose2d(6, 4, 3, output_padding=1, stride=2)
     ).double(),
     "dropout": lambda: nn.Sequential(nn.Conv2d(6, 4, 3), nn.Dropout(0.5)),
-    "groupfx": lambda: nn.Sequential(ChannelGather([5, 0, 0, 2]), ChannelShuffle(2)),
+    "groupfx": ours,
     "exported": exported(train=False, dynamic=False),
     "exported_train": exported(train=True, dynamic=False),
     "exported_dynamic": exported(train=False, dynamic=True),
@@ -321,3 +345,14 @@ def test_an_expanded_buffer_is_spread_out() -> None:
     wide = decode_graph(encode_graph(model)).get_buffer("wide")
     assert torch.equal(wide, torch.ones(5))
     assert wide.stride() == (1,)
+
+
+def test_every_module_of_ours_goes_through_a_file() -> None:
+    kinds = {
+        kind for name in groupfx.nn.__all__ if isinstance(kind := getattr(groupfx.nn, name), type)
+    }
+    tested = {type(module) for module in ours()} | {HookedWeight}
+    # The classes for other numbers of dimensions are the same class over another convolution.
+    assert {kind.__name__.rstrip("123d") for kind in kinds} == {
+        kind.__name__.rstrip("123d") for kind in tested
+    }

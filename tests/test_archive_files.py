@@ -373,7 +373,5 @@ def test_a_state_that_is_no_tensor_is_refused(tmp_path: Path) -> None:
 def test_a_newer_format_is_named(ours: Path) -> None:
     data = torch.load(ours, weights_only=True)
     torch.save(data | {"version": 2, "groupfx": "9.0"}, ours)
-    with pytest.raises(
-        FileError, match=r"format 2, written by groupfx 9\.0.*install a newer"
-    ):
+    with pytest.raises(FileError, match=r"format 2, written by groupfx 9\.0.*install a newer"):
         read(ours)

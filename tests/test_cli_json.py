@@ -21,6 +21,7 @@ from cli_runs import (
 
 import groupfx
 from groupfx.cli.catalogue import SCHEMA as PASSES_SCHEMA
+from groupfx.cli.groups_json import SCHEMA as GROUPS_SCHEMA
 from groupfx.cli.inspect import SCHEMA as INSPECT_SCHEMA
 from groupfx.rewriting.report import SCHEMA as REPORT_SCHEMA
 from groupfx.schema import NAMES, schema
@@ -124,7 +125,7 @@ def _spoil(holder: dict[str, Any], key: str) -> None:
 
 
 def test_schemas_are_named_as_the_documents_are() -> None:
-    assert set(NAMES) == {REPORT_SCHEMA, INSPECT_SCHEMA, PASSES_SCHEMA}
+    assert set(NAMES) == {REPORT_SCHEMA, INSPECT_SCHEMA, GROUPS_SCHEMA, PASSES_SCHEMA}
     for name in NAMES:
         jsonschema.Draft202012Validator.check_schema(schema(name))
         assert schema(name)["properties"]["schema"] == {"const": name}

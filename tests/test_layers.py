@@ -17,14 +17,27 @@ VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 # __init__, which re-exports from everywhere, so that nothing below it may import from it.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("channels", "errors", "schema", "version"),
-    ("blocks", "convs", "forms", "gathers", "learned", "nn", "speed"),
+    (
+        "blocks",
+        "convs",
+        "forms",
+        "gathers",
+        "learned",
+        "learned_layers",
+        "nn",
+        "speed",
+        "tracking",
+    ),
     (
         "archive",
         "calls",
+        "checkpoints",
         "emit",
         "flops",
         "inputs",
+        "learned_flops",
         "optimizer_state",
+        "plots",
         "reading",
         "rewriting",
         "state_map",
@@ -44,6 +57,7 @@ WINGS = frozenset({"deploy", "passes"})
 
 # Packages of others that only one room may import; layer 1 is integers, without torch.
 ONLY_IN = {
+    "matplotlib": {"plots"},
     "onnx": {"deploy"},
     "onnx_ir": {"deploy"},
     "onnxruntime": {"deploy"},

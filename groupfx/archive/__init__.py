@@ -14,6 +14,11 @@ file of ours holds neither. It is one table:
 | `state` | way `modules`: the state_dict of the whole model, else None |
 | `inputs`, `report` | example inputs (dtypes and shapes) and the report of the rewrite |
 
+With plain torch, on any machine:
+
+    data = torch.load("model.groupfx.pt", weights_only=True)
+    data["report"], data["modules"][0], data["tensors"][0]["data"]
+
 A node of a graph is `{"op", "name", "target", "args", "kwargs"}`. What a target may be is listed in
 `operators`, what a class may be in `module_classes`, and how arguments are written in `values`.
 """

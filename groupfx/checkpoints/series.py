@@ -36,7 +36,7 @@ def epoch_in_name(path: Path) -> int | None:
     `net_epoch_12.pth` is of epoch 12, and so is `mobilenetv2_epoch12_acc98.pth`.
     """
     name = path.name.removesuffix(path.suffix)
-    behind = re.findall(r"ep(?:och)?[^0-9]{0,2}(\d{1,15})", name, re.IGNORECASE)
+    behind = re.findall(r"(?:epoch|(?<![a-z])ep)[^0-9a-z]{0,2}(\d{1,15})", name.lower())
     numbers = behind or re.findall(r"\d{1,15}", name)
     return int(numbers[-1]) if numbers else None
 

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import typer
 
 from ..version import __version__
+from . import groups as learned
 from . import options as opt
 from .early import require_file, require_names
 from .files import PROGRAM
@@ -13,7 +14,7 @@ from .help import Command, Group
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-COMMANDS = ("rewrite", "inspect", "passes")
+COMMANDS = ("rewrite", "inspect", "groups", "passes")
 
 app = typer.Typer(
     cls=Group,
@@ -154,6 +155,9 @@ def inspect(
         verbose=verbose,
     )
     return run_inspect(options)
+
+
+_command(learned.SHORT_HELP, learned.EXAMPLE)(learned.groups)
 
 
 @_command(

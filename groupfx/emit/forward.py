@@ -11,7 +11,7 @@ from __future__ import annotations
 import builtins
 import operator
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,8 @@ from .branches import Alike, find_alike
 from .comprehension import Comprehension
 from .imports import Imports
 from .layout import ATOM, WIDTH, Doc, bracket, call, render, within
-from .literals import literal, remark, subscript
-from .naming import Naming
+from .literals import literal, one_line, subscript
+from .naming import Naming, find_unpacked
 from .operations import INPLACE, Operations, condition, is_arithmetic, is_assertion, is_silent
 from .signature import Built, Signature
 from .tree import Tree
@@ -44,8 +44,17 @@ class _Waiting:
     depth: int
 
 
+@dataclass(frozen=True)
+class Remark:
+    """A comment on the statements that compute what lies between two nodes, both included."""
+
+    first: fx.Node
+    last: fx.Node
+    text: str
+
+
 class Forward:
-    """Writes one graph. `remarks` are comments for the statement that computes a node."""
+    """Writes one graph, with remarks."""
 
     def __init__(
         self,
@@ -53,7 +62,7 @@ class Forward:
         tree: Tree,
         imports: Imports,
         signature: Signature,
-        remarks: Mapping[fx.Node, str],
+        remarks: Sequence[Remark] = (),
     ) -> None:
         self._graph = graph
         self._tree = tree
@@ -62,8 +71,14 @@ class Forward:
         self._signature = signature
         self._alike = find_alike(graph, self._is_list)
         self._hidden = {node for alike in self._alike.values() for node in alike.inside}
+        self._unpacked = find_unpacked(graph)
+        self._hidden.update(part for parts in self._unpacked.values() for part in parts)
         inside = {node: cat for cat, alike in self._alike.items() for node in alike.inside}
-        self._remarks = {inside.get(node, node): text for node, text in remarks.items()}
+        self._remarks = {
+            # One loop says it all; what comes before it computes its weights.
+            entry.last if entry.last in self._alike else inside.get(entry.first, entry.first): entry
+            for entry in remarks
+        }
         self._waiting: list[_Waiting] = []
         self._lines: list[str] = []
         self._indent = 8
@@ -82,7 +97,8 @@ class Forward:
         for node in reversed(self._graph.nodes):
             if node in self._hidden:
                 continue
-            if node.op not in ("placeholder", "output") and not uses[node] and _only_looks(node):
+            fixed = node.op in ("placeholder", "output") or node in self._unpacked
+            if not fixed and not uses[node] and _only_looks(node):
                 self._hidden.add(node)
                 continue
             uses.update(self._operands(node))
@@ -188,7 +204,10 @@ class Forward:
             return
         dying = self._read(waiting)
         before = ""
-        if self._uses[node]:
+        if node in self._unpacked:
+            parts = [self._names.fresh(part, self._left) for part in self._unpacked[node]]
+            before = f"{', '.join(parts)} = "
+        elif self._uses[node]:
             before = f"{self._names.name(node, self._going_on(waiting, dying), self._left)} = "
         self._lines += render(waiting.doc, self._indent, before)
 
@@ -237,7 +256,7 @@ class Forward:
     def _remark(self, waiting: _Waiting) -> None:
         for node in reversed(waiting.nodes):
             if node in self._remarks:
-                self._lines.append(f"{' ' * self._indent}# {remark(self._remarks[node])}")
+                self._lines.append(f"{' ' * self._indent}# {one_line(self._remarks[node].text)}")
 
     # Names
 

@@ -44,7 +44,7 @@ def attribute(owner: str, name: str) -> str:
     return f"{owner}.{name}" if is_name(name) else f"getattr({owner}, {quoted(name)})"
 
 
-def remark(text: str) -> str:
+def one_line(text: str) -> str:
     """`text` for a comment or a docstring: on one line, and unable to end it."""
     return text if _PLAIN_REMARK.match(text) else ascii(text).replace("\\", "/").replace('"', "'")
 

@@ -10,10 +10,10 @@ from torch import fx, nn
 
 from ..rewriting import Result
 from ..version import __version__
-from .forward import Forward
+from .forward import Forward, Remark
 from .imports import RESERVED, Imports
 from .layout import Doc, bracket, call, finished, render
-from .literals import is_name, remark
+from .literals import is_name, one_line
 from .settings import Settings
 from .signature import Signature, read_signature
 from .tree import PARTS_SOURCE, Tree
@@ -35,7 +35,8 @@ def graph_file(result: Result, model: fx.GraphModule) -> str:
 
 def class_name(name: str) -> str:
     """`name` if a class of the file can have it."""
-    return name if is_name(name) and name not in RESERVED else "Model"
+    usable = is_name(name) and name not in RESERVED and name != fx.GraphModule.__name__
+    return name if usable else "Model"
 
 
 def called_modules(model: fx.GraphModule) -> frozenset[int]:
@@ -44,15 +45,16 @@ def called_modules(model: fx.GraphModule) -> frozenset[int]:
     return frozenset(id(model.get_submodule(str(node.target))) for node in calls)
 
 
-def site_remarks(result: Result, graph: fx.Graph) -> dict[fx.Node, str]:
-    """For the node with which each rewritten site begins: the site's name and what it was."""
+def site_remarks(result: Result, graph: fx.Graph) -> list[Remark]:
+    """Where each rewritten site begins and ends, its name and what it was."""
     order = {node: position for position, node in enumerate(graph.nodes)}
-    remarks = {}
+    remarks = []
     for site in result.report.sites:
         ends = [site.fragment.standing.get(name or "") for name in (site.start, site.end)]
         start, end = (node if node in order else None for node in ends)
         if end is not None:
-            remarks[_first_between(start, end, order)] = f"{site.name}: {site.before}"
+            first = _first_between(start, end, order)
+            remarks.append(Remark(first, end, f"{site.name}: {site.before}"))
     return remarks
 
 
@@ -127,11 +129,11 @@ def _constants(model: fx.GraphModule) -> Mapping[str, torch.Tensor]:
 def _docstring(result: Result, name: str) -> list[str]:
     count = len(result.report.sites)
     sites = "1 rewritten convolution" if count == 1 else f"{count} rewritten convolutions"
-    notes = [f"Note: {remark(note)}." for note in result.report.notes]
+    notes = [f"Note: {one_line(note)}." for note in result.report.notes]
     return [
         f'"""{name}, with {sites}. Written by groupfx {__version__}.',
         "",
-        "The state_dict has the keys of the rewritten model, and its numbers are needed:",
+        "The parameters are named as in the rewritten model, and take their numbers from it:",
         "",
         f"    model = {name}()",
         "    model.load_state_dict(result.model.state_dict())",

@@ -78,13 +78,14 @@ class Naming:
                 holder = self._holders.get(name)
                 if holder is None or left[holder] <= 0:
                     return self.take(node, name)
-        return self.take(node, self._own_name(node))
+        return self.take(node, self._own_name(node, left))
 
-    def _own_name(self, node: fx.Node) -> str:
+    def _own_name(self, node: fx.Node, left: Counter[fx.Node]) -> str:
         base = re.sub(r"\W", "_", _base(node), flags=re.ASCII)
         if not is_name(base) or base in _SHORT:
             base = f"value_{base.strip('_')}"
-        taken = RESERVED | LOOP_NAMES | self._imports.names | self._holders.keys()
+        living = {name for name, holder in self._holders.items() if left[holder] > 0}
+        taken = RESERVED | LOOP_NAMES | self._imports.names | self._arguments | living
         if base not in taken:
             return base
         count = 2
@@ -108,8 +109,31 @@ def _base(node: fx.Node) -> str:
     if node.op == "call_module":
         return str(node.target).replace(".", "_")
     if node.target is torch.ops.aten.sym_size.int:
-        return "size"
+        return f"size{node.args[1]}"
+    if node.target is operator.getitem and _is_size(node.args[0]):
+        return f"size{node.args[1]}" if isinstance(node.args[1], int) else "size"
     return node.name if node.op == "placeholder" else re.sub(r"_\d+$", "", node.name)
+
+
+def find_unpacked(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+    """Shapes that are taken apart into all of their sizes, and the sizes in order."""
+    found = {}
+    for node in graph.nodes:
+        shape = node.all_input_nodes[0].meta.get("shape") if _is_size(node) else None
+        parts = {user.args[1]: user for user in node.users if _takes_apart(user, node)}
+        whole = shape is not None and len(node.all_input_nodes) == 1
+        if whole and len(node.users) == len(parts) > 1 and sorted(parts) == [*range(len(shape))]:
+            found[node] = [parts[k] for k in range(len(shape)) if parts[k].users]
+    return {node: parts for node, parts in found.items() if len(parts) == len(node.users)}
+
+
+def _is_size(node: object) -> bool:
+    """Whether the value of `node` is the shape of a tensor."""
+    if not isinstance(node, fx.Node):
+        return False
+    if node.target == "size":
+        return len(node.args) == 1
+    return node.target is builtins.getattr and node.args[1] == "shape"
 
 
 def _takes_apart(user: fx.Node, node: fx.Node) -> bool:

@@ -16,7 +16,7 @@ from .constants import constant
 from .forward import Forward
 from .imports import Imports
 from .layout import Doc, Loop, bracket, call, entry, finished, render
-from .literals import attribute, is_name, quoted, remark
+from .literals import attribute, is_name, one_line, quoted
 from .model import called_modules, definition
 from .signature import read_signature
 from .tree import Tree
@@ -101,7 +101,7 @@ class _Writer:
         count = len(self._fragments)
         what = "1 convolution" if count == 1 else f"{count} convolutions"
         return [
-            f'"""{remark(name)}: {what} to swap. Written by groupfx {__version__}.',
+            f'"""{one_line(name)}: {what} to swap. Written by groupfx {__version__}.',
             "",
             "    model = rewrite(model)",
             "",
@@ -129,14 +129,14 @@ class _Writer:
         tree = Tree(working, called_modules(working), self._imports)
         try:
             signature = read_signature(working.graph, working.forward, self._imports)
-            forward = Forward(working.graph, tree, self._imports, signature, {})
+            forward = Forward(working.graph, tree, self._imports, signature)
             body = ["", *definition(signature), *forward.lines()]
             made = self._split(fragment, tree) or self._whole(fragment, tree)
         except RewriteError as error:
             raise RewriteError(f"{fragment.path}: {error}") from error
         before = [s.before for s in self._result.report.sites if s.fragment is fragment]
         shown = "; ".join(dict.fromkeys(before))
-        source = "\n".join([*made[:1], f'    """{remark(shown)}."""', "", *made[1:], *body])
+        source = "\n".join([*made[:1], f'    """{one_line(shown)}."""', "", *made[1:], *body])
         if source not in self._classes:
             self._classes[source] = self._name(type(working).__name__)
         return self._classes[source]

@@ -19,7 +19,7 @@ from .constants import constant
 from .constructors import Constructors, Written
 from .imports import Imports
 from .layout import Doc, bracket, call, entry, keyword, loop, render
-from .likeness import tensors
+from .likeness import holds_numbers, tensors
 from .literals import attribute, is_name, literal, quoted
 
 PARTS = "Parts"
@@ -126,6 +126,21 @@ class Tree:
         held = bool(module._parameters or module._buffers)
         return original if library and same and held and not grouped else None
 
+    def children(self, module: nn.Module) -> list[tuple[str, nn.Module]]:
+        """The children of a container that are written.
+
+        One that is never called and holds no numbers only keeps a place, in a list.
+        """
+        found = [(name, child) for name, child in module._modules.items() if child is not None]
+        if self.is_list(module):
+            return found
+        return [(name, child) for name, child in found if not self._is_idle(child)]
+
+    def _is_idle(self, module: nn.Module) -> bool:
+        called = any(id(inner) in self.called for inner in module.modules())
+        held = any(inner._parameters or inner._buffers for inner in module.modules())
+        return not (called or held or any(map(holds_numbers, module.modules())))
+
     # Walking
 
     def _walk(self, path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -135,9 +150,8 @@ class Tree:
             return
         if path and self._first.get(id(module), path) != path:
             return
-        for name, child in module._modules.items():
-            if child is not None:
-                yield from self._walk(f"{path}.{name}" if path else name, child)
+        for name, child in self.children(module):
+            yield from self._walk(f"{path}.{name}" if path else name, child)
 
     def holders(self) -> Iterator[tuple[str, nn.Module]]:
         """Containers under their first names."""
@@ -166,9 +180,8 @@ class Tree:
     def statements(self, indent: int) -> list[str]:
         """Statements that make every module below the root, which itself exists."""
         lines = []
-        for name, child in self.root._modules.items():
-            if child is not None:
-                lines += self._add("", self.root, name, child, indent)
+        for name, child in self.children(self.root):
+            lines += self._add("", self.root, name, child, indent)
         return lines
 
     def expressions(self) -> list[Doc] | None:
@@ -183,8 +196,8 @@ class Tree:
         for path, holder in self.holders():
             own = {
                 name: self._changes("branch", f"{path}.{name}" if path else name, child)
-                for name, child in holder._modules.items()
-                if child is not None and self.is_leaf(f"{path}.{name}" if path else name)
+                for name, child in self.children(holder)
+                if self.is_leaf(f"{path}.{name}" if path else name)
             }
             same = own and len(set(map(tuple, own.values()))) == 1 and len(own) > 1
             if same and self.is_list(holder) and len(own) == len(holder._modules):
@@ -192,9 +205,9 @@ class Tree:
                     lines.append(f"{' ' * indent}for branch in {self.source(path)}:")
                     lines += [" " * (indent + 4) + line for line in own["0"]]
                 continue
-            for name, child in holder._modules.items():
+            for name, child in self.children(holder):
                 inner = f"{path}.{name}" if path else name
-                if child is not None and name in own:
+                if name in own:
                     found = self._changes(self.source(inner), inner, child)
                     lines += [" " * indent + line for line in found]
         return lines
@@ -229,9 +242,8 @@ class Tree:
         if not self._has_alias(path, child):
             return self._put(parent, holder, name, self._expression(path, child), indent)
         lines = self._put(parent, holder, name, self._container(child, ()), indent)
-        for inner, grandchild in child._modules.items():
-            if grandchild is not None:
-                lines += self._add(path, child, inner, grandchild, indent)
+        for inner, grandchild in self.children(child):
+            lines += self._add(path, child, inner, grandchild, indent)
         return lines
 
     def _put(self, parent: str, holder: nn.Module, name: str, value: Doc, indent: int) -> list[str]:
@@ -253,7 +265,7 @@ class Tree:
 
     def _items(self, path: str, module: nn.Module) -> list[Doc]:
         """The children of a container as arguments of its constructor."""
-        children = [(name, child) for name, child in module._modules.items() if child is not None]
+        children = self.children(module)
         docs = [
             self._expression(f"{path}.{name}" if path else name, child) for name, child in children
         ]
@@ -263,7 +275,7 @@ class Tree:
 
     def _container(self, module: nn.Module, items: Sequence[Doc]) -> Doc:
         self.imports.module("nn")
-        if not any(child is not None for child in module._modules.values()):
+        if not self.children(module):
             return call("nn.Module")
         if self.is_list(module):
             return call("nn.ModuleList", items)

@@ -10,12 +10,15 @@ from torch import Tensor, nn
 
 
 class _MaskedConv(nn.modules.conv._ConvNd):
-    """A convolution whose weight is 0 where `mask` is False, and stays so in training.
+    """A convolution whose weight is 0 where `mask` is, and stays so in training.
 
-    The weight itself holds the zeros, so where no gradient is asked for this is the plain
-    convolution. Where one is, the weight is multiplied by the mask, which gives the same value and
-    no gradient to the zeros. The mask, a bool buffer `[rows, columns]` over the first two axes of
-    the weight, is structure and no part of the state_dict.
+    The mask, a buffer `[rows, columns]` over the first two axes of the weight, is structure and no
+    part of the state_dict.
+
+    A bool mask says where the weight holds zeros, so where no gradient is asked for this is the
+    plain convolution. Where one is, the weight is multiplied by the mask, which gives the same
+    value and no gradient to the zeros. A mask of integers multiplies the weight in every forward:
+    folding a 3 into it would round.
     """
 
     mask: Tensor
@@ -34,7 +37,7 @@ class _MaskedConv(nn.modules.conv._ConvNd):
     def forward(self, input: Tensor) -> Tensor:
         """As the convolution without a mask."""
         weight = self.weight
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or self.mask.dtype != torch.bool:
             weight = weight * self.mask[(..., *(None,) * (weight.dim() - 2))]
         result: Tensor = self._conv_forward(input, weight, self.bias)
         return result
@@ -48,7 +51,7 @@ class _MaskedConv(nn.modules.conv._ConvNd):
         return self
 
     def extra_repr(self) -> str:
-        held = int(self.mask.sum()) / self.mask.numel()
+        held = int(self.mask.count_nonzero()) / self.mask.numel()
         return f"{super().extra_repr()}, {held:.0%} of the weight"  # type: ignore[no-untyped-call]
 
 

@@ -19,6 +19,7 @@ from ..tracing import Fragment, Program
 from ..verify import Region, SiteVerdict, compare_models, compare_regions, observable_sites
 from .learned_sites import learned_calls
 from .report import Report, RewrittenSite
+from .zeroed import checked_against
 
 Progress = Callable[[int, int], None]
 """Called with how many sites are checked, and of how many."""
@@ -37,16 +38,21 @@ def check_program(
 
     `entries` is the map of the rewrite. What was rewritten twice is checked as it is now.
     """
+    program, compared, notes = checked_against(program, report.sites)
     nodes = {
         id(fragment): {node.name: node for node in fragment.reference.graph.nodes}
         for fragment in program.fragments
     }
-    seen = _observable(program, report.sites, nodes)
+    seen = _observable(program, compared, nodes)
     rows = {key: entry for key, entry in entries.items() if isinstance(entry, Rows)}
     native = _score_maps(program.model)
-    checked = []
-    for site in report.sites:
-        verdict = _check_site(site, nodes[id(site.fragment)], rows, native)
+    checked: list[RewrittenSite] = []
+    for site, twin in zip(report.sites, compared, strict=True):
+        outer = _outer(site, checked)
+        if outer is not None:
+            verdict = outer.verdict
+        else:
+            verdict = _check_site(twin, nodes[id(twin.fragment)], rows, native)
         checked.append(replace(site, verdict=verdict, observable=seen.get(site.name)))
         if progress is not None:
             progress(len(checked), len(report.sites))
@@ -54,7 +60,7 @@ def check_program(
     whole = compare_models(
         program.model, program.result, program.inputs, native=native, vary=program.dynamic
     )
-    return replace(report, sites=tuple(checked), model=whole)
+    return replace(report, sites=tuple(checked), model=whole, notes=(*report.notes, *notes))
 
 
 def require_ok(report: Report) -> None:
@@ -72,6 +78,21 @@ def require_ok(report: Report) -> None:
         reason = report.model.reason if report.model else None
         message = f"every site computes what it did, but the model does not: {reason}"
     raise MismatchError(message, report=report)
+
+
+def _outer(site: RewrittenSite, earlier: Sequence[RewrittenSite]) -> RewrittenSite | None:
+    """The site that an earlier pass rewrote and that `site` was made in, if there is one.
+
+    Nothing in the original stands for what lies inside it: it is checked as a whole, as it is now.
+    """
+    path, _, call = site.name.partition("#")
+    around = [
+        other
+        for other in earlier
+        if other.fragment is site.fragment and path.startswith(f"{other.name.partition('#')[0]}.")
+    ]
+    same_call = (other for other in around if other.name.partition("#")[2] == call)
+    return next(same_call, around[0] if around else None)
 
 
 def _check_site(

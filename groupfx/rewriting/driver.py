@@ -193,6 +193,7 @@ def _rewrite_site(pass_: Pass[Any], match: _Match) -> RewrittenSite:
         conv=fragment.stands_for(node),
         start=fragment.stands_for(data),
         end=fragment.stands_for(made.end),
+        zeroed=made.zeroed,
     )
     made.end.replace_all_uses_with(made.output)
     fragment.stand_in(made.end, made.output)

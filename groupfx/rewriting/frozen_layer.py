@@ -1,8 +1,11 @@
 """What stands in place of a learned-group layer: its modules, its part of the graph, its map."""
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,14 +19,17 @@ from ..learned import CONV, INPUT_SCORES, OUTPUT_SCORES, LearnedGroups, has_lear
 from ..nn import ChannelGather, ChannelShuffle, ChannelTranspose, ConstantChannels
 from ..nn.masked_conv import MASKED
 from ..state_map import Part, Picked
-from .learned_sites import FROZEN_MARK, LearnedLayer
+from .learned_sites import FROZEN_MARK, MaskedLayer
 from .site import BatchNorm, Emit, Site
+
+# Whatever the default device is.
+_TABLE: Any = {"dtype": torch.int32, "device": "cpu"}
 
 Columns = tuple[int | None, ...]
 
 
 def emit_form(
-    site: Site, form: FormPlan, layer: LearnedLayer, norm: BatchNorm | None
+    site: Site, form: FormPlan, layer: MaskedLayer, norm: BatchNorm | None
 ) -> tuple[fx.Node, fx.Node]:
     """Emit the execution of `form` in place of the site's layer.
 
@@ -48,15 +54,28 @@ def norm_is_in_place(form: FormPlan) -> bool:
     return len(form.convs) == 1 and not form.constants and form.output_gather.kind == "identity"
 
 
-class WeightPicks:
-    """What the weight of each convolution of a form is, of the dense weight under its mask."""
+@dataclass(frozen=True)
+class Weight:
+    """What the weight of one convolution is, of the dense weight under its mask.
+
+    `picked` has rows and columns, with mask entries that are powers of 2 as factors, which round
+    nothing. `entries` is None, or, where there are others (a 3, of a filter and an input that share
+    three groups), all of the mask, by which the convolution multiplies in each forward.
+    """
+
+    picked: Picked
+    entries: Tensor | None = None
+
+
+class Weights:
+    """The weights of the convolutions that execute `groups`."""
 
     def __init__(self, groups: LearnedGroups) -> None:
         self._groups = groups
         self._size = (groups.out_channels, groups.in_channels)
 
-    def of(self, plan: ConvPlan) -> Picked:
-        """Rows and columns of the dense weight that make up that of `plan`, ties as factors.
+    def of(self, plan: ConvPlan) -> Weight:
+        """The weight of the convolution `plan`.
 
         A mask entry of 0 is left out like padding: in the dense form that is the mask itself.
         """
@@ -64,7 +83,11 @@ class WeightPicks:
         parts: list[Part] = []
         for group, columns in enumerate(plan.columns):
             parts += self._parts(plan.rows[group * height : (group + 1) * height], columns)
-        return Picked("weight", tuple(parts), self._size)
+        if all(_round_nothing(part) for part in parts):
+            return Weight(Picked("weight", tuple(parts), self._size))
+        entries = torch.tensor([row for part in parts for row in _entries(part)], **_TABLE)
+        bare = tuple(replace(part, factors=None) for part in parts)
+        return Weight(Picked("weight", bare, self._size), entries)
 
     def _parts(self, rows: Sequence[int | None], columns: Columns) -> Iterator[Part]:
         """`rows` of one group, cut where the mask of the rows changes."""
@@ -100,8 +123,6 @@ class WeightPicks:
         for group in signature:
             mask[list(self._groups.inputs[group])] += 1
         entries: npt.NDArray[np.float64] = mask[[-1 if c is None else c for c in columns]]
-        if (entries == 1).all():
-            return columns, None
         held = entries > 0
         kept = tuple(c if keep else None for c, keep in zip(columns, held.tolist(), strict=True))
         if entries.max(initial=0) <= 1:
@@ -109,9 +130,22 @@ class WeightPicks:
         return kept, tuple(np.where(held, entries, 1).tolist())
 
 
+def _round_nothing(part: Part) -> bool:
+    """Whether all factors of a part, whose rows have the same, are powers of 2."""
+    return part.factors is None or all(math.frexp(f)[0] == 0.5 for f in part.factors[0])
+
+
+def _entries(part: Part) -> list[list[int]]:
+    """The mask of a part, a row for each of its rows; 0 for padding."""
+    assert part.columns is not None
+    factors = (1.0,) * len(part.columns) if part.factors is None else part.factors[0]
+    row = [0 if c is None else int(f) for c, f in zip(part.columns, factors, strict=True)]
+    return [[0] * len(row) if number is None else row for number in part.rows]
+
+
 class _Emission:
     def __init__(
-        self, site: Site, form: FormPlan, layer: LearnedLayer, norm: BatchNorm | None
+        self, site: Site, form: FormPlan, layer: MaskedLayer, norm: BatchNorm | None
     ) -> None:
         self.site = site
         self.form = form
@@ -163,7 +197,7 @@ class _Emission:
         """Put the modules of the form where the layer was."""
         form, channels = self.form, self.site.spec.out_channels
         conv = layer.get_submodule(CONV)
-        weights = WeightPicks(self.layer.groups)
+        weights = Weights(self.layer.groups)
         children: dict[str, nn.Module] = {}
         picks: dict[str, Picked] = {}
         if form.input_gather.kind != "identity":
@@ -171,9 +205,9 @@ class _Emission:
         convs = []
         for position, plan in enumerate(form.convs):
             name = self._conv_name(position)
-            picks[f"{name}.weight"] = weights.of(plan)
-            rows = _vector_pick("bias", plan.rows, channels)
-            made = self._conv(conv, plan, picks[f"{name}.weight"], rows)
+            weight, rows = weights.of(plan), _vector_pick("bias", plan.rows, channels)
+            picks[f"{name}.weight"] = weight.picked
+            made = self._conv(conv, plan, weight, rows)
             if made.bias is not None:
                 picks[f"{name}.bias"] = rows
             convs.append(made)
@@ -200,10 +234,10 @@ class _Emission:
             scores=(INPUT_SCORES, OUTPUT_SCORES),
         )
 
-    def _conv(self, conv: nn.Module, plan: ConvPlan, weights: Picked, rows: Picked) -> nn.Module:
+    def _conv(self, conv: nn.Module, plan: ConvPlan, source: Weight, rows: Picked) -> nn.Module:
         weight, bias = conv.get_parameter("weight"), conv._parameters["bias"]
         tensors: dict[str, Tensor | None] = {
-            "weight": _like(weight, weights.of(weight)),
+            "weight": _like(weight, source.picked.of(weight)),
             "bias": None if bias is None else _like(bias, rows.of(bias)),
         }
         made = rebuild(
@@ -215,9 +249,12 @@ class _Emission:
             padding_mode=self.layer.padding_mode,
         )
         setattr(made, FROZEN_MARK, True)
-        if weights.is_padded:
-            return MASKED[type(conv)].of(made, weights.held().to(weight.device))  # type: ignore[no-any-return]
-        return made
+        mask = source.entries
+        if mask is None and source.picked.is_padded:
+            mask = source.picked.held()
+        if mask is None:
+            return made
+        return MASKED[type(conv)].of(made, mask.to(weight.device))  # type: ignore[no-any-return]
 
     def _constants(self, conv: nn.Module) -> nn.Module:
         bias, chosen = conv._parameters["bias"], list(self.form.constants)

@@ -31,7 +31,7 @@ _CONVOLVE: Mapping[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F
 
 
 @dataclass(frozen=True)
-class LearnedLayer:
+class MaskedLayer:
     """A learned-group layer that computes what its groups say.
 
     `padding_mode` is the one that its forward uses: the public FLGC code pads with zeros, whatever
@@ -70,7 +70,7 @@ def learned_calls(root: fx.GraphModule) -> Mapping[fx.Node, ConvCall | Unreadabl
     return found
 
 
-def read_layer(site: Site) -> LearnedLayer | str:
+def read_layer(site: Site) -> MaskedLayer | str:
     """The layer of the site, or why it cannot be frozen."""
     layer = site.module
     assert layer is not None
@@ -113,7 +113,7 @@ def _rank(node: fx.Node) -> int | None:
     return None if shape is None else len(shape)
 
 
-def _confirmed(layer: nn.Module, conv: nn.Module, groups: LearnedGroups) -> LearnedLayer | str:
+def _confirmed(layer: nn.Module, conv: nn.Module, groups: LearnedGroups) -> MaskedLayer | str:
     """Run the layer in float64, and see that it is the masked convolution: in both modes, and in
     one of the two ways to pad.
     """
@@ -132,7 +132,7 @@ def _confirmed(layer: nn.Module, conv: nn.Module, groups: LearnedGroups) -> Lear
             expected = _masked(conv, spec, groups, x, mode)
             errors.append([_distance(value, expected) for value in found])
             if max(errors[-1]) <= _TOLERANCE:
-                return LearnedLayer(groups, mode)
+                return MaskedLayer(groups, mode)
         return _otherwise(layer, x, min(errors))
 
 
@@ -178,18 +178,19 @@ def _distance(found: object, expected: Tensor) -> float:
 
 def _otherwise(layer: nn.Module, x: Tensor, errors: Sequence[float]) -> str:
     """Why the layer is not the masked convolution; `errors` are those in eval and train mode."""
-    runs = [_run(layer, value, False) for value in (x, x, 2 * x, 0 * x)]
+    other = x.flip(tuple(range(1, x.dim())))
+    runs = [_run(layer, value, False) for value in (x, x, other, x + other, 0 * x)]
     differs = (
         f"differs from that of the masked convolution by {max(errors):.2g} of its largest value"
     )
     tensors = [value for value in runs if isinstance(value, Tensor)]
     if len(tensors) == len(runs):
-        first, again, double, nothing = tensors
+        first, again, second, both, nothing = tensors
         if _distance(again, first) > 0:
             return (
                 f"its mask is not static: each call computes something else; its output {differs}"
             )
-        if _distance(double, 2 * first - nothing) > _TOLERANCE:
+        if _distance(both, first + second - nothing) > _TOLERANCE:
             return (
                 "its mask depends on the input, so there are no groups to freeze: its output is "
                 f"not linear in the input, and {differs}"

@@ -8,7 +8,7 @@ import re
 import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
 from types import NoneType, UnionType
@@ -25,7 +25,7 @@ from typing import (
     get_type_hints,
 )
 
-from torch import fx
+from torch import Tensor, fx
 
 from ..calls import ConvCall, Unreadable, convs
 from ..errors import UsageError
@@ -47,7 +47,9 @@ class Rewritten:
 
     `output` gives the value that `end` gave; everything from the convolution to `end` is replaced.
     `form` says in a few words what stands there now, `notes` what the user should know. `macs` are
-    those of one call for one sample afterwards, None where they are what they were.
+    those of one call for one sample afterwards, None where they are what they were. `zeroed` says,
+    for keys of the original, which entries (bool, rows by columns) were set to 0: the check is then
+    against an original that has those zeros, and the difference is reported.
     """
 
     output: fx.Node
@@ -56,6 +58,7 @@ class Rewritten:
     branches: int
     notes: tuple[str, ...] = ()
     macs: int | None = None
+    zeroed: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from ..convs import ConvSpec
 from ..tracing.program import Fragment
 from ..verify import ModelVerdict, SiteVerdict
@@ -29,6 +31,7 @@ class RewrittenSite:
     None where no shape is known. `verdict` is None until the site was checked; `observable` says
     whether its weights reach the model's output (None: not told). `conv`, `start` and `end` name
     nodes of the reference graph: the convolution, what goes into it, and what was replaced last.
+    `zeroed` are the entries of the original's tensors that a rewrite with a threshold set to 0.
     """
 
     name: str
@@ -49,6 +52,7 @@ class RewrittenSite:
     end: str | None = None
     verdict: SiteVerdict | None = None
     observable: bool | None = None
+    zeroed: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as in the JSON report."""

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..blocks import Block, BlockStructure
+from ..calls import attribute
 from ..convs import CONV_TYPES, ConvSpec, module_from_spec, rebuild
 from ..forms import ConvPlan, FormPlan
 from ..gathers import GatherPlan
 from ..nn import ChannelGather, ChannelShuffle, ChannelTranspose, ConstantChannels
 from ..nn.masked_conv import MASKED
-from ..state_map import Part, Picked
+from ..state_map import Part, Picked, Rows
 from .learned_sites import FROZEN_MARK
 from .site import BatchNorm, Emit, Site
 from .sparse_weights import LinearSpec, SparseWeight
@@ -47,6 +48,97 @@ def norm_moves(form: FormPlan, out_channels: int) -> bool:
     in_place = len(form.convs) == 1 and not form.constants
     in_place = in_place and form.output_gather.kind == "identity"
     return form.result_channels == out_channels and not in_place
+
+
+def refusal(site: Site, weight: SparseWeight) -> str | None:
+    """Why the weight of the site cannot be cut into blocks, or None."""
+    ends = (site.call.input, site.call.node)
+    if any(site.fragment.stands_for(node) is None for node in ends):
+        return (
+            "another pass made it, and nothing in the original stands for it, to check it by; run "
+            "discover-groups first"
+        )
+    if site.spec.transposed:
+        return "a transposed convolution: its zeros are not looked into"
+    if site.spec.groups == site.spec.in_channels > 1:
+        return "depthwise: each filter reads one channel, and there is nothing to find"
+    if weight.dense.is_meta:
+        return "its weight has no values (device meta); load the weights first"
+    tensors = [weight.dense] + ([] if weight.bias is None else [weight.bias])
+    if not all(isinstance(tensor, nn.Parameter) for tensor in tensors):
+        return "its weight or its bias is a buffer, not a parameter"
+    hooks = site.hooks()
+    if site.module is not None:
+        hooks = [hook for part in site.module.modules() for hook in site.store.hooks(part)]
+    if hooks:
+        return f"it has hooks ({', '.join(dict.fromkeys(hooks))}), which would be lost; remove them"
+    reason = _rank_refusal(site)
+    return reason or _sharing(site, weight, tensors)
+
+
+def _rank_refusal(site: Site) -> str | None:
+    """Why the shape of what goes in does not do, or None."""
+    ranks = [len(site.shapes.input)] if site.shapes is not None else []
+    if site.module is not None and site.store.calls_of(site.module) > 1:
+        calls = [node for node in site.graph.nodes if _calls(site, node)]
+        shapes = [node.all_input_nodes[0].meta.get("shape") for node in calls]
+        ranks += [len(shape) for shape in shapes if shape is not None]
+    if not isinstance(site.spec, LinearSpec):
+        unbatched = any(rank != site.spec.dims + 2 for rank in ranks)
+        return "its input has no batch axis; add one with unsqueeze(0)" if unbatched else None
+    if not ranks:
+        return "the shape of its input is not known"
+    return "its input has no batch axis; add one with unsqueeze(0)" if min(ranks) < 2 else None
+
+
+def _calls(site: Site, node: fx.Node) -> bool:
+    if node.op != "call_module":
+        return False
+    return site.root.get_submodule(str(node.target)) is site.module
+
+
+def _sharing(site: Site, weight: SparseWeight, tensors: Sequence[Tensor]) -> str | None:
+    """Who else needs the tensors whole, or None."""
+    if site.module is not None:
+        alone = all(site.store.owns_alone(part) for part in site.module.modules())
+        return None if alone else "its weight is shared with another module"
+    if any(used_elsewhere(site, tensor) for tensor in tensors):
+        return "its weight is used elsewhere too"
+    return None
+
+
+def original_key(site: Site, weight: SparseWeight) -> str | None:
+    """Key of the dense tensor in the original; None where it is only a part of one."""
+    prefix = site.fragment.path if weight.path is None else site.fragment.full_name(weight.path)
+    entry = site.store.entries.get(f"{prefix}.{weight.key}" if prefix else weight.key)
+    return entry.key if isinstance(entry, Rows) and entry.stop is None else None
+
+
+def used_elsewhere(site: Site, tensor: Tensor) -> bool:
+    """Whether a tensor that the graph reads serves anything but the site's convolution."""
+    places = [
+        (id(module), name)
+        for module in site.store.program.result.modules()
+        for name, own in (*module._parameters.items(), *module._buffers.items())
+        if own is tensor
+    ]
+    if len(places) != 1:
+        return True
+    reached: set[fx.Node] = {site.call.node}
+    pending = [
+        node
+        for node in site.graph.nodes
+        if node.op == "get_attr" and attribute(site.root, str(node.target)) is tensor
+    ]
+    if not pending:  # held by a module that computes with it
+        return True
+    while pending:
+        node = pending.pop()
+        if node.op == "output":
+            return True
+        pending += [user for user in node.users if user not in reached]
+        reached.update(node.users)
+    return False
 
 
 @dataclass(frozen=True)
@@ -85,6 +177,18 @@ class BlockPicks:
         parts = _grouped((row, *self._scaled(row, every)) for row in rows)
         plain = tuple(Part(part.rows, part.columns) for part in parts)
         return Picked(self.weight.key, plain, self._size)
+
+    def zeroed(self) -> Tensor | None:
+        """Entries `[out_channels, inputs a group]` that are not 0 and that no convolution holds.
+
+        None where there are none, as without a threshold.
+        """
+        held = torch.zeros(self._size)
+        for plan in self.form.convs:
+            self.of(plan).count(held)
+        value = self.weight.value.detach().cpu().reshape(*self._size, -1)
+        lost = (held == 0) & (value != 0).any(dim=2)
+        return lost if bool(lost.any()) else None
 
     def _parts(self, rows: Sequence[int | None], columns: Columns) -> Iterator[Part]:
         rows_per_group, width = self.spec.out_channels // self.spec.groups, self._size[1]
@@ -262,13 +366,19 @@ class _Emission:
             entries,
             zeros=picks.unmasked(),
             fixed=weight.masks,
+            removed=[key for key, mask in weight.masks.items() if not self._needed(mask)],
         )
+
+    def _needed(self, mask: Tensor) -> bool:
+        """Whether anything else reads a tensor that the mask is made of."""
+        return self.weight.path is None and used_elsewhere(self.site, mask)
 
     def _template(self) -> nn.Module:
         """A module with the fields of the site's, whatever computes it."""
         module, spec = self.site.module, self.site.spec
-        plain = module is not None and type(module) in (*CONV_TYPES, nn.Linear)
-        if plain and not module._forward_pre_hooks:
+        plain = type(module) in (*CONV_TYPES, nn.Linear)
+        # A hook is the one that recomputes a pruned weight.
+        if module is not None and plain and not module._forward_pre_hooks:
             return module
         made = module_from_spec(spec) if not self.linear else _meta_linear(spec)
         made.training = self.site.root.training if module is None else module.training
@@ -310,9 +420,9 @@ def _meta_linear(spec: ConvSpec) -> nn.Module:
 def _like(tensor: Tensor, value: Tensor) -> nn.Parameter:
     """`value` as a parameter with the memory format and `requires_grad` of `tensor`."""
     wanted = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
-    if wanted is not None and not tensor.is_contiguous():
-        if tensor.is_contiguous(memory_format=wanted):
-            value = value.contiguous(memory_format=wanted)
+    plain = wanted is None or tensor.is_contiguous()
+    if wanted is not None and not plain and tensor.is_contiguous(memory_format=wanted):
+        value = value.contiguous(memory_format=wanted)
     return nn.Parameter(value.detach().clone(), requires_grad=tensor.requires_grad)
 
 

@@ -46,7 +46,7 @@ class LinearSpec(ConvSpec):
     def of(cls, in_features: int, out_features: int, bias: bool) -> "LinearSpec":
         """The fields of such a layer."""
         none = ((),) * 5
-        return cls(0, False, in_features, out_features, 1, *none, "zeros", bias)  # type: ignore[arg-type]
+        return cls(0, False, in_features, out_features, 1, *none, "zeros", bias)
 
     def macs(self, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> int:
         """Multiply-accumulates for one sample: the first axis is the batch."""
@@ -230,15 +230,12 @@ def _random_like(tensor: Tensor) -> Tensor:
     return torch.randn(tensor.shape, generator=generator).to(tensor)
 
 
-def _recomputation(
-    module: nn.Module, name: str
-) -> tuple[Compute | str, Mapping[str, Tensor]]:
+def _recomputation(module: nn.Module, name: str) -> tuple[Compute | str, Mapping[str, Tensor]]:
     """How a parametrisation or a pruning hook computes a weight, and of what."""
     if nn.utils.parametrize.is_parametrized(module, name):
         chain = module.get_submodule(f"parametrizations.{name}")
         prefix = f"parametrizations.{name}"
-        tensors = {f"{prefix}.{key}": tensor for key, tensor in chain.named_parameters()}
-        tensors |= {f"{prefix}.{key}": tensor for key, tensor in chain.named_buffers()}
+        tensors = {f"{prefix}.{key}": tensor for key, tensor in _state(chain)}
 
         def parametrized(values: Mapping[str, Tensor]) -> Tensor:
             given = {key.removeprefix(f"{prefix}."): value for key, value in values.items()}
@@ -348,7 +345,7 @@ def _leaf_call(
     weight, bias = recorded["weight"], recorded["bias"]
     names = {id(tensor): key for key, tensor in layer.named_parameters()}
     bias_key = None if bias is None else names.get(id(bias))
-    tensors = {key: tensor for key, tensor in layer.state_dict(keep_vars=True).items()}
+    tensors: dict[str, Tensor] = dict(layer.state_dict(keep_vars=True))
 
     def compute(values: Mapping[str, Tensor]) -> Tensor:
         found = _observed(layer, x, values)

@@ -302,19 +302,20 @@ class Store:
         *,
         zeros: Picked,
         fixed: Mapping[str, torch.Tensor],
+        removed: Iterable[str] = (),
     ) -> None:
         """Put `children` in place of a weight of which only blocks are kept.
 
         With a `path`, that module is replaced, under its aliases too, and keys are relative to it;
-        without, the tensors that `picks` name are taken out, and `children` go under `home`. A
-        checkpoint must have zeros where `zeros` says and no new tensor holds the element, and the
-        same values as now in the tensors `fixed`.
+        without, the tensors that `picks` name and those `removed` are taken out, and `children` go
+        under `home`. A checkpoint must have zeros where `zeros` says and no new tensor holds the
+        element, and the same values as now in the tensors `fixed`.
         """
+        gone = (*dict.fromkeys(pick.key for pick in picks.values()), *removed)
         module = fragment.working if path is None else fragment.working.get_submodule(path)
         owners = [fragment.path] if path is None else self._paths[id(module)]
-        names = dict.fromkeys(pick.key for pick in picks.values())
         for owner in owners:
-            taken = {name: self._take_entry(_join(owner, name)) for name in names}
+            taken = {name: self._take_entry(_join(owner, name)) for name in gone}
             place = _join(owner, home) if path is None else owner
             for new, pick in picks.items():
                 old = taken[pick.key]
@@ -325,7 +326,7 @@ class Store:
                 self.entries[f"{place} (zeros)"] = Zeros(compose(source, zeros))
             for name, tensor in fixed.items():
                 key = _join(owner, name)
-                entry = self.entries.get(key) if path is None else self._take_entry(key)
+                entry = taken.get(name) or self.entries.get(key)
                 if isinstance(entry, Entry):
                     self.entries[f"{key} (fixed)"] = Fixed.exactly(entry.key, tensor)
         holder = nn.Module()
@@ -333,7 +334,7 @@ class Store:
         for name, child in children.items():
             holder.add_module(name, child)
         if path is None:
-            for name in names:
+            for name in gone:
                 self._remove(fragment, name)
         self._install(fragment, path, home, holder)
 

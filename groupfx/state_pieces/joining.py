@@ -127,7 +127,7 @@ def _require_agreement(key: str, new: str, entry: Entry, whole: Tensor, found: T
         # Padding of a vector belongs to channels that nothing reads: statistics move there.
         held = entry.held().to(found.device)
         expected, found = expected[held], found[held]
-    # A product with a factor such as 7 and back may be off by a rounding.
+    # A trained weight, divided by a factor such as 3 and multiplied again, is off by a rounding.
     if _equal(expected, found.detach(), steps=4 if scaled else 0):
         return
     if isinstance(entry, Picked) and padded and found.dim() > 1:

@@ -12,7 +12,15 @@ from collections.abc import Callable
 import torch
 from rich.console import Console
 
-from . import files, inspect_cost, peak_memory, rewrite_time, source1_groups
+from . import (
+    files,
+    freeze_time,
+    frozen_speed,
+    inspect_cost,
+    peak_memory,
+    rewrite_time,
+    source1_groups,
+)
 
 BENCHMARKS: dict[str, Callable[[Console, bool], None]] = {
     "rewrite-time": rewrite_time.run,
@@ -20,6 +28,8 @@ BENCHMARKS: dict[str, Callable[[Console, bool], None]] = {
     "inspect-cost": inspect_cost.run,
     "files": files.run,
     "source1-groups": source1_groups.run,
+    "freeze-time": freeze_time.run,
+    "frozen-speed": frozen_speed.run,
 }
 
 

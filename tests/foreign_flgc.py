@@ -1,0 +1,63 @@
+"""A learned-group layer as other people's code has it, written from the description of FLGC.
+
+It is no class of groupfx, it uses a custom autograd function, and it ignores `padding_mode`.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Binarize(torch.autograd.Function):
+    """1 where a row equals its maximum, else 0; the gradient passes where it is 1."""
+
+    @staticmethod
+    def forward(ctx: Any, probabilities: Tensor) -> Tensor:
+        chosen = probabilities == probabilities.max(dim=1, keepdim=True)[0]
+        ctx.save_for_backward(chosen)
+        return chosen.to(probabilities.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        (chosen,) = ctx.saved_tensors
+        return gradient * chosen
+
+
+class ForeignFlgc(nn.Module):
+    """A 2-d layer; further arguments are those of the convolution."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: Any, group_num: int, **conv: Any
+    ) -> None:
+        super().__init__()
+        self.group_num = group_num
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, **conv)
+        self.in_channels_in_group_assignment_map = nn.Parameter(torch.randn(in_channels, group_num))
+        self.out_channels_in_group_assignment_map = nn.Parameter(
+            torch.randn(out_channels, group_num)
+        )
+
+    def mask(self) -> Tensor:
+        inputs = Binarize.apply(F.softmax(self.in_channels_in_group_assignment_map, dim=1))
+        outputs = Binarize.apply(F.softmax(self.out_channels_in_group_assignment_map, dim=1))
+        mask: Tensor = torch.mm(outputs, torch.t(inputs))
+        return mask[:, :, None, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.conv.weight * self.mask().to(self.conv.weight.dtype)
+        conv = self.conv
+        return F.conv2d(x, weight, conv.bias, conv.stride, conv.padding, conv.dilation)
+
+
+class Subclass(ForeignFlgc):
+    """With tensors of its own, which change nothing as long as they are what they are."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.temperature = nn.Parameter(torch.tensor(1.0))
+        self.register_buffer("steps", torch.tensor(7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
