@@ -190,13 +190,11 @@ def _draw_layer(axes: Sequence[Axes], layer: LearnedLayer, layout: _Layout, *, l
         f"{count} block{'' if count == 1 else 's'}, {share:.1%} of the MACs",
     )
     for ax, image, title in zip(axes, (picture.before, picture.after), titles, strict=True):
-        # Enlarged, a dot keeps its colour; reduced, it is mixed with its neighbours, not dropped.
-        fits = all(size <= room for size, room in zip(image.shape, layout.pixels, strict=False))
         ax.imshow(
-            image,
+            _reduced(image, layout.pixels),
             aspect="auto",
             extent=(0, image.shape[1], image.shape[0], 0),
-            interpolation="nearest" if fits else "antialiased",
+            interpolation="nearest",
         )
         ax.set_title(title, fontsize=8, loc="left", color=_INK, parse_math=False)
         ax.tick_params(labelsize=6.5, length=2, color=_INK, labelcolor=_INK)
@@ -240,6 +238,24 @@ def mask_picture(layer: LearnedLayer) -> MaskPicture:
     return MaskPicture(before, after)
 
 
+def _reduced(image: Image, room: tuple[int, int]) -> Image:
+    """`image` in at most as many pixels as there is room for; the darkest stand for the others.
+
+    Their mean would be so pale where dots are few that nothing is seen of them.
+    """
+    height, width = image.shape[:2]
+    tall, wide = (
+        math.ceil(size / limit) for size, limit in zip((height, width), room, strict=True)
+    )
+    if tall * wide <= 1:
+        return image
+    padded = np.pad(image, ((0, -height % tall), (0, -width % wide), (0, 0)), mode="edge")
+    cells = padded.reshape(padded.shape[0] // tall, tall, padded.shape[1] // wide, wide, 3)
+    cells = cells.swapaxes(1, 2).reshape(*cells.shape[:1], cells.shape[2], tall * wide, 3)
+    darkest = cells.sum(-1, dtype=np.int64).argmin(-1)
+    return np.take_along_axis(cells, darkest[..., None, None], axis=2)[:, :, 0]
+
+
 def _blank(shape: tuple[int, ...]) -> Image:
     return np.full((*shape, 3), _BACKGROUND, dtype=np.uint8)
 
@@ -259,6 +275,7 @@ def _draw_totals(ax: Axes, steps: Sequence[Step], edges: list[int], side: Side) 
     ax.stairs(moved, edges, fill=True, color="#4e79a7", alpha=0.85)
     ax.set_ylabel("moved, all layers", fontsize=8, color=_INK)
     ax.set_ylim(0, max(*moved, 1) * 1.2)
+    ax.locator_params(axis="y", nbins=6, integer=True)
     ax.set_title(
         f"{_SIDE_NAMES[side]} that changed groups, of {steps[0].channels:,}",
         fontsize=9,

@@ -61,6 +61,15 @@ class DiscoverGroups(Pass[Discovery]):
 
     exact = False
 
+    refuses = (
+        "zeros that leave no channel out of any block, or save less than min_saving",
+        "weights or biases shared with another module, or read elsewhere in the graph",
+        "masks that depend on the input, or differ between the taps of a kernel",
+        "transposed and depthwise convolutions, user hooks, an input without a batch axis",
+        "what another pass made in the same run: run discover-groups first",
+        "dense layers (not seen at all) where forward cannot be traced: open it with way=export",
+    )
+
     form: Literal["auto", "dense", "bucketed", "padded", "split"] = "auto"
     """how blocks are executed; auto: one grouped convolution for all blocks of a shape"""
 

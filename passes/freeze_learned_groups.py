@@ -87,9 +87,8 @@ class FreezeLearnedGroups(Pass[Freeze]):
         layer = read_layer(site)
         if isinstance(layer, str):
             return Skip(layer)
-        groups = layer.groups
-        mask = groups.mask().numpy()
-        structure = find_blocks(mask, max_blocks=groups.out_channels, min_saving=0)
+        mask = layer.mask.numpy()
+        structure = find_blocks(mask, max_blocks=len(mask), min_saving=0)
         form = plan(structure, self.form if structure.blocks else "dense")
         notes = [*_remarks(site, layer, structure), *_speed(site, structure, form)]
         norm = None if norm_is_in_place(form) else site.following_batchnorm()
@@ -154,12 +153,12 @@ def _remarks(site: Site, layer: MaskedLayer, structure: BlockStructure) -> list[
     groups, found = layer.groups, []
     for channels, side in ((groups.nan_inputs, "input"), (groups.nan_outputs, "filter")):
         if channels:
-            count = _count(len(channels), side)
-            found.append(f"{count} in no group, because of NaN or infinity in the map")
+            are = _are(len(channels), side)
+            found.append(f"{are} in no group, because of NaN or infinity in the map")
     if structure.dead_inputs:
-        found.append(f"{_count(len(structure.dead_inputs), 'input')} that no filter reads")
+        found.append(f"{_are(len(structure.dead_inputs), 'input')} read by no filter")
     if structure.bias_only:
-        found.append(f"{_count(len(structure.bias_only), 'filter')} that read nothing: bias alone")
+        found.append(f"{_are(len(structure.bias_only), 'filter')} without inputs: bias alone")
     if not structure.partition:
         found.append("ties: blocks share inputs")
     if not structure.blocks:
@@ -170,8 +169,8 @@ def _remarks(site: Site, layer: MaskedLayer, structure: BlockStructure) -> list[
     return found
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + ("s" if number > 1 else "")
+def _are(number: int, what: str) -> str:
+    return f"1 {what} is" if number == 1 else f"{number} {what}s are"
 
 
 def _speed(site: Site, structure: BlockStructure, form: FormPlan) -> list[str]:

@@ -43,15 +43,14 @@ def with_forward(forward: Callable[..., Any], **tensors: Any) -> nn.Module:
     return model
 
 
-class Ignored(nn.Module):
-    """Holds a module that is never called."""
+class Unused(nn.ModuleList):
+    """A grouped convolution, and a module that is never called: in a list, it keeps its place."""
 
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__([nn.Conv1d(4, 4, 1, groups=2), module])
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x
+    def forward(self, x: Tensor) -> Any:
+        return self[0](x)
 
 
 # Sharing, freezing, modes, precision

@@ -311,10 +311,10 @@ def test_a_row_of_nan_is_said() -> None:
     case = Layer(("-", *IN[1:]), ("-", "-", *OUT[2:]))
     result = check_pass(FreezeLearnedGroups(), nn.Sequential(case.build()), X, sites=1)
     notes = result.report.sites[0].notes
-    assert "1 input in no group, because of NaN or infinity in the map" in notes
-    assert "2 filters in no group, because of NaN or infinity in the map" in notes
-    assert "1 input that no filter reads" in notes
-    assert "2 filters that read nothing: bias alone" in notes
+    assert "1 input is in no group, because of NaN or infinity in the map" in notes
+    assert "2 filters are in no group, because of NaN or infinity in the map" in notes
+    assert "1 input is read by no filter" in notes
+    assert "2 filters are without inputs: bias alone" in notes
 
 
 def test_a_foreign_layer_in_half_precision_that_ties_is_left_with_the_remedy() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import groupfx
 from groupfx.errors import MismatchError
 from groupfx.nn import ChannelGather
-from groupfx.passes import FreezeLearnedGroups
+from groupfx.passes import FreezeLearnedGroups, SplitGroupedConv
 from groupfx.rewriting import Rewritten, Site
 from groupfx.rewriting.learned_sites import FROZEN_MARK
 
@@ -191,3 +191,39 @@ def test_padding_that_training_would_change_is_seen_by_the_gradients() -> None:
         twin(X).sum().backward()
         weight = twin.get_parameter("0.conv.weight")
         assert bool((weight.grad[weight == 0] == 0).all()) is expected
+
+
+def test_a_map_that_does_not_say_what_the_tensors_hold_is_caught() -> None:
+    """The function is right, and a checkpoint of the original would load into other filters."""
+
+    class WrongMap(FreezeLearnedGroups):
+        def rewrite(self, site: Site, description: Any) -> Rewritten:
+            made = super().rewrite(site, description)
+            entry = site.store.entries["0.convs.1.weight"]
+            (part,) = entry.parts
+            flipped = dataclasses.replace(part, rows=part.rows[::-1])
+            site.store.entries["0.convs.1.weight"] = dataclasses.replace(entry, parts=(flipped,))
+            return made
+
+    with pytest.raises(MismatchError, match=r"0\.convs\.1\.weight does not hold the values of"):
+        groupfx.rewrite(build(), (X,), passes=[WrongMap(form="split")])
+
+
+def test_a_wrong_split_of_a_frozen_conv_is_caught() -> None:
+    """Nothing in the original stands for what freezing made: the whole of it is compared."""
+
+    class WrongSplit(SplitGroupedConv):
+        def rewrite(self, site: Site, description: Any) -> Rewritten:
+            made = super().rewrite(site, description)
+            (parts,) = made.output.args
+            made.output.args = ([*parts[1:], parts[0]],)
+            return made
+
+    for split, ok in ((SplitGroupedConv(), True), (WrongSplit(), False)):
+        passes = [FreezeLearnedGroups(), split]
+        if ok:
+            assert len(groupfx.rewrite(build(), (X,), passes=passes).report.sites) == 2
+            continue
+        with pytest.raises(MismatchError, match=r"^0 does not compute what it did") as caught:
+            groupfx.rewrite(build(), (X,), passes=passes)
+        assert not any(site.verdict.ok for site in caught.value.report.sites)

@@ -8,8 +8,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from groupfx.errors import FileError, UsageError
+from groupfx.learned import LearnedGroups
 from groupfx.learned_layers import LearnedLayer, learned_layers
 from groupfx.nn import Flgc2d
 from groupfx.plots import MAX_LAYERS, mask_picture, plot_changes, plot_groups
@@ -39,6 +41,10 @@ def tied() -> LearnedLayer:
         )
     (found,) = learned_layers(layer)
     return found
+
+
+def layer_of(groups: LearnedGroups) -> LearnedLayer:
+    return LearnedLayer("mid", (1, 1), groups)
 
 
 def colours(image: np.ndarray) -> list[list[tuple[int, ...]]]:
@@ -92,6 +98,22 @@ def test_pictures_of_few_and_of_many_layers(tmp_path: Path, count: int) -> None:
     assert "<!-- a $name$ of a file -->" in written
     for layer in range(count):
         assert f"<!-- {layer}   11 → 7 -->" in written
+
+
+def test_no_dot_of_a_large_mask_is_lost(tmp_path: Path) -> None:
+    # 19 blocks of one dot each, far apart, in a mask of many more channels than pixels.
+    inputs = tuple((100 + 151 * place,) for place in range(19))
+    outputs = tuple((100 + 101 * place,) for place in range(19))
+    layer = layer_of(LearnedGroups(3001, 2003, inputs, outputs))
+    plot_groups([layer], tmp_path / "groups.png")
+    picture = np.asarray(Image.open(tmp_path / "groups.png").convert("RGB"))
+    left = picture[:, : picture.shape[1] // 2].reshape(-1, 3)
+    before = mask_picture(layer).before
+    seen = {
+        tuple(dot): int((left == dot).all(1).sum())
+        for dot in before[[o for (o,) in outputs], [i for (i,) in inputs]]
+    }
+    assert sum(seen.values()) >= 19
 
 
 def test_a_png_and_the_same_again(tmp_path: Path) -> None:

@@ -190,3 +190,28 @@ def test_rows_and_picks_of_one_parameter_go_together() -> None:
     for row in (2, 4):
         expected[row, list(columns)] = moments[row, list(columns)]
     assert torch.equal(back.state[original.weight]["exp_avg"], expected)
+
+
+def test_state_of_padding_is_0_whatever_padding_is() -> None:
+    frozen = nn.Module()
+    frozen.bias = nn.Parameter(torch.ones(3))
+    scale = Picked("bias", (Part((4, None, 1)),), (ROWS,), 1.0)
+    mapping = StateDictMap({"bias": scale}, dropped=["weight", "maps"], model=frozen)
+    original, _, _ = pair()
+    optimizer = optim.Adam([original.bias])
+    original.bias.grad = torch.ones(ROWS)
+    optimizer.step()
+    moments = optimizer.state[original.bias]["exp_avg"]
+    found = mapping.convert_optimizer(optimizer, original).state[frozen.bias]["exp_avg"]
+    assert found.tolist() == [moments[4], 0, moments[1]]
+
+
+def test_rows_that_went_away_are_no_masked_elements() -> None:
+    frozen = nn.Module()
+    frozen.bias = nn.Parameter(torch.ones(3))
+    entry: dict[str, Entry] = {"bias": Rows("bias", 0, 3)}
+    mapping = StateDictMap(entry, dropped=["weight", "maps"], model=frozen)
+    original, _, _ = pair()
+    optimizer = optim.Adam(frozen.parameters())
+    with pytest.raises(RewriteError, match=r"'bias' .* has 5 rows, .* holds 3 of them"):
+        mapping.optimizer_to_original(optimizer, original)

@@ -109,6 +109,14 @@ def test_some_rows_of_a_choice(data: Any, size: tuple[int, ...]) -> None:
         choice.part(start, count + 1)
 
 
+def test_some_rows_of_rows() -> None:
+    assert Rows("w", 2, 7).part(1, 3) == Rows("w", 3, 5)
+    assert Rows("w").part(1, 3) == Rows("w", 1, 3)
+    for start, stop in ((0, 6), (-1, 2), (2, 2)):
+        with pytest.raises(UsageError, match=rf"rows {start}:{stop} of w\[2:7\]: it has 5"):
+            Rows("w", 2, 7).part(start, stop)
+
+
 @given(st.data(), sizes)
 def test_plain_data_and_back(data: Any, size: tuple[int, ...]) -> None:
     choice = data.draw(picked(size))

@@ -115,3 +115,14 @@ def test_other_data_is_no_requirement(fields: Any) -> None:
     data = {"format": 1, "entries": {}, "requires": {"x": fields}, "dropped": []}
     with pytest.raises(UsageError):
         StateDictMap.from_dict(data)
+
+
+def test_requirements_of_two_rewrites_stay_both() -> None:
+    tables = [torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])]
+    first = StateDictMap({"m": Rows("w"), "k": Rows("k"), "x": Fixed.exactly("a", tables[0])})
+    both = first.then(StateDictMap({"n": Rows("m"), "x": Fixed.exactly("k", tables[1])}))
+    state = {"w": torch.ones(2), "a": tables[0], "k": tables[1]}
+    assert both.convert(state).keys() == {"n"}
+    for key, wrong in (("a", tables[1]), ("k", tables[0])):
+        with pytest.raises(UsageError, match=f"frozen: {key}: its values"):
+            both.convert({**state, key: wrong})

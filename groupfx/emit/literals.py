@@ -122,7 +122,8 @@ def _of_torch(value: Any, imports: Imports) -> Doc:
 
 def _float(value: float, imports: Imports) -> Doc:
     if math.isfinite(value):
-        return Doc(repr(value), ATOM if math.copysign(1, value) > 0 else UNARY)
+        text = repr(value).replace("e+", "e")
+        return Doc(text, ATOM if math.copysign(1, value) > 0 else UNARY)
     imports.module("math")
     text = "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
     return Doc(f"-math.{text[1:]}", UNARY) if text[0] == "-" else Doc(f"math.{text}")

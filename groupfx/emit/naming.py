@@ -119,12 +119,15 @@ def find_unpacked(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     """Shapes that are taken apart into all of their sizes, and the sizes in order."""
     found = {}
     for node in graph.nodes:
-        shape = node.all_input_nodes[0].meta.get("shape") if _is_size(node) else None
+        if not _is_size(node):
+            continue
+        shape = node.args[0].meta.get("shape", ())
         parts = {user.args[1]: user for user in node.users if _takes_apart(user, node)}
-        whole = shape is not None and len(node.all_input_nodes) == 1
-        if whole and len(node.users) == len(parts) > 1 and sorted(parts) == [*range(len(shape))]:
-            found[node] = [parts[k] for k in range(len(shape)) if parts[k].users]
-    return {node: parts for node, parts in found.items() if len(parts) == len(node.users)}
+        all_read = all(part.users for part in parts.values())
+        alone = len(node.users) == len(parts) > 1
+        if alone and all_read and sorted(parts) == list(range(len(shape))):
+            found[node] = [parts[k] for k in range(len(shape))]
+    return found
 
 
 def _is_size(node: object) -> bool:

@@ -14,7 +14,7 @@ from torch import fx, nn
 from ..calls import Computed, ConvCall, Recomputed, Source, Stored, read_conv
 from ..errors import InternalError, MismatchError
 from ..learned import INPUT_SCORES, OUTPUT_SCORES, has_learned_groups
-from ..state_map import Entry, Requirement, Rows
+from ..state_map import Entry, Requirement
 from ..tracing import Fragment, Program
 from ..verify import Region, SiteVerdict, compare_models, compare_regions, observable_sites
 from .learned_sites import learned_calls
@@ -44,7 +44,7 @@ def check_program(
         for fragment in program.fragments
     }
     seen = _observable(program, compared, nodes)
-    rows = {key: entry for key, entry in entries.items() if isinstance(entry, Rows)}
+    rows = {key: entry for key, entry in entries.items() if isinstance(entry, Entry)}
     native = _score_maps(program.model)
     checked: list[RewrittenSite] = []
     for site, twin in zip(report.sites, compared, strict=True):
@@ -98,7 +98,7 @@ def _outer(site: RewrittenSite, earlier: Sequence[RewrittenSite]) -> RewrittenSi
 def _check_site(
     site: RewrittenSite,
     nodes: Mapping[str, fx.Node],
-    rows: Mapping[str, Rows],
+    rows: Mapping[str, Entry],
     native: Collection[str],
 ) -> SiteVerdict:
     fragment = site.fragment
@@ -119,8 +119,7 @@ def _check_site(
         working,
         examples,
         exact=site.exact,
-        # A form that leaves weights out is no map of rows: its gradients are compared at the input.
-        rows=rows if site.exact else None,
+        rows=rows,
         native=native,
     )
 

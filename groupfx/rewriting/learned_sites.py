@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from ..learned import (
     groups_of,
     has_learned_groups,
 )
+from ..nn import Flgc1d, Flgc2d, Flgc3d
 from ..verify.float64 import Float64
 from .site import Site
 
@@ -34,12 +35,13 @@ _CONVOLVE: Mapping[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F
 class MaskedLayer:
     """A learned-group layer that computes what its groups say.
 
-    `padding_mode` is the one that its forward uses: the public FLGC code pads with zeros, whatever
-    its convolution says.
+    `mask` is that of the groups, int32 `[out_channels, in_channels]`. `padding_mode` is the one
+    that the layer's forward uses: the public FLGC code pads with zeros, whatever its conv says.
     """
 
     groups: LearnedGroups
     padding_mode: str
+    mask: Tensor = field(repr=False, compare=False)
 
 
 def learned_calls(root: fx.GraphModule) -> Mapping[fx.Node, ConvCall | Unreadable]:
@@ -121,18 +123,21 @@ def _confirmed(layer: nn.Module, conv: nn.Module, groups: LearnedGroups) -> Mask
     assert spec is not None
     x = _sample(spec, conv.get_parameter("weight").device)
     maps = [getattr(layer, name) for name in (INPUT_SCORES, OUTPUT_SCORES)]
+    mask = groups.mask()
+    # Ours reads no mode.
+    modes = (False,) if type(layer) in (Flgc1d, Flgc2d, Flgc3d) else (False, True)
     with unchanged(layer), torch.no_grad(), Float64(layer, native=maps):
         try:
-            found = [_run(layer, x, training) for training in (False, True)]
+            found = [_run(layer, x, training) for training in modes]
         except Exception as error:
             lines = str(error).strip().splitlines() or [""]
             return f"it cannot be run on {list(x.shape)}: {type(error).__name__}: {lines[0]}"
         errors = []
         for mode in dict.fromkeys((spec.padding_mode, "zeros")):
-            expected = _masked(conv, spec, groups, x, mode)
+            expected = _masked(conv, spec, mask, x, mode)
             errors.append([_distance(value, expected) for value in found])
             if max(errors[-1]) <= _TOLERANCE:
-                return MaskedLayer(groups, mode)
+                return MaskedLayer(groups, mode, mask)
         return _otherwise(layer, x, min(errors))
 
 
@@ -152,12 +157,9 @@ def _run(layer: nn.Module, x: Tensor, training: bool) -> object:
     return layer(x.clone())
 
 
-def _masked(
-    conv: nn.Module, spec: ConvSpec, groups: LearnedGroups, x: Tensor, padding_mode: str
-) -> Tensor:
+def _masked(conv: nn.Module, spec: ConvSpec, mask: Tensor, x: Tensor, padding_mode: str) -> Tensor:
     weight, bias = conv.get_parameter("weight"), conv._parameters["bias"]
-    mask = groups.mask().to(weight.device, torch.float64)
-    masked = weight.double() * mask[(..., *(None,) * spec.dims)]
+    masked = weight.double() * mask.to(weight.device)[(..., *(None,) * spec.dims)]
     if padding_mode == "zeros":
         convolve = _CONVOLVE[spec.dims]
         return convolve(x, masked, bias, spec.stride, spec.padding, spec.dilation)

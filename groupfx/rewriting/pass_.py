@@ -8,7 +8,7 @@ import re
 import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from types import NoneType, UnionType
@@ -58,7 +58,7 @@ class Rewritten:
     branches: int
     notes: tuple[str, ...] = ()
     macs: int | None = None
-    zeroed: Mapping[str, Tensor] = field(default_factory=dict)
+    zeroed: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
