@@ -278,6 +278,25 @@ class Leaves(nn.Module):
         return self.relu(self.gather(self.shuffle(x))), lstm[1]
 
 
+def with_a_mode_inside() -> nn.Module:
+    """A part of a layer of torch is in another mode than the rest."""
+    model = Leaves().train()
+    model.encoder.dropout.eval()
+    return model
+
+
+class Rates(nn.Module):
+    """A leaf whose constructor reads a number that it computes, and keeps its argument."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.steps = steps
+        self.rate = torch.linspace(0, 1, steps)[1].item()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return traps.Round.apply(x) * self.rate
+
+
 def learned(**fields: Any) -> Callable[[], nn.Module]:
     """Layers with learned groups, which the default pipeline freezes."""
 
@@ -291,6 +310,10 @@ def learned(**fields: Any) -> Callable[[], nn.Module]:
         ).eval()
 
     return make
+
+
+def behind(leaf: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Conv1d(4, 4, 1, groups=2), leaf)
 
 
 def odd_fields() -> nn.Module:
@@ -324,6 +347,8 @@ CASES = [
     Case("functions-export", Functions, example((2, 4, 8)), "export", {}),
     Case("branches", Branches, SOUND, "trace", {}),
     Case("leaves", Leaves, SOUND, "trace", {}),
+    Case("mode-inside-a-leaf", with_a_mode_inside, SOUND, "trace", {}),
+    Case("own-leaf", lambda: behind(Rates(5)), SOUND, "trace", {}),
     Case("odd-fields", odd_fields, SOUND, "trace", {}),
     Case("learned-groups", learned(), example((2, 8, 5, 6)), "trace", {}),
     Case("learned-groups-no-bias", learned(bias=False), example((2, 8, 5, 6)), "trace", {}),
@@ -430,10 +455,6 @@ class Drawn(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return traps.Round.apply(x) + self.noise
-
-
-def behind(leaf: nn.Module) -> nn.Module:
-    return nn.Sequential(nn.Conv1d(4, 4, 1, groups=2), leaf)
 
 
 def local_class() -> nn.Module:

@@ -39,9 +39,12 @@ class ForeignFlgc(nn.Module):
             torch.randn(out_channels, group_num)
         )
 
+    def probabilities(self, scores: Tensor) -> Tensor:
+        return F.softmax(scores, dim=1)
+
     def mask(self) -> Tensor:
-        inputs = Binarize.apply(F.softmax(self.in_channels_in_group_assignment_map, dim=1))
-        outputs = Binarize.apply(F.softmax(self.out_channels_in_group_assignment_map, dim=1))
+        inputs = Binarize.apply(self.probabilities(self.in_channels_in_group_assignment_map))
+        outputs = Binarize.apply(self.probabilities(self.out_channels_in_group_assignment_map))
         mask: Tensor = torch.mm(outputs, torch.t(inputs))
         return mask[:, :, None, None]
 
@@ -52,12 +55,12 @@ class ForeignFlgc(nn.Module):
 
 
 class Subclass(ForeignFlgc):
-    """With tensors of its own, which change nothing as long as they are what they are."""
+    """With a temperature, which decides ties, and a counter."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.temperature = nn.Parameter(torch.tensor(1.0))
         self.register_buffer("steps", torch.tensor(7))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x)
+    def probabilities(self, scores: Tensor) -> Tensor:
+        return F.softmax(scores / self.temperature, dim=1)

@@ -1,5 +1,6 @@
 """A rewrite's report as text: the sites, what was left and why, the sizes, and the verdict."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ _BRIEF = [Column(t) for t in ("site", "kind", "before", "after", "check")]
 _UNSEEN = "*"
 _NAMES_SHOWN = 3
 _WRONG_SHOWN = 5
+_FEW_NOTES = 2
 
 
 def show_report(screen: Screen, opened: OpenedFile, report: Report) -> None:
@@ -63,13 +65,24 @@ def _show_sites(screen: Screen, report: Report) -> None:
             f"{_UNSEEN} not observable end to end: its weights do not reach the output now, so "
             "only the check of the site itself tells"
         )
-    noted = defaultdict(list)
-    for site in report.sites:
-        for note in site.notes:
-            noted[note].append(site.name)
-    for note, names in noted.items():
-        screen.paragraph(f"{note}: {_some(screen, names)}", indent="  ")
+    _show_notes(screen, report.sites)
     screen.line()
+
+
+def _show_notes(screen: Screen, sites: Sequence[RewrittenSite]) -> None:
+    """What to know of single sites; many notes that differ in their numbers only are one line."""
+    noted: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for site in sites:
+        for note in site.notes:
+            topic = re.sub(r"^[\d,]+ ", "", note.partition(":")[0])
+            noted[note if screen.verbose else topic][note].append(site.name)
+    for topic, notes in noted.items():
+        if len(notes) <= _FEW_NOTES:
+            for note, names in notes.items():
+                screen.paragraph(f"{note}: {_some(screen, names)}", indent="  ")
+        else:
+            count = sum(map(len, notes.values()))
+            screen.paragraph(f"{topic}: {plural(count, 'site')} (-v tells each)", indent="  ")
 
 
 def _full_row(site: RewrittenSite) -> tuple[str | Text, ...]:

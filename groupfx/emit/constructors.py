@@ -127,19 +127,26 @@ def _same_numbers(buffer: Tensor, other: Tensor) -> bool:
 
 def _likeness(made: Made, module: nn.Module) -> Likeness:
     # Numbers are compared where there are some that no state_dict brings.
-    device = "cpu" if any(map(holds_numbers, module.modules())) else "meta"
+    if any(map(holds_numbers, module.modules())):
+        return compare(_twin(made, "cpu"), module)
+    try:
+        return compare(_twin(made, "meta"), module)
+    except RewriteError:
+        # Some constructors read numbers that they compute, which `meta` does not have.
+        return compare(_twin(made, "cpu"), module)
+
+
+def _twin(made: Made, device: str) -> nn.Module:
     try:
         with _without_traces(device):
-            twin = made.build()
-    except RewriteError:
-        raise
+            twin: nn.Module = made.build()
     except Exception as error:
         # A constructor, perhaps of the user, refuses what was found: that is the answer.
         raise RewriteError(
             f"making it anew fails ({type(error).__name__}: {error}); "
             "keep the constructor's arguments as attributes of the same names"
         ) from error
-    return compare(twin, module)
+    return twin
 
 
 @contextlib.contextmanager

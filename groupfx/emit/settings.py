@@ -195,23 +195,27 @@ class Settings:
         flat = not any(child._modules for _, child in _children(module))
         return flat and self._tree.is_list(module) and not self._tree.is_leaf(path)
 
-    def _modes(self, path: str, module: nn.Module, training: bool, indent: int) -> list[str]:
-        """`eval()` and `train()` where what is called is not in the mode of its container."""
-        flag = self._mode_of(path, module, training)
+    def _modes(
+        self, path: str, module: nn.Module, training: bool, indent: int, inside: bool = False
+    ) -> list[str]:
+        """`eval()` and `train()` where what is called is not in the mode of its container.
+
+        `inside` says that the module is a part of a leaf.
+        """
+        leaf = inside or self._tree.is_leaf(path)
+        if leaf and not inside and id(module) not in self._tree.called:
+            return []
+        flag = module.training if leaf or path == "" else self._common_mode(path, module, training)
         lines = []
         if flag != training:
             mode = "train" if flag else "eval"
             lines.append(f"{' ' * indent}{self._tree.source(path)}.{mode}()")
         for name, child in _children(module):
-            lines += self._modes(f"{path}.{name}" if path else name, child, flag, indent)
+            lines += self._modes(f"{path}.{name}" if path else name, child, flag, indent, leaf)
         return lines
 
-    def _mode_of(self, path: str, module: nn.Module, training: bool) -> bool:
-        if path == "":
-            return module.training
-        if self._tree.is_leaf(path):
-            return module.training if id(module) in self._tree.called else training
-        # A container computes nothing: its own flag is of no account.
+    def _common_mode(self, path: str, module: nn.Module, training: bool) -> bool:
+        """The mode of what is called in a container, which computes nothing itself."""
         flags = {leaf.training for leaf in self._tree.called_below(path, module)}
         return next(iter(flags)) if len(flags) == 1 else training
 

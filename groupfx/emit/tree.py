@@ -57,6 +57,7 @@ class Tree:
         self.called = called
         self._originals = {} if original is None else dict(original.named_modules())
         self._constructors = Constructors()
+        self._known: dict[int, Written] = {}
         self._first: dict[int, str] = {}
         self._leaves: dict[int, bool] = {}
         self._sources: dict[str, str] = {"": "self"}
@@ -113,7 +114,10 @@ class Tree:
         return True
 
     def _written(self, path: str, module: nn.Module) -> Written:
-        return self._constructors.written(self._stand_in(path, module) or module, path)
+        if id(module) not in self._known:
+            found = self._stand_in(path, module) or module
+            self._known[id(module)] = self._constructors.written(found, path)
+        return self._known[id(module)]
 
     def _stand_in(self, path: str, module: nn.Module) -> nn.Module | None:
         """The module of the original that held the tensors of the container `module`."""

@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from ..calls import Computed, ConvCall, Recomputed, Source, Stored, read_conv
 from ..errors import InternalError, MismatchError
-from ..learned import INPUT_SCORES, OUTPUT_SCORES, has_learned_groups
+from ..learned import CONV, has_learned_groups
 from ..state_map import Entry, Requirement
 from ..tracing import Fragment, Program
 from ..verify import Region, SiteVerdict, compare_models, compare_regions, observable_sites
@@ -119,18 +119,24 @@ def _check_site(
         working,
         examples,
         exact=site.exact,
-        rows=rows,
+        # What is picked of a weight that forward computes says nothing of the stored tensors:
+        # there, gradients are compared at the input alone.
+        rows=rows if site.exact or site.kind == "learned" else None,
         native=native,
     )
 
 
 def _score_maps(model: nn.Module) -> tuple[str, ...]:
-    """Names of the tensors that decide who is in which group, in float32 and not in float64."""
+    """Names of the tensors that decide who is in which group, in float32 and not in float64.
+
+    The maps, and what else a learned-group layer holds beside its convolution (a temperature).
+    """
     return tuple(
         f"{path}.{name}" if path else name
         for path, layer in model.named_modules()
         if has_learned_groups(layer)
-        for name in (INPUT_SCORES, OUTPUT_SCORES)
+        for name in (*dict(layer.named_parameters()), *dict(layer.named_buffers()))
+        if not name.startswith(f"{CONV}.")
     )
 
 

@@ -15,7 +15,6 @@ from ..inputs import unchanged
 from ..learned import (
     CONV,
     INPUT_SCORES,
-    OUTPUT_SCORES,
     LearnedGroups,
     groups_of,
     has_learned_groups,
@@ -122,7 +121,9 @@ def _confirmed(layer: nn.Module, conv: nn.Module, groups: LearnedGroups) -> Mask
     spec = spec_of_module(conv)
     assert spec is not None
     x = _sample(spec, conv.get_parameter("weight").device)
-    maps = [getattr(layer, name) for name in (INPUT_SCORES, OUTPUT_SCORES)]
+    named = (*layer.named_parameters(), *layer.named_buffers())
+    # The maps, and what may decide with them.
+    maps = [tensor for name, tensor in named if not name.startswith(f"{CONV}.")]
     mask = groups.mask()
     # Ours reads no mode.
     modes = (False,) if type(layer) in (Flgc1d, Flgc2d, Flgc3d) else (False, True)
