@@ -14,6 +14,7 @@ from torch import fx, nn
 
 from .convs import ConvSpec, spec_of_module
 from .nn import is_weight_hook
+from .nn.masked_conv import MASKED
 
 _MODULE = ("input", "output_size")
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -128,6 +129,12 @@ class ConvCall:
         return not all(isinstance(s, Stored) for s in (self.weight, self.bias) if s is not None)
 
 
+_PADDED = (
+    "made by freezing, and padded with zeros that its pieces would not keep; "
+    "freeze with form=split to have one convolution a block"
+)
+
+
 @dataclass(frozen=True)
 class Unreadable:
     """A convolution whose numbers are not constants of the graph, and why."""
@@ -149,6 +156,8 @@ def read_conv(node: fx.Node, root: fx.GraphModule) -> ConvCall | Unreadable | No
 def _read_module(node: fx.Node, root: fx.GraphModule) -> ConvCall | Unreadable | None:
     path = str(node.target)
     module = root.get_submodule(path)
+    if isinstance(module, tuple(MASKED.values())) and module.groups > 1:
+        return Unreadable(node, _PADDED, module.groups)
     spec = spec_of_module(module)
     if spec is None:
         return None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import emit_models as em
+import emit_refused as refused
 import pytest
 import torch
 import zoo
@@ -308,7 +309,7 @@ ODD_NAMES = ["a b", "1", "class", "__mangled", "é", "x'y", 'x"); raise SystemEx
 
 @pytest.mark.parametrize("name", ODD_NAMES, ids=ascii)
 def test_an_odd_name_stays_a_name_in_a_model_of_swaps(name: str, tmp_path: Path) -> None:
-    model = em.named(name)
+    model = refused.named(name)
     result = groupfx.rewrite(model, (torch.randn(2, 4, 7),), way="modules", verify=False)
     source = emit_python(result)
     made = executed(source)["rewrite"](copy.deepcopy(model))
@@ -318,10 +319,10 @@ def test_an_odd_name_stays_a_name_in_a_model_of_swaps(name: str, tmp_path: Path)
 
 @pytest.mark.parametrize("name", ODD_NAMES, ids=ascii)
 def test_an_odd_name_stays_a_name_in_a_graph(name: str, tmp_path: Path) -> None:
-    model = em.named("plain")
+    model = refused.named("plain")
     result = groupfx.rewrite(model, (torch.randn(2, 4, 7),), way="trace", verify=False)
     # fx pastes names into source as they are, so that such a graph comes from elsewhere.
-    em.rename(result.model, "plain", name)
+    refused.rename(result.model, "plain", name)
     source = emit_python(result)
     made = made_from(source, result, model)
     assert list(made.state_dict()) == list(result.model.state_dict())
@@ -348,7 +349,9 @@ def test_hooks_are_refused_by_name(name: str) -> None:
         emit_python(result)
 
 
-@pytest.mark.parametrize(("model", "inputs", "way", "message"), em.REFUSED.values(), ids=em.REFUSED)
+@pytest.mark.parametrize(
+    ("model", "inputs", "way", "message"), refused.REFUSED.values(), ids=refused.REFUSED
+)
 def test_what_cannot_be_written_is_refused(
     model: nn.Module, inputs: tuple[Any, ...], way: str, message: str
 ) -> None:

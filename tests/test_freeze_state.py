@@ -239,14 +239,18 @@ def test_plinio_splits_what_was_frozen(form: str) -> None:
     assert len(groupfx.rewrite(model, (x,), target="onnxruntime").report.sites) == 1
 
 
-def test_a_padded_frozen_conv_can_be_split() -> None:
+def test_a_padded_frozen_conv_is_not_split_and_says_so() -> None:
     model = nn.Sequential(CASE.build()).eval()
     passes = ["freeze-learned-groups:form=padded", "split-grouped-conv"]
     result = groupfx.rewrite(model, (CASE.example(),), passes=passes)
-    assert result.report.ok
-    assert all(getattr(m, "groups", 1) == 1 for m in result.model.modules()) == (
-        len(result.report.sites) == 2
-    )
+    assert [site.name for site in result.report.sites] == ["0"]
+    assert [skipped.reason.partition(";")[2] for skipped in result.report.skipped] == [
+        " freeze with form=split to have one convolution a block"
+    ]
+    again = groupfx.rewrite(result.model, (CASE.example(),))
+    assert again.report.way == "trace"
+    assert not again.report.sites
+    assert len(again.report.skipped) == 1
 
 
 @pytest.mark.parametrize("form", FORMS)

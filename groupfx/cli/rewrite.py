@@ -17,6 +17,8 @@ from .numbers import size
 from .rewrite_text import show_report
 from .screen import Advance, Screen
 
+_EXPORTED = ".pt2"
+
 
 @dataclass(frozen=True)
 class RewriteOptions:
@@ -73,12 +75,10 @@ def run_rewrite(options: RewriteOptions) -> int:
 def _check_outputs(options: RewriteOptions) -> None:
     """Refuse what could not be written in the end, before any work."""
     place, python = options.place, options.emit_python
-    if place.suffix in (".pt2", ".onnx"):
-        raise UsageError(
-            f"-o {place}: this version does not write {place.suffix} files: give a .pt file"
-        )
-    if place.suffix != ".pt":
-        raise UsageError(f"-o {place}: the name must end in .pt, such as {place.name}.pt")
+    if place.suffix == ".onnx":
+        raise UsageError(f"-o {place}: this version does not write .onnx files: give .pt or .pt2")
+    if place.suffix not in (".pt", _EXPORTED):
+        raise UsageError(f"-o {place}: the name must end in .pt or .pt2, such as {place.name}.pt")
     check_distinct(
         {
             "MODEL": options.source.path,
@@ -127,7 +127,8 @@ def _write(options: RewriteOptions, result: Result) -> str:
 
         python = emit_python(result)
     if not options.dry_run:
-        result.save(options.place, overwrite=options.force)
+        save = result.save_exported if options.place.suffix == _EXPORTED else result.save
+        save(options.place, overwrite=options.force)
     if options.emit_python is not None and options.emit_python != STDOUT:
         write_text(options.emit_python, python)
     return python
@@ -171,6 +172,8 @@ def _show_files(screen: Screen, options: RewriteOptions, report: Report) -> None
 
 def _loading(place: Path, report: Report) -> str:
     """The call that reads the file."""
+    if place.suffix == _EXPORTED:
+        return f'torch.export.load("{place}").module(), which trusts whoever wrote the file'
     if report.way == "modules":
         return f'groupfx.load("{place}", model), where model is one as it was before'
     return f'groupfx.load("{place}"), which executes nothing of it'

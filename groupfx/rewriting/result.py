@@ -3,11 +3,15 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
-from ..archive import Archive, write
+from ..archive import Archive, check_replaceable, write
+from ..archive.atomic import whole_file
+from ..errors import MismatchError, ModelError
 from ..state_map import StateDictMap
-from ..tracing.program import Program
+from ..tracing import CannotTrace, Program, export_program
+from ..verify import compare_models
 from .report import Report
 
 
@@ -34,6 +38,27 @@ class Result:
         write (`overwrite=True` replaces it).
         """
         write(path, self.archive(), overwrite=overwrite)
+
+    def save_exported(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the model as a `.pt2` of `torch.export`: in eval mode, sizes dynamic that can be.
+
+        What is written is compared with `model` first, in float64. Raises `ModelError` where
+        `torch.export` does not take the model, `MismatchError` where it makes another function of
+        it, and `FileError` where `path` exists and `overwrite` is not given.
+        """
+        place = Path(path)
+        check_replaceable(place, overwrite=overwrite)
+        inputs = self.program.inputs
+        assert inputs is not None
+        try:
+            program = export_program(self.model, inputs)
+        except CannotTrace as error:
+            raise ModelError(f"torch.export does not take the rewritten model: {error}") from error
+        verdict = compare_models(self.model, program.module(), inputs.with_batch(2), vary=False)
+        if not verdict.ok:
+            raise MismatchError(f"the exported model computes something else: {verdict.reason}")
+        with whole_file(place) as file:
+            torch.export.save(program, file)
 
     def archive(self) -> Archive:
         """What `save` writes."""

@@ -1,6 +1,6 @@
 """Three ways into a model: a symbolic trace, its convolution modules, or `torch.export`."""
 
-from .exporting import ExportedModule
+from .exporting import ExportedModule, export_program
 from .opening import open_model
 from .program import WAYS, Fragment, Program, Shapes, Way
 from .swapped import SwappedConv
@@ -15,5 +15,6 @@ __all__ = [
     "Shapes",
     "SwappedConv",
     "Way",
+    "export_program",
     "open_model",
 ]

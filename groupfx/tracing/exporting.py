@@ -37,8 +37,8 @@ class ExportedModule(fx.GraphModule):
         return self
 
 
-def exported(model: nn.Module, inputs: ExampleInputs) -> tuple[fx.GraphModule, tuple[str, ...]]:
-    """Graph of `torch.export` in eval mode, with every size dynamic that can be.
+def export_program(model: nn.Module, inputs: ExampleInputs) -> torch.export.ExportedProgram:
+    """`torch.export` in eval mode and with a batch of 2, every size dynamic that can be.
 
     Raises `CannotTrace` with the reason where the exporter refuses.
     """
@@ -56,13 +56,20 @@ def exported(model: nn.Module, inputs: ExampleInputs) -> tuple[fx.GraphModule, t
     with unchanged(model), torch.no_grad():
         evaluate(model)
         try:
-            program = torch.export.export(
+            return torch.export.export(
                 model, pair.args, dict(pair.kwargs), dynamic_shapes=dict(shapes)
             )
-            module = program.module(check_guards=False)
         except Exception as error:
             first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
             raise CannotTrace(f"{type(error).__name__}: {first_line}") from error
+
+
+def exported(model: nn.Module, inputs: ExampleInputs) -> tuple[fx.GraphModule, tuple[str, ...]]:
+    """Graph of `torch.export` in eval mode, and notes on what it fixed.
+
+    Raises `CannotTrace` with the reason where the exporter refuses.
+    """
+    module = export_program(model, inputs).module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     module = ExportedModule.of(module)
     adopt(module, model)

@@ -16,6 +16,7 @@ from ..convs import CONV_TYPES, original_type
 from ..errors import ModelError, UsageError
 from ..inputs import ExampleInputs
 from ..learned import has_learned_groups
+from ..nn.masked_conv import MASKED
 from .counting import Counted, ModuleCalls, count_calls, site_modules
 from .exporting import FIXED, exported
 from .graphs import (
@@ -222,7 +223,8 @@ def _hidden_convs(module: fx.GraphModule) -> str | None:
     called = {str(node.target) for node in module.graph.nodes if node.op == "call_module"}
     for path in called:
         leaf = module.get_submodule(path)
-        if original_type(leaf) in CONV_TYPES:
+        # What freezing padded is a leaf that everything else can be seen around.
+        if original_type(leaf) in CONV_TYPES or isinstance(leaf, tuple(MASKED.values())):
             continue
         if any(isinstance(m, _ConvNd) and m.groups > 1 for m in leaf.modules()):
             return path
