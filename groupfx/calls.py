@@ -156,8 +156,9 @@ def read_conv(node: fx.Node, root: fx.GraphModule) -> ConvCall | Unreadable | No
 def _read_module(node: fx.Node, root: fx.GraphModule) -> ConvCall | Unreadable | None:
     path = str(node.target)
     module = root.get_submodule(path)
-    if isinstance(module, tuple(MASKED.values())) and module.groups > 1:
-        return Unreadable(node, _PADDED, module.groups)
+    groups: int = getattr(module, "groups", 1)
+    if type(module) in MASKED.values() and groups > 1:
+        return Unreadable(node, _PADDED, groups)
     spec = spec_of_module(module)
     if spec is None:
         return None

@@ -148,10 +148,12 @@ def _check_graphs(result: Result) -> None:
     for fragment in result.program.fragments:
         graph, root = fragment.working.graph, fragment.working
         graph.lint()
+        before = {node.name for node in fragment.reference.graph.nodes if not node.users}
         unused = [
             node.name
             for node in graph.nodes
-            if not node.users and node.op in ("get_attr", "call_module") and not _writes(node, root)
+            if node.op in ("get_attr", "call_module")
+            and not (node.users or node.name in before or _writes(node, root))
         ]
         assert not unused, f"nothing uses {', '.join(unused)}"
         if fragment.changed:

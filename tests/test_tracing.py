@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import zoo
 import zoo_traps
 from torch import Tensor, nn
 
@@ -151,3 +152,26 @@ def test_find_leaves_the_model_as_it_is() -> None:
     groupfx.find(model, (X,))
     assert model.training
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+EXPORTED = ("weight-norm", "weight-norm-dim-2", "called-twice", "called-twice-two-norms", "conv-bn")
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_models_that_trace_can_be_exported_as_well(name: str) -> None:
+    case = zoo.CASES[name]
+    sites = sum(case.sites.values())
+    check_pass(SplitGroupedConv(), case.build(), case.inputs(), sites=sites, way="export")
+
+
+def test_a_child_with_the_name_of_a_keyword_is_no_crash() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module("class", nn.Conv2d(6, 6, 3, groups=2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self._modules["class"](x)
+
+    result = check_pass(SplitGroupedConv(), Named(), (X,), sites=1)
+    assert result.report.way == "modules"

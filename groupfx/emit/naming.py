@@ -110,8 +110,8 @@ def _base(node: fx.Node) -> str:
         return str(node.target).replace(".", "_")
     if node.target is torch.ops.aten.sym_size.int:
         return f"size{node.args[1]}"
-    if node.target is operator.getitem and _is_size(node.args[0]):
-        return f"size{node.args[1]}" if isinstance(node.args[1], int) else "size"
+    if node.target is operator.getitem and _is_front(node.args[0]):
+        return f"size{node.args[1]}" if isinstance(node.args[1], int) else "sizes"
     return node.name if node.op == "placeholder" else re.sub(r"_\d+$", "", node.name)
 
 
@@ -128,6 +128,14 @@ def find_unpacked(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
         if alone and all_read and sorted(parts) == list(range(len(shape))):
             found[node] = [parts[k] for k in range(len(shape))]
     return found
+
+
+def _is_front(node: object) -> bool:
+    """Whether the value of `node` is a shape, or the first sizes of one."""
+    if isinstance(node, fx.Node) and node.target is operator.getitem:
+        part = node.args[1]
+        return isinstance(part, slice) and not part.start and _is_size(node.args[0])
+    return _is_size(node)
 
 
 def _is_size(node: object) -> bool:

@@ -210,7 +210,12 @@ class Site:
         if self.call.path is not None:
             return self.fragment.home(self.call.path)
         assert isinstance(self.call.weight, Stored)
-        return self.store.home_of(self.fragment, self.call.weight.key, self._bias_key())
+        # A second call of the same tensors finds them gone: the first has cut them.
+        key = (id(self.fragment), self.call.weight.key)
+        if key not in self.store.homes:
+            weight_key, bias_key = self.call.weight.key, self._bias_key()
+            self.store.homes[key] = self.store.home_of(self.fragment, weight_key, bias_key)
+        return self.store.homes[key]
 
     def _bias_key(self) -> str | None:
         return self.call.bias.key if isinstance(self.call.bias, Stored) else None

@@ -34,6 +34,7 @@ class Store:
         self.program = program
         self.entries = entries
         self.placed: set[object] = set()
+        self.homes: dict[tuple[int, str], str] = {}
         self._cut: dict[tuple[int, int, int], torch.Tensor] = {}
         self._moved: dict[tuple[int, str], str] = {}
         self._tied: list[torch.Tensor] = []

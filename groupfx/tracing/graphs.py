@@ -14,7 +14,7 @@ from ..learned import has_learned_groups
 from .macs import MacCounter
 from .program import FRAGMENT_MODULE, copied
 from .swapped import SwappedConv
-from .tracer import Trace, Tracer, trace
+from .tracer import CannotTrace, Trace, Tracer, trace
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
@@ -29,7 +29,11 @@ def assemble(
     graph._co_fields = {}
     for name, constant in traced.constants.items():
         model.__dict__[name] = constant
-    module = kind(model, graph, class_name=type(model).__name__)
+    try:
+        module = kind(model, graph, class_name=type(model).__name__)
+    except SyntaxError as error:
+        # torch.fx writes source, and a child called `class` makes no sense there.
+        raise CannotTrace(f"a name in it cannot stand in Python source ({error.text})") from error
     for name in traced.constants:
         del model.__dict__[name]
         module._non_persistent_buffers_set.add(name)
@@ -78,7 +82,10 @@ def _adopt_tensors(holder: nn.Module, child: nn.Module) -> None:
 def restore_order(module: nn.Module, model: nn.Module) -> None:
     """Give children and tensors the order of the original: optimisers number parameters by it."""
     for path, child in model.named_modules():
-        holder = module.get_submodule(path)
+        try:
+            holder = module.get_submodule(path)
+        except AttributeError:
+            continue  # an export keeps the tensors of a module, and not the modules inside it
         for kind in ("_modules", "_parameters", "_buffers"):
             order, held = child.__dict__[kind], holder.__dict__[kind]
             names = [name for name in order if name in held]
