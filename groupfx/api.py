@@ -28,7 +28,7 @@ from .rewriting import (
     totals,
 )
 from .state_map import StateDictMap
-from .tracing import ExportedModule, Program, open_model
+from .tracing import ExportedModule, open_model
 from .version import TORCH_BEFORE, TORCH_FROM
 
 
@@ -126,11 +126,21 @@ def survey(
             elif pass_.wants(site):
                 found.setdefault(_key(site), site)
                 decisions.setdefault(_key(site), []).append(pass_.match(site))
+    orders = {id(fragment): fragment.order for fragment in program.fragments}
+    places = {fragment: position for position, fragment in enumerate(orders)}
+
+    def place(site: Site | UnreadableSite) -> tuple[int, int]:
+        """Fragment and position of a site in it; those that are called nowhere come last."""
+        if isinstance(site, UnreadableSite):
+            return len(places), 0
+        fragment = id(site.fragment)
+        return places[fragment], orders[fragment][site.call.node]
+
     listed = [
         _unreadable(site)
         if isinstance(site, UnreadableSite)
         else _found(site, decisions.get(key, []))
-        for key, site in sorted(found.items(), key=lambda item: _place(program, item[1]))
+        for key, site in sorted(found.items(), key=lambda item: place(item[1]))
     ]
     whole = totals(model, example, macs=program.macs)
     return Survey(program.way, (*program.notes, *notes), example, tuple(listed), whole)
@@ -138,16 +148,6 @@ def survey(
 
 def _key(site: Site | UnreadableSite) -> object:
     return site.name if isinstance(site, UnreadableSite) else site.call.node
-
-
-def _place(program: Program, site: Site | UnreadableSite) -> tuple[int, int]:
-    """Fragment and position of a site in it; those that are called nowhere come last."""
-    if isinstance(site, UnreadableSite):
-        return len(program.fragments), 0
-    fragment = next(k for k, f in enumerate(program.fragments) if f is site.fragment)
-    # Names are given in order, but say nothing of it: the graph's own order does.
-    order = program.fragments[fragment].order
-    return fragment, order[site.call.node]
 
 
 def _found(site: Site, decisions: Sequence[object]) -> FoundSite:

@@ -448,3 +448,11 @@ def test_python_on_stdout_is_alone_there(cli: Cli, tmp_path: Path) -> None:
     compile(done.out, "stdout", "exec")
     assert "class Sequential" in done.out
     assert done.err == "Dry run: no model was written.\n"
+
+
+def test_rewrite_writes_a_pt2_for_torch_export(cli: Cli, tmp_path: Path) -> None:
+    path = save(tmp_path / "net.pt", grouped_model())
+    done = cli("rewrite", path, "--input-shape", SHAPE, "-o", "out.pt2")
+    assert done.code == 0
+    assert 'Read it with torch.export.load("out.pt2").module()' in done.out
+    assert torch.export.load(tmp_path / "out.pt2").graph is not None

@@ -48,6 +48,10 @@ def open_model(
     if way not in ("auto", *WAYS):
         raise UsageError(f"unknown way {way!r}: choose one of auto, {', '.join(WAYS)}")
     _refuse_lazy(model)
+    if read_only and way == "auto":
+        program = _traced_twin(model, inputs)
+        if program is not None:
+            return program
     own = twin_tree(model) if inplace else copied(model, share=True)
     opener = _Opener(model, own, inputs, inplace=inplace, read_only=read_only)
     if way == "trace":
@@ -71,6 +75,19 @@ def open_model(
         raise ModelError(f"{type(model).__name__} cannot be opened: {'; '.join(reasons)}")
     missed = f"{counted.outside} grouped convolution calls outside convolution modules"
     return opener.modules((*reasons, f"{missed} are not seen"), counted)
+
+
+def _traced_twin(model: nn.Module, inputs: ExampleInputs) -> Program | None:
+    """The trace of a shallow copy, which is made in no time; None where it cannot be traced.
+
+    What a shallow copy does not follow (a bound method, a module in a nested list) ends there too.
+    """
+    if any(isinstance(module, fx.GraphModule) for module in model.modules()):
+        return None
+    try:
+        return _Opener(model, twin_tree(model), inputs, inplace=False, read_only=True).trace()
+    except CannotTrace:
+        return None
 
 
 def _refuse_lazy(model: nn.Module) -> None:

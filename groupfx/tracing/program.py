@@ -118,17 +118,33 @@ class Program:
 
 
 def twin_tree(model: nn.Module) -> nn.Module:
-    """The same tensors and attributes under new module objects; nothing is deep-copied."""
-    twins: dict[nn.Module, nn.Module] = {}
+    """The same tensors and attributes under new module objects; nothing is deep-copied.
+
+    Containers among the attributes are copied one level deep, modules in them replaced by their
+    twins, so that a forward that appends to a list changes the twin's list alone.
+    """
+    twins: dict[int, nn.Module] = {
+        id(module): module.__class__.__new__(module.__class__) for module in model.modules()
+    }
     for module in model.modules():
-        twin = twins[module] = module.__class__.__new__(module.__class__)
-        twin.__dict__.update(module.__dict__)
-        for held in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
-            twin.__dict__[held] = copy.copy(module.__dict__[held])
-    for twin in twins.values():
-        for name, child in twin._modules.items():
-            twin._modules[name] = None if child is None else twins[child]
-    return twins[model]
+        twin = twins[id(module)]
+        for name, value in module.__dict__.items():
+            twin.__dict__[name] = _with_twins(value, twins)
+    return twins[id(model)]
+
+
+def _with_twins(value: Any, twins: Mapping[int, nn.Module]) -> Any:
+    """`value`, or a copy of it if it is a container, with twins in place of modules."""
+    if isinstance(value, nn.Module):
+        return twins.get(id(value), value)
+    if not isinstance(value, (list, dict, set)):
+        return value
+    made = copy.copy(value)
+    if isinstance(made, list):
+        made[:] = [twins.get(id(item), item) for item in made]
+    elif isinstance(made, dict):
+        made.update({key: twins.get(id(item), item) for key, item in made.items()})
+    return made
 
 
 def share_tensors(model: nn.Module) -> dict[int, Any]:

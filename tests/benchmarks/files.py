@@ -1,6 +1,5 @@
 """Saving and loading a split model: our own file against `.pt2`, side by side in one process."""
 
-import io
 import statistics
 import tempfile
 import time
@@ -48,21 +47,15 @@ def measure(table: Table, name: str, result: Result, x: torch.Tensor, rounds: in
     started = time.perf_counter()
     exported = torch.export.export(result.model, (x,))
     exporting = time.perf_counter() - started
-    buffer = io.BytesIO()
-    torch.export.save(exported, buffer)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.groupfx.pt"
-
-        def save_pt2() -> None:
-            torch.export.save(exported, io.BytesIO())
+        path, other = Path(folder) / "model.groupfx.pt", Path(folder) / "model.pt2"
 
         def load_pt2() -> None:
-            buffer.seek(0)
-            torch.export.load(buffer).module()
+            torch.export.load(other).module()
 
         sides: dict[str, Callable[[], object]] = {
             "save": lambda: result.save(path, overwrite=True),
-            "save .pt2": save_pt2,
+            "save .pt2": lambda: torch.export.save(exported, other),
             "load": lambda: load(path),
             "load .pt2": load_pt2,
         }
