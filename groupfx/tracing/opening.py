@@ -60,11 +60,16 @@ def open_model(
         return opener.modules(())
     if way == "export":
         return opener.export(())
+    return _first_way(opener)
+
+
+def _first_way(opener: "_Opener") -> Program:
+    """The first way that keeps the model whole; `ModelError` with the reason of each if none does."""
     try:
         return opener.trace()
     except CannotTrace as error:
         reason = f"not traced: {error}"
-    counted = count_calls(own, inputs)
+    counted = count_calls(opener.own, opener.inputs)
     if counted.outside == 0:
         return opener.modules((reason,), counted)
     try:
@@ -72,7 +77,7 @@ def open_model(
     except CannotTrace as error:
         reasons = (reason, f"not exported: {error}")
     if not counted.modules:
-        raise ModelError(f"{type(model).__name__} cannot be opened: {'; '.join(reasons)}")
+        raise ModelError(f"{type(opener.model).__name__} cannot be opened: {'; '.join(reasons)}")
     missed = f"{counted.outside} grouped convolution calls outside convolution modules"
     return opener.modules((*reasons, f"{missed} are not seen"), counted)
 
