@@ -64,7 +64,7 @@ def open_model(
 
 
 def _first_way(opener: "_Opener") -> Program:
-    """The first way that keeps the model whole; `ModelError` with the reason of each if none does."""
+    """The first way that keeps the model whole; `ModelError` with every reason if none does."""
     try:
         return opener.trace()
     except CannotTrace as error:
