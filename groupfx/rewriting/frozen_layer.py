@@ -201,7 +201,7 @@ class _Emission:
         children: dict[str, nn.Module] = {}
         picks: dict[str, Picked] = {}
         if form.input_gather.kind != "identity":
-            children["input_gather"] = _gather_module(form.input_gather)
+            children["input_gather"] = gather_module(form.input_gather)
         convs = []
         for position, plan in enumerate(form.convs):
             name = self._conv_name(position)
@@ -220,7 +220,7 @@ class _Emission:
             if conv.bias is not None:
                 picks["constants.bias"] = _vector_pick("bias", form.constants, channels)
         if form.output_gather.kind != "identity":
-            children["output_gather"] = _gather_module(form.output_gather)
+            children["output_gather"] = gather_module(form.output_gather)
         device = conv.get_parameter("weight").device
         for child in children.values():
             _train_alike(child.to(device), layer.training)
@@ -237,8 +237,8 @@ class _Emission:
     def _conv(self, conv: nn.Module, plan: ConvPlan, source: Weight, rows: Picked) -> nn.Module:
         weight, bias = conv.get_parameter("weight"), conv._parameters["bias"]
         tensors: dict[str, Tensor | None] = {
-            "weight": _like(weight, source.picked.of(weight)),
-            "bias": None if bias is None else _like(bias, rows.of(bias)),
+            "weight": parameter_like(weight, source.picked.of(weight)),
+            "bias": None if bias is None else parameter_like(bias, rows.of(bias)),
         }
         made = rebuild(
             conv,
@@ -268,22 +268,21 @@ def _train_alike(module: nn.Module, training: bool) -> None:
         part.training = training
 
 
-def _like(parameter: Tensor, value: Tensor) -> nn.Parameter:
-    """`value` as a parameter with the memory format and `requires_grad` of `parameter`."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    wanted = formats.get(parameter.dim())
-    if parameter.is_contiguous() or wanted is None:
-        return nn.Parameter(value.detach(), requires_grad=parameter.requires_grad)
-    if parameter.is_contiguous(memory_format=wanted):
+def parameter_like(tensor: Tensor, value: Tensor) -> nn.Parameter:
+    """A copy of `value` as a parameter with the memory format and `requires_grad` of `tensor`."""
+    wanted = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
+    plain = wanted is None or tensor.is_contiguous()
+    if wanted is not None and not plain and tensor.is_contiguous(memory_format=wanted):
         value = value.contiguous(memory_format=wanted)
-    return nn.Parameter(value.detach(), requires_grad=parameter.requires_grad)
+    return nn.Parameter(value.detach().clone(), requires_grad=tensor.requires_grad)
 
 
 def _vector_pick(key: str, rows: Sequence[int | None], channels: int) -> Picked:
     return Picked(key, (Part(tuple(rows)),), (channels,))
 
 
-def _gather_module(gather: GatherPlan) -> nn.Module:
+def gather_module(gather: GatherPlan) -> nn.Module:
+    """The leaf that does what `gather` plans."""
     if gather.kind == "shuffle":
         assert gather.groups is not None
         return ChannelShuffle(gather.groups)

@@ -17,9 +17,10 @@ from ..calls import attribute
 from ..convs import CONV_TYPES, ConvSpec, module_from_spec, rebuild
 from ..forms import ConvPlan, FormPlan
 from ..gathers import GatherPlan
-from ..nn import ChannelGather, ChannelShuffle, ChannelTranspose, ConstantChannels
+from ..nn import ConstantChannels
 from ..nn.masked_conv import MASKED
 from ..state_map import Part, Picked, Rows
+from .frozen_layer import gather_module, parameter_like
 from .learned_sites import FROZEN_MARK
 from .site import BatchNorm, Emit, Site
 from .sparse_weights import LinearSpec, SparseWeight
@@ -338,7 +339,7 @@ class _Emission:
         children: dict[str, nn.Module] = {}
         entries: dict[str, Picked] = {}
         if form.input_gather.kind != "identity":
-            children["input_gather"] = _gather_module(form.input_gather)
+            children["input_gather"] = gather_module(form.input_gather)
         made = []
         for position, plan in enumerate(form.convs):
             name = self._conv_name(position)
@@ -353,7 +354,7 @@ class _Emission:
             if weight.bias_key is not None:
                 entries["constants.bias"] = picks.vector(weight.bias_key, form.constants)
         if form.output_gather.kind != "identity":
-            children["output_gather"] = _gather_module(form.output_gather)
+            children["output_gather"] = gather_module(form.output_gather)
         for child in children.values():
             child.to(weight.dense.device)
             for module in child.modules():
@@ -389,12 +390,12 @@ class _Emission:
     ) -> nn.Module:
         pick, weight = entries[f"{name}.weight"], self.weight
         tensors: dict[str, Tensor | None] = {
-            "weight": _like(weight.dense, pick.of(weight.dense.detach())),
+            "weight": parameter_like(weight.dense, pick.of(weight.dense.detach())),
             "bias": None,
         }
         if weight.bias is not None:
             rows = entries[f"{name}.bias"].of(weight.bias.detach())
-            tensors["bias"] = _like(weight.bias, rows)
+            tensors["bias"] = parameter_like(weight.bias, rows)
         inputs, outputs = plan.in_channels, plan.out_channels
         if self.linear:
             return rebuild(template, tensors, in_features=inputs, out_features=outputs)
@@ -410,26 +411,8 @@ class _Emission:
         bias, chosen = self.weight.bias, list(self.form.constants)
         if bias is None:
             return ConstantChannels(self.weight.dense.detach().new_zeros(len(chosen)))
-        return ConstantChannels(_like(bias, bias.detach()[chosen]))
+        return ConstantChannels(parameter_like(bias, bias.detach()[chosen]))
 
 
 def _meta_linear(spec: ConvSpec) -> nn.Module:
     return nn.Linear(spec.in_channels, spec.out_channels, spec.bias, device="meta")
-
-
-def _like(tensor: Tensor, value: Tensor) -> nn.Parameter:
-    """`value` as a parameter with the memory format and `requires_grad` of `tensor`."""
-    wanted = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
-    plain = wanted is None or tensor.is_contiguous()
-    if wanted is not None and not plain and tensor.is_contiguous(memory_format=wanted):
-        value = value.contiguous(memory_format=wanted)
-    return nn.Parameter(value.detach().clone(), requires_grad=tensor.requires_grad)
-
-
-def _gather_module(gather: GatherPlan) -> nn.Module:
-    if gather.kind == "shuffle":
-        assert gather.groups is not None
-        return ChannelShuffle(gather.groups)
-    if gather.kind == "transpose":
-        return ChannelTranspose(gather.shape, gather.axes)
-    return ChannelGather(gather.indices)
