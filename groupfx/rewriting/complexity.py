@@ -46,7 +46,7 @@ def _groups(model: nn.Module) -> list[int]:
 
 
 def _macs(model: nn.Module, inputs: ExampleInputs) -> int:
-    counter = MacCounter()
+    counter = MacCounter(model)
     with unchanged(model), torch.no_grad(), counter:
         evaluate(model)
         inputs.call(model)

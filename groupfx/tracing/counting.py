@@ -69,7 +69,7 @@ class _GroupedCalls(TorchDispatchMode):
 
 def count_calls(model: nn.Module, inputs: ExampleInputs) -> Counted:
     """Run `model` once in eval mode and see where its grouped convolutions are called."""
-    counter, macs = _GroupedCalls(), MacCounter()
+    counter, macs = _GroupedCalls(), MacCounter(model)
     found: dict[str, ModuleCalls] = {}
     handles = []
     for path, module in site_modules(model).items():

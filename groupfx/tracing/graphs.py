@@ -157,7 +157,7 @@ def record_shapes(module: fx.GraphModule, model: nn.Module, inputs: ExampleInput
     """
     bound = inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs)
     bound.apply_defaults()
-    counter = MacCounter()
+    counter = MacCounter(module)
     with unchanged(module), torch.no_grad(), counter:
         evaluate(module)
         try:
