@@ -272,7 +272,7 @@ class TwoUsers(nn.Module):
 def test_a_batchnorm_that_must_stay_is_said() -> None:
     result = check_pass(SplitGroupedConv(), TwoUsers(), (X,), sites=1)
     (note,) = result.report.sites[0].notes
-    assert note.startswith("BatchNorm stays after the concat: the output of the convolution has 2")
+    assert note.startswith("BatchNorm stays after the concat: the output of the convolution has 1")
 
 
 # What survives

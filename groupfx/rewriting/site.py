@@ -111,7 +111,8 @@ class Site:
         norm, path = norms[0], str(norms[0].target)
         module = self.root.get_submodule(path)
         if len(node.users) > 1:
-            return f"the output of the convolution has {len(node.users)} users besides {path}"
+            others = len(node.users) - 1
+            return f"the output of the convolution has {others} other user(s) besides {path}"
         if nn.utils.parametrize.is_parametrized(module):
             return f"{path} is parametrised"
         if self.store.hooks(module):
