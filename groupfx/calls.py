@@ -17,8 +17,8 @@ from .nn import is_weight_hook
 from .nn.masked_conv import MASKED
 
 _MODULE = ("input", "output_size")
-_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_TRANSPOSED = (
+CONV_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+TRANSPOSED_ARGUMENTS = (
     "input",
     "weight",
     "bias",
@@ -59,11 +59,15 @@ def _functions() -> dict[Any, tuple[int | None, bool | None, tuple[str, ...]]]:
     for dims in (1, 2, 3):
         conv = getattr(_ATEN, f"conv{dims}d")
         transposed = getattr(_ATEN, f"conv_transpose{dims}d")
-        table[getattr(torch, f"conv{dims}d")] = (dims, False, _CONV)
-        table[getattr(torch, f"conv_transpose{dims}d")] = (dims, True, _TRANSPOSED)
-        table[conv.default] = (dims, False, _CONV)
-        table[conv.padding] = (dims, False, _CONV)
-        table[transposed.default if dims == 1 else transposed.input] = (dims, True, _TRANSPOSED)
+        table[getattr(torch, f"conv{dims}d")] = (dims, False, CONV_ARGUMENTS)
+        table[getattr(torch, f"conv_transpose{dims}d")] = (dims, True, TRANSPOSED_ARGUMENTS)
+        table[conv.default] = (dims, False, CONV_ARGUMENTS)
+        table[conv.padding] = (dims, False, CONV_ARGUMENTS)
+        table[transposed.default if dims == 1 else transposed.input] = (
+            dims,
+            True,
+            TRANSPOSED_ARGUMENTS,
+        )
     return table
 
 

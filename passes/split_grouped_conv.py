@@ -75,7 +75,7 @@ class SplitGroupedConv(Pass[Split]):
         inputs = group_slices(spec.in_channels, spec.groups)
         outputs = group_slices(spec.out_channels, spec.groups)
         norm = site.following_batchnorm() if self.batchnorm == "branches" else None
-        if site.fragment.is_module and self.batchnorm == "branches":
+        if self.batchnorm == "branches" and site.may_have_hidden_batchnorm():
             return Split(inputs, outputs, None, (_OUT_OF_SIGHT,))
         if isinstance(norm, str):
             return Split(inputs, outputs, None, (f"BatchNorm stays after the concat: {norm}",))

@@ -175,3 +175,10 @@ def test_a_child_with_the_name_of_a_keyword_is_no_crash() -> None:
 
     result = check_pass(SplitGroupedConv(), Named(), (X,), sites=1)
     assert result.report.way == "modules"
+
+
+@pytest.mark.parametrize(("norm", "noted"), [(nn.BatchNorm2d(6), True), (nn.Identity(), False)])
+def test_a_batchnorm_out_of_sight_is_said_where_there_is_one(norm: nn.Module, noted: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(6, 6, 3, groups=2), norm).eval()
+    result = check_pass(SplitGroupedConv(), model, (X,), sites=1, way="modules")
+    assert bool(result.report.sites[0].notes) == noted

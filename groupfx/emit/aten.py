@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from ..calls import CONV_ARGUMENTS, TRANSPOSED_ARGUMENTS
+
 
 @dataclass(frozen=True)
 class Usual:
@@ -109,22 +111,15 @@ CONV_FUNCTIONS = frozenset(
     getattr(functional, f"conv{kind}{dims}d") for kind in ("", "_transpose") for dims in (1, 2, 3)
 )
 
-_PLAIN = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_TRANSPOSED = (
-    "input",
-    "weight",
-    "bias",
-    "stride",
-    "padding",
-    "output_padding",
-    "groups",
-    "dilation",
-)
 _CONVOLUTIONS: Mapping[str, Sequence[str]] = {
-    **{f"conv{dims}d.{kind}": _PLAIN for dims in (1, 2, 3) for kind in ("default", "padding")},
-    "conv_transpose1d.default": _TRANSPOSED,
-    "conv_transpose2d.input": _TRANSPOSED,
-    "conv_transpose3d.input": _TRANSPOSED,
+    **{
+        f"conv{dims}d.{kind}": CONV_ARGUMENTS
+        for dims in (1, 2, 3)
+        for kind in ("default", "padding")
+    },
+    "conv_transpose1d.default": TRANSPOSED_ARGUMENTS,
+    "conv_transpose2d.input": TRANSPOSED_ARGUMENTS,
+    "conv_transpose3d.input": TRANSPOSED_ARGUMENTS,
 }
 _NORMALISATIONS = frozenset({"batch_norm.default", "layer_norm.default", "group_norm.default"})
 _METHODS = _words(

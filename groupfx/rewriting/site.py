@@ -20,13 +20,7 @@ from ..convs import CONV_TYPES, ConvSpec, module_from_spec, rebuild
 from ..nn import HookedWeight
 from ..state_map import Part, Picked
 from ..tracing.program import Fragment, Shapes
-from .store import Store
-
-BATCHNORMS: dict[type[nn.Module], int] = {
-    nn.BatchNorm1d: 1,
-    nn.BatchNorm2d: 2,
-    nn.BatchNorm3d: 3,
-}
+from .store import BATCHNORMS, Store
 
 Emit = Callable[[fx.Node], fx.Node]
 
@@ -123,11 +117,16 @@ class Site:
             )
         if module.num_features != self.spec.out_channels:
             return f"{path} has {module.num_features} channels, not {self.spec.out_channels}"
-        if len(norm.all_input_nodes) > 1 or self.store.calls_of(module) > 1:
+        if len(norm.all_input_nodes) > 1 or len(self.store.call_nodes(module)) > 1:
             return f"{path} is called elsewhere too"
         if not self.store.owns_alone(module):
             return f"{path} shares its parameters with another module"
         return BatchNorm(norm, path, self.spec.out_channels)
+
+    def may_have_hidden_batchnorm(self) -> bool:
+        """Whether a BatchNorm of the model could follow where the graph ends at the site."""
+        channels = self.store.batchnorm_channels
+        return self.fragment.is_module and self.spec.out_channels in channels
 
     def _batchnorm_type(self, node: fx.Node) -> int | None:
         if node.op != "call_module":

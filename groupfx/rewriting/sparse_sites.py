@@ -80,7 +80,7 @@ def refusal(site: Site, weight: SparseWeight) -> str | None:
 def _rank_refusal(site: Site) -> str | None:
     """Why the shape of what goes in does not do, or None."""
     ranks = [len(site.shapes.input)] if site.shapes is not None else []
-    if site.module is not None and site.store.calls_of(site.module) > 1:
+    if site.module is not None and len(site.store.call_nodes(site.module)) > 1:
         calls = [node for node in site.graph.nodes if _calls(site, node)]
         shapes = [node.all_input_nodes[0].meta.get("shape") for node in calls]
         ranks += [len(shape) for shape in shapes if shape is not None]

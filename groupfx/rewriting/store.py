@@ -23,6 +23,11 @@ from ..tracing.program import Fragment, Program
 from ..tracing.tracer import hooked
 
 Place = tuple[int, str]
+BATCHNORMS: dict[type[nn.Module], int] = {
+    nn.BatchNorm1d: 1,
+    nn.BatchNorm2d: 2,
+    nn.BatchNorm3d: 3,
+}
 _HOOKED = "hooked"
 _COUNTER = "num_batches_tracked"
 
@@ -44,6 +49,7 @@ class Store:
         self._calls: dict[int, list[fx.Node]] = defaultdict(list)
         self._reads: dict[int, list[fx.Node]] = defaultdict(list)
         self._gradient_hooks: dict[int, str] = {}
+        self.batchnorm_channels: set[int] = set()
         self._survey()
 
     def _survey(self) -> None:
@@ -55,6 +61,8 @@ class Store:
         }
         for path, module in self.program.result.named_modules(remove_duplicate=False):
             self._paths[id(module)].append(path)
+            if type(module) in BATCHNORMS:
+                self.batchnorm_channels.add(module.num_features)
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
                 if tensor is None:
                     continue
@@ -79,10 +87,6 @@ class Store:
         """The user's hooks on the gradients of `tensors`."""
         names = [self._gradient_hooks.get(id(tensor)) for tensor in tensors]
         return [f"gradient hook on {name}" for name in names if name is not None]
-
-    def calls_of(self, module: nn.Module) -> int:
-        """Number of graph nodes that call `module`, under whatever path."""
-        return len(self._calls[id(module)])
 
     def call_nodes(self, module: nn.Module) -> tuple[fx.Node, ...]:
         """The graph nodes that call `module`, under whatever path."""

@@ -276,7 +276,6 @@ class _Attributes:
     """The attributes of every module of a model, to be put back after `forward` ran on proxies."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
         self._dicts = [
             (path, held, dict(held))
             for path, module in model.named_modules()
