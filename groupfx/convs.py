@@ -114,6 +114,11 @@ def spec_of_module(module: nn.Module) -> ConvSpec | None:
     if found is None or not isinstance(module, _ConvNd):
         return None
     dims, transposed = found
+    return fields_of(module, dims, transposed)
+
+
+def fields_of(module: _ConvNd, dims: int, transposed: bool) -> ConvSpec:
+    """Fields of a convolution module, whatever its class does with them."""
     padding = module.padding if isinstance(module.padding, str) else tuple(module.padding)
     return ConvSpec(
         dims=dims,

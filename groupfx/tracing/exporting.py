@@ -2,7 +2,7 @@
 
 import inspect
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -37,8 +37,19 @@ class ExportedModule(fx.GraphModule):
         return self
 
 
-def export_program(model: nn.Module, inputs: ExampleInputs) -> torch.export.ExportedProgram:
-    """`torch.export` in eval mode and with a batch of 2, every size dynamic that can be.
+Axes = Callable[[torch.Tensor], Collection[int]]
+"""Which dimensions of an input may have other sizes."""
+
+
+def all_axes(tensor: torch.Tensor) -> Collection[int]:
+    """Every dimension."""
+    return range(tensor.dim())
+
+
+def export_program(
+    model: nn.Module, inputs: ExampleInputs, axes: Axes = all_axes
+) -> torch.export.ExportedProgram:
+    """`torch.export` in eval mode and with a batch of 2, the sizes in `axes` dynamic that can be.
 
     Raises `CannotTrace` with the reason where the exporter refuses.
     """
@@ -46,9 +57,7 @@ def export_program(model: nn.Module, inputs: ExampleInputs) -> torch.export.Expo
     dynamic = torch.export.Dim.AUTO
 
     def sizes(value: Any) -> Any:
-        return (
-            dict.fromkeys(range(value.dim()), dynamic) if isinstance(value, torch.Tensor) else None
-        )
+        return dict.fromkeys(axes(value), dynamic) if isinstance(value, torch.Tensor) else None
 
     shapes = torch.utils._pytree.tree_map(
         sizes, inspect.signature(model.forward).bind(*pair.args, **pair.kwargs).arguments

@@ -1,0 +1,281 @@
+"""From a graph of `torch.export` to an ONNX graph: exporter, clean-up, BatchNorm, forms, names.
+
+torch's own exporter translates the operators. What it would do besides is done here: it folds a
+BatchNorm in float32 and under the BatchNorm's name, and writes paths of source files into the
+graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+import torch
+from onnxscript.optimizer import fold_constants
+
+from ..errors import InternalError, ModelError, UsageError
+from ..forms import FormPlan
+from ..version import __version__
+from .batchnorm import fold_batchnorms
+from .conv_nodes import ConvNode, conv_nodes
+from .files import PRODUCER
+from .forming import apply_form
+from .graph_sites import module_path
+from .metadata import mark, strip
+from .splitting import split_conv
+from .torch_export import ConvName, TracedModel
+
+DEFAULT_OPSET = 20
+LEAST_OPSET = 11
+_FIRST_WITH_WRAP = 19
+_NEWEST_EXPORTED = 24
+_CONV_TYPES = ("Conv", "ConvTranspose")
+_LARGEST_FOLDED = 1 << 24
+_GRAPH_NAME = "main_graph"
+
+
+def onnx_graph(traced: TracedModel, opset: int) -> tuple[ir.Model, tuple[str, ...]]:
+    """The ONNX model of a traced one, its sites in their forms, and notes on it.
+
+    Names of inputs and outputs are those of `traced`. Raises `ModelError` for an operator that the
+    exporter does not know, `UsageError` for an opset in which the model cannot be written.
+    """
+    model = _translated(traced, opset)
+    _require_opset(model, opset)
+    model.graph.name = _GRAPH_NAME
+    _clean(model)
+    _mark_convs(model, traced.convs)
+    notes = fold_batchnorms(model)
+    _apply_forms(model, traced.convs)
+    _rename(model, traced)
+    _finish(model)
+    return model, notes
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep warnings and log lines of the exporter back that a user can do nothing about."""
+    before = logging.root.manager.disable
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(max(before, logging.ERROR))
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+def _translated(traced: TracedModel, opset: int) -> ir.Model:
+    with quiet():
+        try:
+            program = torch.onnx.export(
+                traced.program, dynamo=True, optimize=False, verbose=False, opset_version=opset
+            )
+        except Exception as error:
+            raise ModelError(_not_translated(traced, error)) from error
+    assert program is not None
+    return program.model
+
+
+def _not_translated(traced: TracedModel, error: BaseException) -> str:
+    """Which operator the exporter does not know, and the module that calls it."""
+    chain: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        chain.append(str(cause))
+        cause = cause.__cause__
+    text = "\n".join(chain)
+    # The same operator under the names that the exporter and the graph have for it.
+    for node in traced.program.graph.nodes:
+        if node.op == "call_function" and _mentions(text, node.target):
+            where = module_path(node) or "the model itself"
+            return (
+                f"the ONNX exporter does not know the operator {node.target} (in {where}): "
+                "replace it in the model by operators that it knows, or leave that part out"
+            )
+    lines = [line.strip() for part in chain for line in part.splitlines() if line.strip()]
+    reasons = [line for line in lines if line.startswith("<class") or "Error" in line]
+    return f"the ONNX exporter failed: {(reasons or lines or [type(error).__name__])[0]}"
+
+
+def _mentions(text: str, target: Any) -> bool:
+    name = getattr(target, "name", None)
+    if not callable(name):
+        return False
+    packet = str(name())
+    found = re.search(r"No ONNX function found for (.*)", text)
+    return found is not None and (packet in found[1] or str(target) in found[1])
+
+
+def _require_opset(model: ir.Model, opset: int) -> None:
+    reached = model.graph.opset_imports.get("", 0)
+    if reached != opset:
+        raise UsageError(
+            f"the model cannot be written in opset {opset}: an operator in it has no older form; "
+            f"opset {reached} works"
+        )
+    wraps = [n for n in model.graph if n.op_type == "Pad" and _mode(n) == "wrap"]
+    if wraps and opset < _FIRST_WITH_WRAP:
+        raise UsageError(
+            f"the model pads circularly, which opset {opset} cannot do: take opset "
+            f"{_FIRST_WITH_WRAP} or newer"
+        )
+
+
+def _mode(node: ir.Node) -> str:
+    return node.attributes["mode"].as_string() if "mode" in node.attributes else "constant"
+
+
+def _clean(model: ir.Model) -> None:
+    """Fold what is constant, and drop what is unused; no convolution is touched."""
+    with quiet():
+        common.InlinePass()(model)
+        fold_constants(
+            model,
+            onnx_shape_inference=False,
+            input_size_limit=_LARGEST_FOLDED,
+            output_size_limit=_LARGEST_FOLDED,
+        )
+        common.RemoveUnusedNodesPass()(model)
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        common.IdentityEliminationPass()(model)
+        common.RemoveUnusedNodesPass()(model)
+        common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
+        common.RemoveUnusedOpsetsPass()(model)
+        common.OutputFixPass()(model)
+
+
+def _mark_convs(model: ir.Model, names: Sequence[ConvName]) -> None:
+    """Write on each convolution which site it is: they come in the order of the torch graph."""
+    nodes = [node for node in model.graph if node.op_type in _CONV_TYPES and not node.domain]
+    groups = [_groups(node) for node in nodes]
+    if len(nodes) != len(names) or any(
+        name.groups not in (None, found) for name, found in zip(names, groups, strict=True)
+    ):
+        raise InternalError(
+            f"the exporter made {len(nodes)} convolutions of the model's {len(names)}, or made "
+            "them in another order; please report this model"
+        )
+    for node, name in zip(nodes, names, strict=True):
+        mark(node, name.name)
+        node.name = name.name
+        if not name.bias:
+            _drop_bias(model.graph, node)
+
+
+def _groups(node: ir.Node) -> int:
+    return node.attributes["group"].as_int() if "group" in node.attributes else 1
+
+
+def _drop_bias(graph: ir.Graph, node: ir.Node) -> None:
+    """Remove the zeros that the exporter adds where there is no bias."""
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is None or bias.const_value is None or np.any(bias.const_value.numpy()):
+        return
+    node.resize_inputs(2)
+    if not bias.uses() and bias.name is not None:
+        graph.initializers.pop(bias.name, None)
+
+
+def _apply_forms(model: ir.Model, names: Sequence[ConvName]) -> None:
+    forms = {name.name: name.form for name in names if name.form is not None}
+    if not forms:
+        return
+    convs, _ = conv_nodes(model)
+    for conv in convs:
+        form = forms.get(conv.name)
+        if isinstance(form, FormPlan):
+            apply_form(model, conv, form)
+        elif form is not None:
+            _split(model, conv, form)
+
+
+def _split(model: ir.Model, conv: ConvNode, groups: int) -> None:
+    if conv.spec.groups != groups:
+        raise InternalError(f"{conv.name} has {conv.spec.groups} groups in ONNX, not {groups}")
+    split_conv(model, conv)
+
+
+def _rename(model: ir.Model, traced: TracedModel) -> None:
+    graph = model.graph
+    pairs = [(graph.inputs, traced.inputs), (graph.outputs, traced.outputs)]
+    for values, names in pairs:
+        if len(values) != len(names):
+            raise InternalError(
+                f"the exported graph has {len(values)} inputs or outputs, the model {len(names)}"
+            )
+    wanted = {id(v): name for values, names in pairs for v, name in zip(values, names, strict=True)}
+    _make_room(graph, wanted)
+    for values, names in pairs:
+        for value, name in zip(values, names, strict=True):
+            value.name = name
+
+
+def _make_room(graph: ir.Graph, wanted: Mapping[int, str]) -> None:
+    """Give another name to each inner value that has one of the wanted ones."""
+    taken = set(wanted.values())
+    held = [*graph.initializers.values(), *graph.inputs]
+    values = [*held, *(value for node in graph for value in node.outputs)]
+    used = {value.name for value in values} | taken
+    for value in values:
+        if value.name in taken and wanted.get(id(value)) != value.name:
+            name = f"{value.name}_inner"
+            while name in used:
+                name += "_"
+            value.name = name
+            used.add(name)
+
+
+def _finish(model: ir.Model) -> None:
+    """Names of sizes and nodes, shapes in between, and nothing that tells of this machine."""
+    _name_sizes(model.graph)
+    strip(model)
+    model.metadata_props.clear()
+    model.producer_name, model.producer_version = PRODUCER, __version__
+    model.domain = model.model_version = None
+    seen: Counter[str] = Counter()
+    for node in model.graph:
+        base = node.name or f"{node.op_type}.{node.outputs[0].name}"
+        seen[base] += 1
+        node.name = base if seen[base] == 1 else f"{base}.{seen[base]}"
+    common.TopologicalSortPass()(model)
+
+
+def _name_sizes(graph: ir.Graph) -> None:
+    """Give the open sizes of inputs plain names, and drop the shapes in between."""
+    names: dict[str, str] = {}
+    for value in graph.inputs:
+        for axis, size in enumerate(value.shape or ()):
+            symbol = getattr(size, "value", None)
+            if isinstance(size, ir.SymbolicDim) and symbol is not None and symbol not in names:
+                names[symbol] = "batch" if axis == 0 else f"size_{axis}_{value.name}"
+    if len(set(names.values())) < len(names):
+        names = {symbol: f"size_{position}" for position, symbol in enumerate(names)}
+    ends = {id(value) for value in (*graph.inputs, *graph.outputs)}
+    for node in graph:
+        for value in node.outputs:
+            if id(value) not in ends:
+                value.shape = None
+    for value in (*graph.inputs, *graph.outputs):
+        if value.shape is not None:
+            value.shape = ir.Shape([_named(size, names) for size in value.shape])
+
+
+def _named(size: Any, names: Mapping[str, str]) -> Any:
+    if not isinstance(size, ir.SymbolicDim):
+        return size
+    return ir.SymbolicDim(names.get(str(size.value)))
+
+
+def newest_opset() -> int:
+    """The newest opset that both the installed onnx and the exporter write."""
+    return min(onnx.defs.onnx_opset_version(), _NEWEST_EXPORTED)

@@ -1,0 +1,247 @@
+"""From a torch model to a graph of `torch.export` that is ready to become ONNX.
+
+The model is exported in eval mode, on a copy: split and frozen sites as one convolution each, what
+is computed from parameters alone computed once, arguments and results flat lists of tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..calls import ConvCall
+from ..errors import ModelError, UsageError
+from ..inputs import ExampleInputs, evaluate, unchanged
+from ..nn import ChannelGather
+from ..tracing import CannotTrace
+from ..tracing.exporting import export_program
+from ..tracing.graphs import same_tensors
+from ..tracing.program import copied
+from .constant_folding import fold_constants
+from .frozen_regions import merge_frozen
+from .graph_sites import GraphSite, graph_sites, renamed
+from .io_names import output_names, unique
+from .unsplit import PlannedSite, graph_modules, unsplit
+from .unsplit_computed import unsplit_computed
+
+
+@dataclass(frozen=True)
+class ConvName:
+    """A convolution of the exported graph: its site, the form it gets, and whether it has a bias.
+
+    `readable` is False for a convolution whose numbers are not constants of the graph.
+    """
+
+    name: str
+    form: Any
+    bias: bool
+    groups: int | None
+    readable: bool
+
+
+@dataclass(frozen=True)
+class TracedModel:
+    """A model as `torch.export` left it. Inputs and outputs are tensors, in the order of ONNX."""
+
+    program: torch.export.ExportedProgram
+    convs: tuple[ConvName, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    fixed: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Dynamic:
+    """Which sizes of the inputs stay open: that of the batch, and the spatial ones."""
+
+    batch: bool = True
+    sizes: bool = False
+
+    def axes(self, inputs: ExampleInputs) -> Any:
+        """The dimensions of a tensor of `inputs` that stay open."""
+        batch, spatial = inputs.batch, inputs.spatial
+
+        def of(tensor: Tensor) -> Collection[int]:
+            found = set()
+            if self.batch and batch and tensor.dim() and tensor.shape[0] == batch:
+                found.add(0)
+            first = tensor.dim() - len(spatial)
+            if self.sizes and spatial and tuple(tensor.shape[first:]) == spatial and first > 0:
+                found.update(range(first, tensor.dim()))
+            return found
+
+        return of
+
+
+def trace_model(model: nn.Module, inputs: ExampleInputs, dynamic: Dynamic) -> TracedModel:
+    """Export `model`, which is not changed, on a batch of 2.
+
+    Raises `ModelError` where `torch.export` does not take it, with the reason.
+    """
+    own, planned = gathered_sites(model, inputs)
+    try:
+        return _traced(own, inputs, dynamic, planned)
+    except CannotTrace as error:
+        raise ModelError(
+            f"torch.export does not take {type(model).__name__}: {error}; a forward that depends "
+            "on values of tensors cannot be exported"
+        ) from error
+
+
+def gathered_sites(
+    model: nn.Module, inputs: ExampleInputs
+) -> tuple[nn.Module, tuple[PlannedSite, ...]]:
+    """A copy of `model` that shares its tensors and has each rewritten site in one piece."""
+    graphs = dict(graph_modules(model))
+    if not graphs:
+        return model, ()
+    if "" in graphs:
+        own: nn.Module = same_tensors(graphs[""])
+        graphs = {"": own}  # type: ignore[dict-item]
+    else:
+        own = copied(model, share=True)
+        graphs = dict(graph_modules(own))
+    widths = _gather_widths(own, inputs)
+    planned: list[PlannedSite] = []
+    for path, graph in graphs.items():
+        planned += unsplit(graph, path)
+        planned += unsplit_computed(graph, path)
+        planned += merge_frozen(graph, path, widths)
+    return own, tuple(planned)
+
+
+def _gather_widths(model: nn.Module, inputs: ExampleInputs) -> dict[nn.Module, int]:
+    """How many channels go into each ChannelGather: one run tells."""
+    gathers = [module for module in model.modules() if isinstance(module, ChannelGather)]
+    widths: dict[nn.Module, int] = {}
+    if not gathers:
+        return widths
+
+    def note(module: nn.Module, args: tuple[Any, ...]) -> None:
+        widths[module] = int(args[0].shape[1])
+
+    handles = [module.register_forward_pre_hook(note) for module in gathers]
+    try:
+        with unchanged(model), torch.no_grad():
+            evaluate(model)
+            inputs.call(model)
+    except Exception as error:
+        raise ModelError(
+            f"{type(model).__name__} does not run on the example inputs: {error}"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return widths
+
+
+def _traced(
+    model: nn.Module, inputs: ExampleInputs, dynamic: Dynamic, planned: Sequence[PlannedSite]
+) -> TracedModel:
+    pair = inputs.with_batch(2)
+    axes = dynamic.axes(pair)
+    program = export_program(model, pair, axes)
+    graph = program.module(check_guards=False)
+    assert isinstance(graph, fx.GraphModule)
+    sites = graph_sites(graph)
+    names = _output_names(program, graph)
+    placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    tensors = [node for node in placeholders if _is_tensor(node)]
+    convs = tuple(_conv_name(site, planned) for site in sites)
+    folded = fold_constants(graph, sites)
+    if folded or len(tensors) != len(placeholders) or not _plain_outputs(graph):
+        _flatten(graph)
+        values = tuple(pair.tensors())
+        program = export_program(graph, ExampleInputs(values), axes)
+    return TracedModel(
+        program,
+        convs,
+        unique([str(node.target) for node in tensors]),
+        unique(names),
+        tuple(_fixed(tensors, axes, list(pair.tensors()))),
+    )
+
+
+def _conv_name(site: GraphSite, planned: Sequence[PlannedSite]) -> ConvName:
+    base = site.name.partition("#")[0]
+    plan = next((entry for entry in planned if entry.path == base), None)
+    name = site.name if plan is None else renamed(site.name, lambda _: plan.name)
+    readable = isinstance(site.call, ConvCall)
+    spec = site.call.spec if isinstance(site.call, ConvCall) else None
+    return ConvName(
+        name=name,
+        form=None if plan is None else plan.form,
+        bias=spec is None or spec.bias,
+        groups=site.call.groups if spec is None else spec.groups,  # type: ignore[union-attr]
+        readable=readable,
+    )
+
+
+def _output_names(program: torch.export.ExportedProgram, graph: fx.GraphModule) -> list[str]:
+    """A name for each output that is a tensor."""
+    spec = program.call_spec.out_spec
+    assert spec is not None
+    leaves = _outputs(graph)
+    structure = torch.utils._pytree.tree_unflatten(list(range(len(leaves))), spec)
+    named = {position: name for name, position in output_names(structure)}
+    return [named.get(k, f"output_{k}") for k, leaf in enumerate(leaves) if _is_value(leaf)]
+
+
+def _outputs(graph: fx.GraphModule) -> list[Any]:
+    found = graph.graph.output_node().args[0]
+    return list(found) if isinstance(found, (tuple, list)) else [found]
+
+
+def _is_value(leaf: Any) -> bool:
+    return isinstance(leaf, fx.Node) and _is_tensor(leaf)
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return node.op == "get_attr" or isinstance(node.meta.get("val"), Tensor)
+
+
+def _plain_outputs(graph: fx.GraphModule) -> bool:
+    """Whether every output is a tensor, each of its own, that some operator computes."""
+    leaves = _outputs(graph)
+    computed = all(_is_value(leaf) and leaf.op == "call_function" for leaf in leaves)
+    return computed and len({leaf.name for leaf in leaves}) == len(leaves)
+
+
+def _flatten(graph: fx.GraphModule) -> None:
+    """Make tensors alone come in and go out, as positional arguments and a tuple."""
+    output = graph.graph.output_node()
+    leaves = [leaf for leaf in _outputs(graph) if _is_value(leaf)]
+    if not leaves:
+        raise UsageError("the model returns no tensor: there is nothing to export")
+    with graph.graph.inserting_before(output):
+        # A copy of each: an output that is an input, or one that comes twice, gets its own name.
+        copies = tuple(
+            graph.graph.call_function(torch.ops.aten.clone.default, (leaf,))
+            if leaf.op != "call_function" or leaves.count(leaf) > 1
+            else leaf
+            for leaf in leaves
+        )
+    output.args = (copies,)
+    for node in list(graph.graph.nodes):
+        if node.op == "placeholder" and not _is_tensor(node):
+            node.replace_all_uses_with(None)
+            graph.graph.erase_node(node)
+    graph.graph._codegen = fx.graph.CodeGen()
+    graph.graph.lint()
+    graph.recompile()
+
+
+def _fixed(placeholders: Sequence[fx.Node], axes: Any, tensors: Sequence[Tensor]) -> Sequence[str]:
+    """Sizes that were to stay open, and that the exporter took for constants."""
+    found = []
+    for node, tensor in zip(placeholders, tensors, strict=False):
+        for axis in sorted(axes(tensor)):
+            size = node.meta["val"].shape[axis]
+            known = size if isinstance(size, int) else size.node.maybe_as_int()
+            if known is not None:
+                found.append(f"{node.target}: dimension {axis} = {known}")
+    return found

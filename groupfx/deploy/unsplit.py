@@ -1,0 +1,305 @@
+"""Put split sites together again, in a copy that is only there to be exported.
+
+Exporters take tens of milliseconds for each node of a graph, so a convolution with 1,024 branches
+is exported as the one convolution that it was, and split in the ONNX graph. What a split looks like
+is read off the graph itself, so that it does not matter whether the model was rewritten just now,
+read from a file, or swapped into a user's own class:
+
+    cat([norm_k(conv_k(x[:, k*n : (k+1)*n])) for k in range(g)], dim=1)
+    becomes  norm(conv(x)),  groups = g,  every tensor the concatenation of the branches' own
+
+Whatever does not have this form to the letter stays as it is.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..channels import Slice
+from ..convs import original_type, rebuild, spec_of_module
+from ..forms import FormPlan
+from ..rewriting.store import BATCHNORMS
+
+_CATS = (torch.cat, torch.ops.aten.cat.default)
+
+
+@dataclass(frozen=True)
+class PlannedSite:
+    """A site that is exported as one convolution, and the form that it gets in the ONNX graph.
+
+    `path` is the module that stands for the site in the exported model, `name` the site's name.
+    `form` is a number of groups to split into, or a plan; None where one convolution is the form.
+    """
+
+    path: str
+    name: str
+    form: int | FormPlan | None
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """One branch: a slice, a convolution module, perhaps a BatchNorm module."""
+
+    slice: fx.Node
+    part: Slice
+    conv: str
+    norm: str | None
+    extra: tuple[Any, ...]
+
+    @property
+    def source(self) -> fx.Node:
+        """What is sliced, read anew each time: a site upstream may have been replaced."""
+        return self.slice.all_input_nodes[0]
+
+
+@dataclass(frozen=True)
+class _Region:
+    """A concatenation of branches; `home` holds the convolutions, `norms` the BatchNorms."""
+
+    cat: fx.Node
+    home: str
+    norms: str | None
+    branches: tuple[_Branch, ...]
+
+
+def unsplit(root: fx.GraphModule, path: str) -> list[PlannedSite]:
+    """Put the split sites of `root` together, in place; `root` lies at `path` in its model."""
+    regions = [region for node in root.graph.nodes if (region := _read(node, root)) is not None]
+    planned = []
+    for home, calls in _by_home(regions).items():
+        merged = _merged_conv(root, calls) if _all_calls(root, home, calls) else None
+        norms = _merged_norms(root, calls)
+        if merged is None or norms is None:
+            continue
+        place = put(root, home, merged)
+        for norm, module in norms.items():
+            root.set_submodule(norm, module)
+        for call in calls:
+            _replace(root, call, place)
+        planned.append(PlannedSite(joined(path, place), joined(path, home), len(calls[0].branches)))
+    if planned:
+        finish(root)
+    return planned
+
+
+def joined(*paths: str) -> str:
+    """Dotted path, empty parts left out."""
+    return ".".join(path for path in paths if path)
+
+
+def put(root: nn.Module, home: str, module: nn.Module) -> str:
+    """Put `module` at `home`, or, where that is the root itself, under a name of its own."""
+    place = home or "whole"
+    root.set_submodule(place, module)
+    return place
+
+
+def put_in_place(graph: fx.Graph, old: fx.Node, new: fx.Node) -> None:
+    """Use `new` where `old` was used, and erase `old` and what only it needed."""
+    old.replace_all_uses_with(new)
+    pending = [old]
+    while pending:
+        node = pending.pop()
+        if node.users or node.op in ("placeholder", "output") or node._erased:
+            continue
+        sources = node.all_input_nodes
+        graph.erase_node(node)
+        pending += sources
+
+
+def finish(root: fx.GraphModule) -> None:
+    """Check and compile the graph."""
+    root.graph.lint()
+    root.recompile()
+
+
+def _by_home(regions: Sequence[_Region]) -> Mapping[str, list[_Region]]:
+    homes: dict[str, list[_Region]] = defaultdict(list)
+    for region in regions:
+        homes[region.home].append(region)
+    return homes
+
+
+def _read(node: fx.Node, root: fx.GraphModule) -> _Region | None:
+    values = cat_values(node)
+    if values is None or len(values) < 2:
+        return None
+    branches = [_branch(value, root) for value in values]
+    known = [branch for branch in branches if branch is not None]
+    if len(known) != len(branches):
+        return None
+    home = _numbered([branch.conv for branch in known])
+    norms = _numbered([branch.norm for branch in known if branch.norm is not None])
+    some = sum(branch.norm is not None for branch in known)
+    if home is None or some not in (0, len(known)) or (some and norms is None):
+        return None
+    first = known[0]
+    alike = all(b.source is first.source and b.extra == first.extra for b in known)
+    if not alike or not _equal_parts([branch.part for branch in known]):
+        return None
+    return _Region(node, home, norms if some else None, tuple(known))
+
+
+def cat_values(node: fx.Node) -> list[fx.Node] | None:
+    """The values that `node` concatenates along the channels, None if it does something else."""
+    if node.op != "call_function" or node.target not in _CATS:
+        return None
+    arguments = dict(zip(("tensors", "dim"), node.args, strict=False)) | dict(node.kwargs)
+    values = arguments.get("tensors")
+    if arguments.get("dim", 0) != 1 or not isinstance(values, (list, tuple)):
+        return None
+    found = [value for value in values if isinstance(value, fx.Node)]
+    return found if len(found) == len(values) else None
+
+
+def sliced(node: fx.Node) -> tuple[fx.Node, Slice] | None:
+    """The tensor and the channels of `x[:, start:stop]`, None for any other node."""
+    if node.op != "call_function" or node.target is not operator.getitem:
+        return None
+    source, index = node.args
+    if not isinstance(index, tuple) or len(index) != 2 or index[0] != slice(None):
+        return None
+    part = index[1]
+    if not isinstance(part, slice) or part.step is not None or not isinstance(source, fx.Node):
+        return None
+    if not isinstance(part.start, int) or not isinstance(part.stop, int):
+        return None
+    return source, Slice(part.start, part.stop)
+
+
+def is_batchnorm(node: fx.Node, root: nn.Module) -> bool:
+    """Whether `node` calls a plain BatchNorm on one value."""
+    if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
+        return False
+    return type(root.get_submodule(str(node.target))) in BATCHNORMS
+
+
+def _branch(value: fx.Node, root: fx.GraphModule) -> _Branch | None:
+    norm = value if is_batchnorm(value, root) else None
+    conv = value if norm is None else norm.args[0]
+    if not isinstance(conv, fx.Node) or conv.op != "call_module" or conv.kwargs or not conv.args:
+        return None
+    spec = spec_of_module(root.get_submodule(str(conv.target)))
+    if spec is None or not isinstance(conv.args[0], fx.Node):
+        return None
+    found = sliced(conv.args[0])
+    chain = [node for node in (conv.args[0], conv, norm) if node is not None]
+    if found is None or any(len(node.users) != 1 for node in chain):
+        return None
+    _, part = found
+    if spec.groups != 1 or len(part) != spec.in_channels:
+        return None
+    path = None if norm is None else str(norm.target)
+    return _Branch(conv.args[0], part, str(conv.target), path, tuple(conv.args[1:]))
+
+
+def _numbered(paths: Sequence[str]) -> str | None:
+    """`a.b` for `a.b.0`, `a.b.1`, ...; None for any other names."""
+    if not paths:
+        return None
+    home = paths[0].rpartition(".")[0]
+    expected = [joined(home, str(position)) for position in range(len(paths))]
+    return home if list(paths) == expected else None
+
+
+def _equal_parts(parts: Sequence[Slice]) -> bool:
+    size = len(parts[0])
+    return all(
+        part == Slice(position * size, (position + 1) * size) for position, part in enumerate(parts)
+    )
+
+
+def _all_calls(root: fx.GraphModule, home: str, calls: Sequence[_Region]) -> bool:
+    """Whether the branches, and their BatchNorms, are called by these regions alone, and alike."""
+    count = len(calls[0].branches)
+    norms = Counter(call.norms for call in calls if call.norms is not None)
+    expected = {home: len(calls), **norms}
+    return all(len(call.branches) == count for call in calls) and all(
+        _calls_under(root, prefix) == number * count for prefix, number in expected.items()
+    )
+
+
+def _calls_under(root: fx.GraphModule, home: str) -> int:
+    """How many calls of the numbered children of `home` the graph has."""
+    prefix = f"{home}." if home else ""
+    targets = (str(node.target) for node in root.graph.nodes if node.op == "call_module")
+    return sum(t.startswith(prefix) and t.removeprefix(prefix).isdecimal() for t in targets)
+
+
+def _merged_conv(root: fx.GraphModule, calls: Sequence[_Region]) -> nn.Module | None:
+    modules = [root.get_submodule(branch.conv) for branch in calls[0].branches]
+    specs = {spec_of_module(module) for module in modules}
+    (spec,) = specs if len(specs) == 1 else (None,)
+    if spec is None or any(changed(module) for module in modules):
+        return None
+    whole = {
+        "in_channels": spec.in_channels * len(modules),
+        "out_channels": spec.out_channels * len(modules),
+        "groups": len(modules),
+    }
+    return rebuild(modules[0], _stacked(modules, ("weight", "bias")), **whole)
+
+
+def changed(module: nn.Module) -> bool:
+    """Whether hooks or a parametrisation make more of a module than its fields say."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks)
+    return any(hooks) or original_type(module) is not type(module)
+
+
+def _stacked(modules: Sequence[nn.Module], names: Sequence[str]) -> dict[str, Tensor | None]:
+    """The tensors of all modules one after another; numbers are those of the first."""
+
+    def stack(name: str) -> Tensor | None:
+        tensors = [getattr(module, name) for module in modules]
+        first = tensors[0]
+        if first is None:
+            return None
+        whole = first.detach() if not first.dim() else torch.cat([t.detach() for t in tensors])
+        is_parameter = isinstance(first, nn.Parameter)
+        return nn.Parameter(whole, requires_grad=False) if is_parameter else whole
+
+    return {name: stack(name) for name in names}
+
+
+def _merged_norms(root: fx.GraphModule, calls: Sequence[_Region]) -> Mapping[str, nn.Module] | None:
+    """The BatchNorms of a site put together, by their path; None where they cannot be."""
+    merged: dict[str, nn.Module] = {}
+    for call in calls:
+        if call.norms is None or call.norms in merged:
+            continue
+        modules = [root.get_submodule(str(branch.norm)) for branch in call.branches]
+        first = modules[0]
+        if any(_norm_fields(m) != _norm_fields(first) or changed(m) for m in modules):
+            return None
+        tensors = _stacked(modules, (*first._parameters, *first._buffers))
+        features = sum(len(module.get_buffer("running_mean")) for module in modules)
+        merged[call.norms] = rebuild(first, tensors, num_features=features)
+    return merged
+
+
+def _norm_fields(module: nn.Module) -> tuple[object, ...]:
+    fields = ("eps", "momentum", "affine", "track_running_stats", "training")
+    return (type(module), *(getattr(module, name) for name in fields))
+
+
+def _replace(root: fx.GraphModule, region: _Region, place: str) -> None:
+    graph, first = root.graph, region.branches[0]
+    with graph.inserting_before(region.cat):
+        value = graph.call_module(place, (first.source, *first.extra))
+        if region.norms is not None:
+            value = graph.call_module(region.norms, (value,))
+    put_in_place(graph, region.cat, value)
+
+
+def graph_modules(model: nn.Module) -> Iterator[tuple[str, fx.GraphModule]]:
+    """Every graph in `model`, itself included, with its path."""
+    for path, module in model.named_modules():
+        if isinstance(module, fx.GraphModule):
+            yield path, module
