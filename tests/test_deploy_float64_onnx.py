@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import pytest
 import torch
+from float64_models import Array, close, graph_model, numbers, one_node, weights
 from onnx import TensorProto, helper, numpy_helper
 from scipy import special
 from torch import Tensor
@@ -19,66 +19,6 @@ from torch.nn import functional as F
 
 from groupfx.deploy.float64_onnx import Float64Model, as_float64
 from groupfx.errors import ModelError, UsageError
-
-Array = npt.NDArray[Any]
-
-RTOL = 1e-13  # some hundred roundings of float64; one rounding to float32 is 6e-8
-
-
-def numbers(*shape: int, seed: int = 0, low: float = -3.0, high: float = 3.0) -> Array:
-    """float64 that no float32 can hold."""
-    return np.random.default_rng(seed).uniform(low, high, shape)
-
-
-def weights(*shape: int, seed: int = 1) -> Array:
-    """float32, as a model holds it."""
-    return numbers(*shape, seed=seed, low=-1, high=1).astype(np.float32)
-
-
-def one_node(
-    op: str,
-    inputs: list[Array | None],
-    outputs: int = 1,
-    opset: int = 23,
-    domain: str = "",
-    **attributes: Any,
-) -> onnx.ModelProto:
-    """A model of one node: x, the first input, is fed; all others are float32 initializers."""
-    names = ["x", *(f"i{k}" if each is not None else "" for k, each in enumerate(inputs[1:]))]
-    made = [f"y{k}" for k in range(outputs)]
-    node = helper.make_node(op, names, made, name="only", domain=domain, **attributes)
-    constants = [
-        numpy_helper.from_array(value.astype(np.float32) if value.dtype == float else value, name)
-        for name, value in zip(names[1:], inputs[1:], strict=True)
-        if value is not None
-    ]
-    return graph_model([node], ["x"], made, constants, opset)
-
-
-def graph_model(
-    nodes: list[onnx.NodeProto],
-    inputs: list[str],
-    outputs: list[str],
-    constants: list[TensorProto] | None = None,
-    opset: int = 23,
-    functions: list[onnx.FunctionProto] | None = None,
-) -> onnx.ModelProto:
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in inputs],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
-        constants or [],
-    )
-    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("own", 1)]
-    return helper.make_model(graph, opset_imports=opsets, functions=functions or [])
-
-
-def close(found: Array, expected: Array | Tensor, rtol: float = RTOL) -> None:
-    wanted = np.asarray(expected)
-    assert found.dtype == wanted.dtype
-    assert found.shape == wanted.shape
-    np.testing.assert_allclose(found, wanted, rtol=rtol, atol=rtol)
 
 
 @dataclass(frozen=True)
@@ -124,8 +64,7 @@ def group_norm(x: Array, scale: Array, bias: Array) -> Array:
 
 
 def batch_norm(x: Array, scale: Array, bias: Array, mean: Array, variance: Array) -> Array:
-    y = t(F.batch_norm, training=False, eps=EPS)(x, mean, variance, scale, bias)
-    return y
+    return t(F.batch_norm, training=False, eps=EPS)(x, mean, variance, scale, bias)
 
 
 def resized(mode: str, **options: Any) -> Callable[..., Array]:
@@ -379,241 +318,140 @@ def test_the_table_can_fail() -> None:
         close(rounded, np.tanh(X))
 
 
-@dataclass(frozen=True)
-class Conv:
-    """A convolution by torch's own arguments, and the same by the attributes of ONNX."""
-
-    sizes: tuple[int, ...]
-    kernel: tuple[int, ...]
-    attributes: Mapping[str, Any]
-    padding: tuple[int, ...] = ()  # of F.pad: the last axis first
-    groups: int = 1
-    stride: Any = 1
-    dilation: Any = 1
+def test_split_has_every_output() -> None:
+    model = one_node("Split", [X, np.array([2, 5])], outputs=2, axis=2)
+    found = Float64Model(model).run({"x": X})
+    close(found["y0"], X[..., :2])
+    close(found["y1"], X[..., 2:])
 
 
-CONVS = {
-    "1d": Conv((11,), (3,), {"pads": [1, 1]}, (1, 1)),
-    "2d_strides": Conv((11, 13), (3, 5), {"strides": [2, 3]}, stride=(2, 3)),
-    "2d_uneven_pads": Conv((7, 11), (3, 2), {"pads": [0, 3, 2, 1]}, (3, 1, 0, 2)),
-    "2d_groups": Conv((7, 11), (3, 3), {"group": 3}, groups=3),
-    "2d_depthwise": Conv((7, 11), (3, 2), {"group": 6, "pads": [1] * 4}, (1,) * 4, groups=6),
-    "2d_dilations": Conv((13, 11), (3, 2), {"dilations": [2, 5]}, dilation=(2, 5)),
-    "3d": Conv((5, 7, 11), (2, 3, 1), {"group": 2, "strides": [1, 2, 3]}, (), 2, (1, 2, 3)),
-    "valid": Conv((7, 11), (3, 2), {"auto_pad": "VALID"}),
-    "same_upper": Conv((7, 11), (2, 4), {"auto_pad": "SAME_UPPER"}, (1, 2, 0, 1)),
-    "same_lower": Conv((7, 11), (2, 4), {"auto_pad": "SAME_LOWER"}, (2, 1, 1, 0)),
-    "same_strides": Conv(
-        (7, 11),
-        (2, 4),
-        {"auto_pad": "SAME_UPPER", "strides": [2, 3]},
-        (1, 1, 0, 1),
-        stride=(2, 3),
-    ),
-    "same_dilations": Conv(
-        (7, 11),
-        (2, 4),
-        {"auto_pad": "SAME_LOWER", "dilations": [3, 2]},
-        (3, 3, 2, 1),
-        dilation=(3, 2),
-    ),
-}
-BY_RANK: Mapping[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-
-
-@pytest.mark.parametrize("case", CONVS.values(), ids=CONVS.keys())
-@pytest.mark.parametrize("bias", [True, False], ids=["bias", "plain"])
-@pytest.mark.parametrize("opset", [11, 22])
-def test_conv(case: Conv, bias: bool, opset: int) -> None:
-    x, weight = numbers(2, 6, *case.sizes), weights(12, 6 // case.groups, *case.kernel)
-    rest = [weight, weights(12, seed=3)] if bias else [weight]
-    model = one_node("Conv", [x, *rest], opset=opset, **case.attributes)
-    padded = F.pad(torch.from_numpy(x), case.padding)
-    arrays = [torch.from_numpy(each).double() for each in rest]
-    expected = BY_RANK[len(case.sizes)](
-        padded, *arrays, stride=case.stride, dilation=case.dilation, groups=case.groups
+def branch(op: str, name: str) -> onnx.GraphProto:
+    """A subgraph with a constant of its own, on x of the graph around it."""
+    constant = helper.make_node("Constant", [], [f"{name}_c"], value_float=0.3)
+    value = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+    return helper.make_graph(
+        [constant, helper.make_node(op, ["x", f"{name}_c"], [name])], name, [], [value]
     )
-    close(Float64Model(model).run({"x": x})["y0"], expected)
 
 
-@dataclass(frozen=True)
-class Transposed:
-    """A transposed convolution of 6 to 12 channels, and what to cut off torch's, unpadded, whole.
-
-    `cut` has a pair for each axis: negative at the end is a row of the bias alone.
-    """
-
-    sizes: tuple[int, ...]
-    kernel: tuple[int, ...]
-    attributes: Mapping[str, Any]
-    cut: tuple[tuple[int, int], ...]
-    groups: int = 1
-    stride: Any = 1
-    dilation: Any = 1
-
-
-TRANSPOSED = {
-    "1d": Transposed((11,), (3,), {"strides": [2]}, ((0, 0),), stride=2),
-    "2d_uneven_pads": Transposed(
-        (5, 7), (3, 4), {"pads": [0, 2, 1, 1]}, ((0, 1), (2, 1)), stride=1
-    ),
-    "2d_groups": Transposed(
-        (5, 7), (3, 2), {"group": 3, "strides": [2, 3]}, ((0, 0), (0, 0)), 3, (2, 3)
-    ),
-    "2d_output_padding": Transposed(
-        (5, 7),
-        (3, 2),
-        {"group": 2, "strides": [2, 3], "pads": [1] * 4, "output_padding": [1, 2]},
-        ((1, 0), (1, -1)),
-        2,
-        (2, 3),
-    ),
-    "2d_dilations": Transposed(
-        (5, 7), (3, 2), {"dilations": [2, 3]}, ((0, 0), (0, 0)), dilation=(2, 3)
-    ),
-    "3d": Transposed(
-        (3, 5, 2), (2, 3, 1), {"group": 6, "strides": [2, 1, 3]}, ((0, 0),) * 3, 6, (2, 1, 3)
-    ),
-    # whole: (5 - 1) * 2 + 3 = 11 and (7 - 1) * 3 + 5 = 23
-    "output_shape": Transposed(
-        (5, 7), (3, 5), {"strides": [2, 3], "output_shape": [10, 20]}, ((1, 0), (2, 1)), 1, (2, 3)
-    ),
-    "output_shape_upper": Transposed(
-        (5, 7),
-        (3, 5),
-        {"strides": [2, 3], "output_shape": [10, 20], "auto_pad": "SAME_UPPER"},
-        ((0, 1), (1, 2)),
-        1,
-        (2, 3),
-    ),
-    "output_shape_larger": Transposed(
-        (5, 7), (3, 5), {"strides": [2, 3], "output_shape": [12, 23]}, ((0, -1), (0, 0)), 1, (2, 3)
-    ),
-    "same_upper": Transposed(
-        (5, 7), (3, 5), {"strides": [2, 2], "auto_pad": "SAME_UPPER"}, ((0, 1), (1, 2)), 1, (2, 2)
-    ),
-    "same_lower": Transposed(
-        (5, 7), (3, 5), {"strides": [2, 2], "auto_pad": "SAME_LOWER"}, ((1, 0), (2, 1)), 1, (2, 2)
-    ),
-    "valid": Transposed((5, 7), (3, 5), {"auto_pad": "VALID"}, ((0, 0), (0, 0))),
-}
-TRANSPOSED_BY_RANK: Mapping[int, Callable[..., Tensor]] = {
-    1: F.conv_transpose1d,
-    2: F.conv_transpose2d,
-    3: F.conv_transpose3d,
-}
-
-
-@pytest.mark.parametrize("case", TRANSPOSED.values(), ids=TRANSPOSED.keys())
-@pytest.mark.parametrize("opset", [11, 22])
-def test_conv_transpose(case: Transposed, opset: int) -> None:
-    x, weight = numbers(2, 6, *case.sizes), weights(6, 12 // case.groups, *case.kernel)
-    bias = weights(12, seed=3)
-    model = one_node("ConvTranspose", [x, weight, bias], opset=opset, **case.attributes)
-    whole = TRANSPOSED_BY_RANK[len(case.sizes)](
-        torch.from_numpy(x),
-        torch.from_numpy(weight).double(),
-        stride=case.stride,
-        groups=case.groups,
-        dilation=case.dilation,
+def if_model() -> onnx.ModelProto:
+    chosen = helper.make_node(
+        "If", ["c"], ["y"], then_branch=branch("Add", "a"), else_branch=branch("Mul", "m")
     )
-    flat = [-amount for pair in reversed(case.cut) for amount in pair]
-    column = torch.from_numpy(bias).double().reshape(-1, *[1] * len(case.sizes))
-    close(Float64Model(model).run({"x": x})["y0"], F.pad(whole, flat) + column)
+    model = graph_model([chosen], ["x"], ["y"])
+    model.graph.input.append(helper.make_tensor_value_info("c", TensorProto.BOOL, []))
+    return model
 
 
-def naive_pool(
-    x: Array, kind: str, kernel: int, stride: int, dilation: int, pads: tuple[int, int], count: int
-) -> Array:
-    """`count` windows over the last axis of `x`, one number at a time, as the spec has it."""
-    size = x.shape[-1]
-    found = []
-    for start in range(-pads[0], -pads[0] + count * stride, stride):
-        taps = [start + dilation * k for k in range(kernel)]
-        inside = [x[..., tap] for tap in taps if 0 <= tap < size]
-        declared = [tap for tap in taps if -pads[0] <= tap < size + pads[1]]
-        number = len(declared) if kind == "include" else len(inside)
-        found.append(max_of(inside) if kind == "max" else sum(inside) / number)
-    return np.stack(found, -1)
+@pytest.mark.parametrize("condition", [True, False], ids=["then", "else"])
+def test_subgraphs_are_float64(condition: bool) -> None:
+    found = Float64Model(if_model()).run({"x": X, "c": np.array(condition)})
+    close(found["y"], X + SMALL if condition else X * SMALL)
 
 
-def max_of(arrays: list[Array]) -> Array:
-    return np.max(np.stack(arrays), axis=0)
+def test_functions_are_float64() -> None:
+    body = [
+        helper.make_node("Constant", [], ["f32"]),
+        helper.make_node("Cast", ["a"], ["low"], to=TensorProto.FLOAT),
+        helper.make_node("Erf", ["low"], ["e"]),
+        helper.make_node("Mul", ["e", "f32"], ["b"]),
+    ]
+    body[0].attribute.append(
+        onnx.AttributeProto(
+            name="value_float", ref_attr_name="factor", type=onnx.AttributeProto.FLOAT
+        )
+    )
+    opsets = [helper.make_opsetid("", 23)]
+    function = helper.make_function("own", "Scaled", ["a"], ["b"], body, opsets, ["factor"])
+    call = helper.make_node("Scaled", ["x"], ["y"], domain="own", factor=0.3)
+    model = graph_model([call], ["x"], ["y"], functions=[function])
+    close(Float64Model(model).run({"x": X})["y"], special.erf(X) * SMALL)
 
 
-# attributes, opset, then what they mean: kernel, stride, dilation, pads, windows over 11 elements
-POOLS: dict[str, tuple[dict[str, Any], int, tuple[Any, ...]]] = {
-    "plain": ({"kernel_shape": [3]}, 11, (3, 1, 1, (0, 0), 9)),
-    "strides": ({"kernel_shape": [3], "strides": [3]}, 11, (3, 3, 1, (0, 0), 3)),
-    "uneven": ({"kernel_shape": [4], "pads": [1, 3]}, 11, (4, 1, 1, (1, 3), 12)),
-    "ceil": (
-        {"kernel_shape": [3], "strides": [3], "ceil_mode": 1},
-        11,
-        (3, 3, 1, (0, 0), 4),
-    ),
-    "ceil_pads": (
-        {"kernel_shape": [3], "strides": [4], "pads": [1, 2], "ceil_mode": 1},
-        22,
-        (3, 4, 1, (1, 2), 3),
-    ),
-    "ceil_last_in_padding": (
-        {"kernel_shape": [2], "strides": [3], "pads": [1, 1], "ceil_mode": 1},
-        22,
-        (2, 3, 1, (1, 1), 4),
-    ),
-    "dilations": (
-        {"kernel_shape": [3], "dilations": [2], "pads": [1, 2]},
-        19,
-        (3, 1, 2, (1, 2), 10),
-    ),
-    "same_upper": (
-        {"kernel_shape": [4], "auto_pad": "SAME_UPPER"},
-        11,
-        (4, 1, 1, (1, 2), 11),
-    ),
-    "same_lower": (
-        {"kernel_shape": [3], "strides": [2], "auto_pad": "SAME_LOWER"},
-        11,
-        (3, 2, 1, (1, 1), 6),
-    ),
-    "valid": (
-        {"kernel_shape": [2], "strides": [2], "auto_pad": "VALID", "ceil_mode": 0},
-        11,
-        (2, 2, 1, (0, 0), 5),
-    ),
-}
-KINDS = {"max": ("MaxPool", {}), "exclude": ("AveragePool", {})}
-KINDS["include"] = ("AveragePool", {"count_include_pad": 1})
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.BFLOAT16], ids=["f16", "bf16"])
+def test_half_weights_are_widened(kind: int) -> None:
+    weight = helper.make_tensor("w", kind, [3], [0.5, -2.0, 7.0])
+    model = graph_model([helper.make_node("Mul", ["x", "w"], ["y"])], ["x"], ["y"], [weight])
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = kind
+    x = numbers(2, 3).astype(np.float32)
+    found = Float64Model(model).run({"x": x})["y"]
+    close(found, x.astype(np.float64) * [0.5, -2.0, 7.0])
+    wide = as_float64(model).graph
+    types = {value.type.tensor_type.elem_type for value in (*wide.input, *wide.output)}
+    assert types == {TensorProto.DOUBLE}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("attributes", "opset", "plan"), POOLS.values(), ids=POOLS.keys())
-def test_pool(kind: str, attributes: dict[str, Any], opset: int, plan: tuple[Any, ...]) -> None:
-    x = numbers(2, 3, 11, low=-5, high=-1)  # a zero of padding would be a maximum
-    op, more = KINDS[kind]
-    model = one_node(op, [x], opset=opset, **attributes, **more)
-    close(Float64Model(model).run({"x": x})["y0"], naive_pool(x, kind, *plan))
+def test_as_float64_leaves_the_model_alone() -> None:
+    scale = one_node("Mul", [X, weights(7)])
+    for model in (if_model(), scale, one_node("ConstantOfShape", [INTS])):
+        before = model.SerializeToString(deterministic=True)
+        copy = as_float64(model)
+        Float64Model(model)
+        assert model.SerializeToString(deterministic=True) == before
+        assert copy.SerializeToString(deterministic=True) != before
+    (index,) = as_float64(one_node("Gather", [X, INTS])).graph.initializer
+    assert index.data_type == TensorProto.INT64
 
 
-@pytest.mark.parametrize("ceil", [False, True])
-def test_pools_of_images_are_those_of_torch(ceil: bool) -> None:
-    x = torch.from_numpy(IMAGE)
-    attributes = {"kernel_shape": [3, 2], "strides": [2, 3], "pads": [1, 0, 1, 0]}
-    attributes["ceil_mode"] = int(ceil)
-    window = {"kernel_size": (3, 2), "stride": (2, 3), "padding": (1, 0), "ceil_mode": ceil}
-    found = Float64Model(one_node("MaxPool", [IMAGE], **attributes)).run({"x": IMAGE})
-    close(found["y0"], F.max_pool2d(x, **window))
-    model = one_node("AveragePool", [IMAGE], **attributes, count_include_pad=1)
-    close(Float64Model(model).run({"x": IMAGE})["y0"], F.avg_pool2d(x, **window))
+def test_the_main_domain_may_be_written_out() -> None:
+    model = one_node("Erf", [X])
+    model.graph.node[0].domain = model.opset_import[0].domain = "ai.onnx"
+    close(Float64Model(model).run({"x": X})["y0"], special.erf(X))
 
 
-def test_max_pool_with_indices_and_of_bytes() -> None:
-    model = one_node("MaxPool", [IMAGE], outputs=2, kernel_shape=[2, 3], strides=[2, 3])
-    found = Float64Model(model).run({"x": IMAGE})
-    values, _ = F.max_pool2d(torch.from_numpy(IMAGE), (2, 3), (2, 3), return_indices=True)
-    close(found["y0"], values)
-    np.testing.assert_array_equal(IMAGE.ravel()[found["y1"]], values)
-    small = np.arange(-60, 50, dtype=np.int8).reshape(1, 2, 5, 11)
-    found = Float64Model(one_node("MaxPool", [small], kernel_shape=[2, 3])).run({"x": small})
-    assert found["y0"].dtype == np.int8
-    assert found["y0"].max() == 49
+@pytest.mark.parametrize(
+    ("op", "domain", "named"),
+    [
+        ("FusedConv", "com.microsoft", "operator FusedConv (domain 'com.microsoft', node 'only')"),
+        ("Scaler", "ai.onnx.ml", "operator Scaler (domain 'ai.onnx.ml', node 'only')"),
+        ("NoSuchOp", "", "operator NoSuchOp (domain 'ai.onnx', node 'only')"),
+        ("LinearAttention", "", "operator LinearAttention (domain 'ai.onnx', node 'only')"),
+    ],
+)
+def test_an_operator_without_float64_is_refused(op: str, domain: str, named: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        Float64Model(one_node(op, [X], domain=domain))
+    assert named in str(caught.value)
+    assert "compare with ONNX Runtime in float32 instead" in str(caught.value)
+
+
+def test_tensors_in_other_files_are_refused() -> None:
+    model = one_node("MatMul", [X, weights(7, 3)])
+    model.graph.initializer[0].data_location = TensorProto.EXTERNAL
+    with pytest.raises(UsageError, match=r"'i0' .* lies in another file: load .* with onnx.load"):
+        as_float64(model)
+
+
+def test_a_node_that_fails_is_named() -> None:
+    model = Float64Model(one_node("Conv", [numbers(1, 6, 5, 5), weights(4, 3, 3, 3)]))
+    with pytest.raises(ModelError, match=r"^operator Conv \(.*, node 'only'\) failed .*channels"):
+        model.run({"x": numbers(1, 6, 5, 5)})
+
+
+def test_names_that_do_not_fit_are_refused() -> None:
+    model = Float64Model(one_node("Relu", [X]))
+    with pytest.raises(UsageError, match=r"no value for the inputs \['x'\]"):
+        model.run({})
+    with pytest.raises(UsageError, match="no input 'z'; its inputs are x"):
+        model.run({"x": X, "z": X})
+    with pytest.raises(UsageError, match="no output 'z'; its outputs are y0"):
+        model.run({"x": X}, ["z"])
+
+
+def test_infinities_are_results() -> None:
+    found = Float64Model(one_node("Log", [X])).run({"x": np.array([0.0, -1.0])})["y0"]
+    np.testing.assert_array_equal(found, [-np.inf, np.nan])
+
+
+def test_grouped_convolutions_are_not_run_by_loops_in_python() -> None:
+    nodes, constants = [], []
+    for k in range(12):
+        constants.append(numpy_helper.from_array(weights(512, 16, 3, 3, seed=k) / 8, f"w{k}"))
+        conv = helper.make_node("Conv", [f"x{k}", f"w{k}"], [f"c{k}"], group=32, pads=[1] * 4)
+        nodes += [conv, helper.make_node("Relu", [f"c{k}"], [f"x{k + 1}"])]
+    model = graph_model(nodes, ["x0"], ["x12"], constants)
+    start = time.perf_counter()
+    found = Float64Model(model).run({"x0": numbers(2, 512, 16, 16)})
+    assert np.isfinite(found["x12"]).all()
+    assert time.perf_counter() - start < 20  # a quarter of a second on two idle cores

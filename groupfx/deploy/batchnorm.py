@@ -75,11 +75,11 @@ def _fold(graph: ir.Graph, conv: ir.Node, norm: ir.Node) -> str | None:
     for position, (name, value) in enumerate(zip(names, new, strict=True), start=1):
         _set_input(graph, conv, position, name, value)
     result, replaced = conv.outputs[0], norm.outputs[0]
-    name, result.shape, result.type = replaced.name, replaced.shape, replaced.type
+    wanted, result.shape, result.type = replaced.name, replaced.shape, replaced.type
     ir.convenience.replace_all_uses_with(replaced, result, replace_graph_outputs=True)
     parameters = [value for value in norm.inputs[1:] if value is not None]
     graph.remove(norm, safe=True)
-    result.name = name
+    result.name = wanted
     _drop_unused(graph, parameters)
     return None
 

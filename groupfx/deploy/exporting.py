@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 import torch
-from torch import nn
+from torch import fx, nn
 
 from ..errors import UsageError
 from ..forms import FormPlan
@@ -132,7 +132,7 @@ def onnx_model(
 ) -> tuple[ir.Model, tuple[ExportedSite, ...], tuple[str, ...]]:
     """The ONNX model in memory, checked by `onnx.checker`; its sites; and notes."""
     notes = []
-    if model.training or any(module.training for module in model.modules()):
+    if any(_trains(module) for module in model.modules()):
         notes.append("the model is in train mode: it was exported as it is in eval mode")
     own, example = _in_dtype(model, inputs, options.dtype)
     traced = trace_model(own, example, options.dynamic)
@@ -146,6 +146,11 @@ def onnx_model(
     made, more = onnx_graph(traced, options.opset)
     check_onnx(made)
     return made, tuple(_sites(traced.convs)), (*notes, *more)
+
+
+def _trains(module: nn.Module) -> bool:
+    """Whether a module that computes something is in train mode; a container has no say."""
+    return module.training and not isinstance(module, fx.GraphModule) and not any(module.children())
 
 
 def _with_names(traced: TracedModel, options: ExportOptions) -> TracedModel:

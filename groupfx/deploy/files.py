@@ -17,7 +17,7 @@ import onnx_ir as ir
 from ..archive.atomic import whole_file
 from ..errors import FileError, GroupfxError, InternalError
 from .reading import PRODUCER, first_line, is_ours, read_onnx
-from .tensors import external_tensors, graphs, in_memory, load_attributes, load_initializers
+from .tensors import external_tensors, in_memory, initializers, load_attributes, load_external
 
 __all__ = ["PRODUCER", "check_onnx", "proto_of", "read_onnx", "write_onnx"]
 
@@ -65,13 +65,10 @@ def proto_of(model: ir.Model) -> onnx.ModelProto:
     `model` is not changed; weights in other files are read.
     """
     if not any(True for _ in external_tensors(model)):
-        return ir.to_proto(model)
+        return _message(model)
     copy = model.clone()
-    for graph in graphs(copy):
-        load_initializers(graph)
-        for node in graph:
-            load_attributes(node)
-    return ir.to_proto(copy)
+    load_external(copy)
+    return _message(copy)
 
 
 def check_onnx(model: ir.Model, error: type[GroupfxError] = InternalError) -> None:
@@ -104,10 +101,18 @@ def _check_target(path: Path, overwrite: bool) -> bool:
 
 
 def _is_large(model: ir.Model) -> bool:
-    tensors = (
-        value.const_value for graph in graphs(model) for value in graph.initializers.values()
-    )
-    return sum(tensor.nbytes for tensor in tensors if tensor is not None) > _MOST_WEIGHT_BYTES
+    weights = (value.const_value for value in initializers(model))
+    return sum(tensor.nbytes for tensor in weights if tensor is not None) > _MOST_WEIGHT_BYTES
+
+
+def _message(model: ir.Model) -> onnx.ModelProto:
+    """What onnx-ir makes of a model, without a second description of each initialiser."""
+    proto = ir.to_proto(model)
+    known = model.graph.initializers
+    kept = [info for info in proto.graph.value_info if info.name not in known]
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(kept)
+    return proto
 
 
 def _serialized(path: Path, proto: onnx.ModelProto) -> bytes:
@@ -128,27 +133,21 @@ def _hold_tensors(model: ir.Model, target: Path) -> None:
     They are mapped, and a mapping outlives the name of its file.
     """
     place = os.path.realpath(target)
-    if not any(os.path.realpath(tensor.path) == place for tensor in external_tensors(model)):
-        return
-    for graph in graphs(model):
-        load_initializers(graph)
-        for node in graph:
-            load_attributes(node)
+    if any(os.path.realpath(tensor.path) == place for tensor in external_tensors(model)):
+        load_external(model)
 
 
 def _with_weights_in(file: BinaryIO, name: str, model: ir.Model) -> onnx.ModelProto:
     """The model as a message, its large initialisers written to `file`, which becomes `name`."""
     copy = model.clone()
-    for graph in graphs(copy):
-        for value in graph.initializers.values():
-            tensor = value.const_value
-            if tensor is not None and tensor.nbytes >= _EXTERNAL_FROM:
-                value.const_value = _moved(file, name, tensor)
-            elif isinstance(tensor, ir.ExternalTensor):
-                value.const_value = in_memory(tensor)
-        for node in graph:
-            load_attributes(node)
-    return ir.to_proto(copy)
+    for value in initializers(copy):
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes >= _EXTERNAL_FROM:
+            value.const_value = _moved(file, name, tensor)
+        elif isinstance(tensor, ir.ExternalTensor):
+            value.const_value = in_memory(tensor)
+    load_attributes(copy)
+    return _message(copy)
 
 
 def _moved(file: BinaryIO, name: str, tensor: ir.TensorProtocol) -> ir.ExternalTensor:

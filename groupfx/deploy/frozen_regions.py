@@ -25,17 +25,8 @@ from ..gathers import plan_gather
 from ..nn import ChannelGather, ChannelShuffle, ChannelTranspose, ConstantChannels
 from ..nn.masked_conv import MASKED
 from ..rewriting.learned_sites import FROZEN_MARK
-from .unsplit import (
-    PlannedSite,
-    cat_values,
-    changed,
-    finish,
-    is_batchnorm,
-    joined,
-    put,
-    put_in_place,
-    sliced,
-)
+from .unsplit import PlannedSite, cat_values, finish, put, put_in_place, sliced
+from .unsplit_norms import changed, is_batchnorm, joined
 
 _UNMASKED: Mapping[type[nn.Module], type[nn.Module]] = {
     masked: plain for plain, masked in MASKED.items()
@@ -93,7 +84,9 @@ def merge_frozen(
             root.set_submodule(*norm)
         for call in calls:
             _replace(root, call, place, None if norm is None else norm[0])
-        planned.append(PlannedSite(joined(path, place), joined(path, home), calls[0].plan))
+        planned.append(
+            PlannedSite(joined(path, place), joined(path, home) or "weight", calls[0].plan)
+        )
     if planned:
         finish(root)
     return planned

@@ -29,15 +29,17 @@ from .batchnorm import fold_batchnorms
 from .conv_nodes import ConvNode, conv_nodes
 from .files import PRODUCER
 from .forming import apply_form
-from .graph_sites import module_path
+from .graph_sites import module_path, numbered
 from .metadata import mark, strip
 from .splitting import split_conv
 from .torch_export import ConvName, TracedModel
+from .unsplit import PlannedSite
 
 DEFAULT_OPSET = 20
 LEAST_OPSET = 11
 _FIRST_WITH_WRAP = 19
 _NEWEST_EXPORTED = 24
+_WEIGHT = ".weight"
 _CONV_TYPES = ("Conv", "ConvTranspose")
 _LARGEST_FOLDED = 1 << 24
 _GRAPH_NAME = "main_graph"
@@ -53,9 +55,9 @@ def onnx_graph(traced: TracedModel, opset: int) -> tuple[ir.Model, tuple[str, ..
     _require_opset(model, opset)
     model.graph.name = _GRAPH_NAME
     _clean(model)
-    _mark_convs(model, traced.convs)
+    forms = _mark_convs(model, traced)
     notes = fold_batchnorms(model)
-    _apply_forms(model, traced.convs)
+    _apply_forms(model, forms)
     _rename(model, traced)
     _finish(model)
     return model, notes
@@ -154,22 +156,52 @@ def _clean(model: ir.Model) -> None:
         common.OutputFixPass()(model)
 
 
-def _mark_convs(model: ir.Model, names: Sequence[ConvName]) -> None:
-    """Write on each convolution which site it is: they come in the order of the torch graph."""
+def _mark_convs(model: ir.Model, traced: TracedModel) -> Mapping[str, Any]:
+    """Write on each convolution which site it is; the forms of those that have one.
+
+    They come in the order of the torch graph. Where there are others (from a part of the model
+    that is a graph of its own, as under autocast), their weights tell.
+    """
     nodes = [node for node in model.graph if node.op_type in _CONV_TYPES and not node.domain]
-    groups = [_groups(node) for node in nodes]
+    names = traced.convs
     if len(nodes) != len(names) or any(
-        name.groups not in (None, found) for name, found in zip(names, groups, strict=True)
+        name.groups not in (None, _groups(node)) for node, name in zip(nodes, names, strict=True)
     ):
-        raise InternalError(
-            f"the exporter made {len(nodes)} convolutions of the model's {len(names)}, or made "
-            "them in another order; please report this model"
-        )
+        names = _names_by_weight(nodes, traced.planned)
     for node, name in zip(nodes, names, strict=True):
         mark(node, name.name)
         node.name = name.name
         if not name.bias:
             _drop_bias(model.graph, node)
+        _name_weight(model.graph, node, name.name)
+    return {name.name: name.form for name in names if name.form is not None}
+
+
+def _names_by_weight(
+    nodes: Sequence[ir.Node], planned: Sequence[PlannedSite]
+) -> tuple[ConvName, ...]:
+    plans = {plan.path: plan for plan in planned}
+    weights = [node.inputs[1] for node in nodes]
+    paths = [
+        (w.name if w is not None and w.name else "conv").removesuffix(_WEIGHT) for w in weights
+    ]
+    bases = [plans[path].name if path in plans else path for path in paths]
+    forms = [plans[path].form if path in plans else None for path in paths]
+    return tuple(
+        ConvName(name, form, True, _groups(node), True)
+        for name, form, node in zip(numbered(bases), forms, nodes, strict=True)
+    )
+
+
+def _name_weight(graph: ir.Graph, node: ir.Node, site: str) -> None:
+    """Call a weight that was computed beforehand `<site>.weight`."""
+    weight, name = node.inputs[1], f"{site.partition('#')[0]}{_WEIGHT}"
+    if weight is None or not weight.is_initializer() or name in graph.initializers:
+        return
+    if (weight.name or "").startswith("folded_"):
+        graph.initializers.pop(weight.name or "")
+        weight.name = name
+        graph.register_initializer(weight)
 
 
 def _groups(node: ir.Node) -> int:
@@ -186,8 +218,7 @@ def _drop_bias(graph: ir.Graph, node: ir.Node) -> None:
         graph.initializers.pop(bias.name, None)
 
 
-def _apply_forms(model: ir.Model, names: Sequence[ConvName]) -> None:
-    forms = {name.name: name.form for name in names if name.form is not None}
+def _apply_forms(model: ir.Model, forms: Mapping[str, Any]) -> None:
     if not forms:
         return
     convs, _ = conv_nodes(model)
@@ -257,9 +288,9 @@ def _name_sizes(graph: ir.Graph) -> None:
         for axis, size in enumerate(value.shape or ()):
             symbol = getattr(size, "value", None)
             if isinstance(size, ir.SymbolicDim) and symbol is not None and symbol not in names:
-                names[symbol] = "batch" if axis == 0 else f"size_{axis}_{value.name}"
-    if len(set(names.values())) < len(names):
-        names = {symbol: f"size_{position}" for position, symbol in enumerate(names)}
+                name = f"size_{axis}_{value.name}" if axis else "batch"
+                taken = name in names.values()
+                names[symbol] = f"{name}_{value.name}" if taken else name
     ends = {id(value) for value in (*graph.inputs, *graph.outputs)}
     for node in graph:
         for value in node.outputs:

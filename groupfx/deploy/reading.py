@@ -17,7 +17,7 @@ import onnx
 import onnx_ir as ir
 
 from ..errors import FileError
-from .tensors import attribute_tensors, external_tensors, graphs
+from .tensors import external_tensors, graphs, nodes, tensors
 
 PRODUCER = "groupfx"
 OLDEST_OPSET = 11
@@ -62,12 +62,13 @@ def read_onnx(path: Path | str) -> ir.Model:
         model = ir.serde.deserialize_model(proto)
         if not ordered:
             model.graph.sort()
+        _check_tensors(model)
+        _check_texts(proto, model)
     except FileError as error:
         raise FileError(f"{place} is damaged: {error}") from error
     except Exception as error:
         raise FileError(f"{place} is damaged: {_root_reason(error)}") from error
     _find_external(place, model)
-    _check_tensors(place, model)
     return model
 
 
@@ -245,17 +246,17 @@ def _find_external(path: Path, model: ir.Model) -> None:
     """Say where weights in other files lie, and refuse those that are not there or not whole."""
     # Absolute: onnx-ir checks no path of a tensor whose folder is "".
     folder = Path(os.path.abspath(path)).parent
-    tensors = list(external_tensors(model))
-    for tensor in tensors:
+    external = list(external_tensors(model))
+    for tensor in external:
         tensor.base_dir = str(folder)
         _check_inside(path, folder, tensor)
-    missing = [tensor for tensor in tensors if not Path(tensor.path).is_file()]
+    missing = [tensor for tensor in external if not Path(tensor.path).is_file()]
     if missing:
         raise FileError(
             f"{path} keeps weights in {missing[0].location}, which is not beside it "
-            f"({len(missing)} of {len(tensors)} tensors are missing): copy that file too"
+            f"({len(missing)} of {len(external)} tensors are missing): copy that file too"
         )
-    for tensor in tensors:
+    for tensor in external:
         _check_whole(path, tensor)
 
 
@@ -278,7 +279,7 @@ def _check_whole(path: Path, tensor: ir.ExternalTensor) -> None:
     status = Path(tensor.path).stat()
     start, length = tensor.offset or 0, tensor.length
     stop = start + (tensor.nbytes if length is None else length)
-    if start < 0 or stop > status.st_size:
+    if start < 0 or stop < start or stop > status.st_size:
         raise FileError(
             f"{tensor.location}, where {path} keeps weights, is too short: it has "
             f"{status.st_size:,} bytes and {tensor.name!r} ends at {stop:,}; copy it again"
@@ -296,28 +297,49 @@ def _check_whole(path: Path, tensor: ir.ExternalTensor) -> None:
         )
 
 
-def _check_tensors(path: Path, model: ir.Model) -> None:
+def _check_tensors(model: ir.Model) -> None:
     """Refuse tensors that hold another number of bytes than their shape says."""
-    for graph in graphs(model):
-        tensors = [value.const_value for value in graph.initializers.values()]
-        for tensor in (*tensors, *(t for node in graph for t in attribute_tensors(node))):
-            if isinstance(tensor, ir.TensorProtoTensor):
-                _check_tensor(path, tensor)
+    for tensor in tensors(model):
+        if isinstance(tensor, ir.TensorProtoTensor):
+            _check_tensor(tensor)
+        elif isinstance(tensor, ir.ExternalTensor) and tensor.nbytes < 0:
+            raise FileError(f"{tensor.name!r} takes {tensor.nbytes:,} bytes")
 
 
-def _check_tensor(path: Path, tensor: ir.TensorProtoTensor) -> None:
+def _check_tensor(tensor: ir.TensorProtoTensor) -> None:
     proto = tensor.raw
     if not proto.HasField("raw_data"):
         try:
             tensor.numpy()
         except Exception as error:
-            raise FileError(f"{path} is damaged: {tensor.name!r}: {first_line(error)}") from error
+            # Numpy has no one error for numbers that do not fit a shape.
+            raise FileError(f"{tensor.name!r}: {first_line(error)}") from error
         return
     if len(proto.raw_data) != tensor.nbytes:
         raise FileError(
-            f"{path} is damaged: {tensor.name!r} takes {tensor.nbytes:,} bytes and has "
-            f"{len(proto.raw_data):,}"
+            f"{tensor.name!r} takes {tensor.nbytes:,} bytes and has {len(proto.raw_data):,}"
         )
+
+
+def _check_texts(proto: onnx.ModelProto, model: ir.Model) -> None:
+    """Fail where a text is no UTF-8 or an attribute has no type: protobuf reads both.
+
+    Such a model cannot be written again, which would come out at the end of the work.
+    """
+    texts = [proto.producer_name, proto.producer_version, proto.domain, proto.doc_string]
+    texts.extend(text for entry in proto.metadata_props for text in (entry.key, entry.value))
+    texts.extend(graph.name or "" for graph in graphs(model))
+    onnx.NodeProto(input=texts)
+    for graph in graphs(model):
+        _write_values(*graph.inputs, *graph.outputs, *graph.initializers.values())
+    for node in nodes(model):
+        ir.to_proto(node)
+        _write_values(*node.outputs)
+
+
+def _write_values(*values: ir.Value) -> None:
+    for value in values:
+        ir.to_proto(value)
 
 
 def _root_reason(error: BaseException) -> str:

@@ -25,11 +25,12 @@ from .conv_nodes import (
 )
 from .files import PRODUCER
 from .splitting import Names, following_norm, split_conv
-from .tensors import graphs
+from .tensors import nodes, tensors
 
 Declines = Callable[[str, ConvSpec, bool], str | None]
 """Name and fields of a site, and whether freezing made it; a reason to leave it, or None."""
 
+_MOST_BYTES_OF_SCALES = 64
 _PARAMETER_TYPES = frozenset(
     {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 )
@@ -145,8 +146,7 @@ def static_shapes(model: ir.Model) -> Shapes:
         if not value.is_initializer():
             _set_batch_one(value)
     for name, value in tuple(work.graph.initializers.items()):
-        # Inference reads the numbers of shapes and sizes, and of weights nothing but their shape.
-        if value.const_value is not None and value.const_value.dtype in _PARAMETER_TYPES:
+        if _is_weight(value.const_value):
             del work.graph.initializers[name]
             if not value.is_graph_input():
                 work.graph.inputs.append(value)
@@ -162,6 +162,13 @@ def static_shapes(model: ir.Model) -> Shapes:
         if shape is not None:
             found[info.name] = shape
     return found
+
+
+def _is_weight(tensor: ir.TensorProtocol | None) -> bool:
+    """Whether inference needs its shape only; of sizes and scales it reads the numbers."""
+    if tensor is None or tensor.dtype not in _PARAMETER_TYPES:
+        return False
+    return tensor.nbytes > _MOST_BYTES_OF_SCALES
 
 
 def _set_batch_one(value: ir.Value) -> None:
@@ -270,7 +277,7 @@ def _totals(model: ir.Model, shapes: Shapes) -> OnnxTotals:
     convs, left = conv_nodes(model, shapes)
     macs = [_macs(conv, shapes) for conv in convs]
     known = [number for number in macs if number is not None]
-    count = sum(is_convolution(node) for graph in graphs(model) for node in graph)
+    count = sum(map(is_convolution, nodes(model)))
     return OnnxTotals(
         convs=count,
         grouped=sum(conv.spec.groups > 1 for conv in convs) + len(left),
@@ -281,14 +288,6 @@ def _totals(model: ir.Model, shapes: Shapes) -> OnnxTotals:
 
 def _parameters(model: ir.Model) -> int:
     """Numbers in floating-point initialisers and constants."""
-    tensors = [
-        value.const_value for graph in graphs(model) for value in graph.initializers.values()
-    ]
-    for graph in graphs(model):
-        constants = (node for node in graph if node.op_type == "Constant" and not node.domain)
-        tensors.extend(node.attributes.get_tensor("value") for node in constants)
     return sum(
-        prod(tensor.shape.numpy())
-        for tensor in tensors
-        if tensor is not None and tensor.dtype in _PARAMETER_TYPES
+        prod(tensor.shape.numpy()) for tensor in tensors(model) if tensor.dtype in _PARAMETER_TYPES
     )

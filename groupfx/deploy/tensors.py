@@ -15,14 +15,45 @@ def graphs(model: ir.Model) -> Iterator[ir.Graph]:
         yield from graph.subgraphs()
 
 
-def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
-    """Every tensor whose numbers lie in another file: initialisers and attributes of nodes."""
+def initializers(model: ir.Model) -> Iterator[ir.Value]:
+    """The initialisers of every graph."""
     for graph in graphs(model):
-        for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                yield value.const_value
-        for node in graph:
-            yield from (t for t in attribute_tensors(node) if isinstance(t, ir.ExternalTensor))
+        yield from graph.initializers.values()
+
+
+def nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """The nodes of every graph."""
+    for graph in graphs(model):
+        yield from graph
+
+
+def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """The tensors of initialisers and in the attributes of nodes, as a `Constant` has one."""
+    for value in initializers(model):
+        if value.const_value is not None:
+            yield value.const_value
+    for node in nodes(model):
+        yield from _attribute_tensors(node)
+
+
+def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    """Every tensor whose numbers lie in another file."""
+    return (tensor for tensor in tensors(model) if isinstance(tensor, ir.ExternalTensor))
+
+
+def load_external(model: ir.Model) -> None:
+    """Replace tensors of `model` that lie in another file by ones in memory, or mapped there."""
+    for value in initializers(model):
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = in_memory(value.const_value)
+    load_attributes(model)
+
+
+def load_attributes(model: ir.Model) -> None:
+    """The same for tensors in the attributes of nodes alone."""
+    for node in nodes(model):
+        for name, attribute in list(node.attributes.items()):
+            node.attributes[name] = _loaded(attribute)
 
 
 def in_memory(tensor: ir.ExternalTensor) -> ir.Tensor[Any]:
@@ -36,24 +67,17 @@ def in_memory(tensor: ir.ExternalTensor) -> ir.Tensor[Any]:
     )
 
 
-def load_initializers(graph: ir.Graph) -> None:
-    """Replace initialisers of `graph` that lie in another file by ones in memory."""
-    for value in graph.initializers.values():
-        if isinstance(value.const_value, ir.ExternalTensor):
-            value.const_value = in_memory(value.const_value)
+def _loaded(attribute: ir.Attr) -> ir.Attr:
+    """The attribute; with its tensor in memory where it is in another file."""
+    if attribute.is_ref() or attribute.type != ir.AttributeType.TENSOR:
+        return attribute
+    tensor = attribute.as_tensor()
+    if not isinstance(tensor, ir.ExternalTensor):
+        return attribute
+    return ir.AttrTensor(attribute.name, in_memory(tensor))
 
 
-def load_attributes(node: ir.Node) -> None:
-    """Replace tensors in attributes of `node` that lie in another file by ones in memory."""
-    for name, attribute in list(node.attributes.items()):
-        if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
-            tensor = attribute.as_tensor()
-            if isinstance(tensor, ir.ExternalTensor):
-                node.attributes[name] = ir.AttrTensor(name, in_memory(tensor))
-
-
-def attribute_tensors(node: ir.Node) -> Iterator[ir.TensorProtocol]:
-    """The tensors in the attributes of a node, as a `Constant` has one."""
+def _attribute_tensors(node: ir.Node) -> Iterator[ir.TensorProtocol]:
     for attribute in node.attributes.values():
         if attribute.is_ref():
             continue

@@ -7,7 +7,7 @@ is computed from parameters alone computed once, arguments and results flat list
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -52,6 +52,7 @@ class TracedModel:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     fixed: tuple[str, ...]
+    planned: tuple[PlannedSite, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,16 @@ def trace_model(model: nn.Module, inputs: ExampleInputs, dynamic: Dynamic) -> Tr
     try:
         return _traced(own, inputs, dynamic, planned)
     except CannotTrace as error:
+        reason = error
+    try:
+        # A model whose first dimension is no batch, or that computes with its sizes.
+        found = _traced(own, inputs, Dynamic(batch=False), planned)
+    except CannotTrace as error:
         raise ModelError(
             f"torch.export does not take {type(model).__name__}: {error}; a forward that depends "
             "on values of tensors cannot be exported"
         ) from error
+    return replace(found, fixed=(f"all, since with open ones torch.export says: {reason}",))
 
 
 def gathered_sites(
@@ -142,9 +149,9 @@ def _gather_widths(model: nn.Module, inputs: ExampleInputs) -> dict[nn.Module, i
 def _traced(
     model: nn.Module, inputs: ExampleInputs, dynamic: Dynamic, planned: Sequence[PlannedSite]
 ) -> TracedModel:
-    pair = inputs.with_batch(2)
+    pair = inputs.with_batch(2) if dynamic.batch else inputs
     axes = dynamic.axes(pair)
-    program = export_program(model, pair, axes)
+    program = export_program(model, pair, axes, batch=None)
     graph = program.module(check_guards=False)
     assert isinstance(graph, fx.GraphModule)
     sites = graph_sites(graph)
@@ -154,15 +161,15 @@ def _traced(
     convs = tuple(_conv_name(site, planned) for site in sites)
     folded = fold_constants(graph, sites)
     if folded or len(tensors) != len(placeholders) or not _plain_outputs(graph):
-        _flatten(graph)
-        values = tuple(pair.tensors())
-        program = export_program(graph, ExampleInputs(values), axes)
+        flat = _flattened(graph)
+        program = export_program(flat, ExampleInputs(tuple(pair.tensors())), axes, batch=None)
     return TracedModel(
         program,
         convs,
         unique([str(node.target) for node in tensors]),
         unique(names),
         tuple(_fixed(tensors, axes, list(pair.tensors()))),
+        tuple(planned),
     )
 
 
@@ -211,8 +218,8 @@ def _plain_outputs(graph: fx.GraphModule) -> bool:
     return computed and len({leaf.name for leaf in leaves}) == len(leaves)
 
 
-def _flatten(graph: fx.GraphModule) -> None:
-    """Make tensors alone come in and go out, as positional arguments and a tuple."""
+def _flattened(graph: fx.GraphModule) -> fx.GraphModule:
+    """The same graph with tensors alone that come in and go out, positional and as a tuple."""
     output = graph.graph.output_node()
     leaves = [leaf for leaf in _outputs(graph) if _is_value(leaf)]
     if not leaves:
@@ -232,7 +239,8 @@ def _flatten(graph: fx.GraphModule) -> None:
             graph.graph.erase_node(node)
     graph.graph._codegen = fx.graph.CodeGen()
     graph.graph.lint()
-    graph.recompile()
+    # A new module, without the hooks that look at how the old one's arguments are nested.
+    return fx.GraphModule(graph, graph.graph)
 
 
 def _fixed(placeholders: Sequence[fx.Node], axes: Any, tensors: Sequence[Tensor]) -> Sequence[str]:

@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from ..channels import Slice
-from ..convs import original_type, rebuild, spec_of_module
+from ..convs import rebuild, spec_of_module
 from ..forms import FormPlan
-from ..rewriting.store import BATCHNORMS
+from .unsplit_norms import Norms, calls_below, changed, joined, numbered_home, peel_norms, stacked
 
 _CATS = (torch.cat, torch.ops.aten.cat.default)
 
@@ -45,12 +45,11 @@ class PlannedSite:
 
 @dataclass(frozen=True)
 class _Branch:
-    """One branch: a slice, a convolution module, perhaps a BatchNorm module."""
+    """One branch: a slice and a convolution module. `extra` are further arguments of its call."""
 
     slice: fx.Node
     part: Slice
     conv: str
-    norm: str | None
     extra: tuple[Any, ...]
 
     @property
@@ -61,11 +60,11 @@ class _Branch:
 
 @dataclass(frozen=True)
 class _Region:
-    """A concatenation of branches; `home` holds the convolutions, `norms` the BatchNorms."""
+    """A concatenation of branches; `home` holds the convolutions."""
 
     cat: fx.Node
     home: str
-    norms: str | None
+    norms: Norms | None
     branches: tuple[_Branch, ...]
 
 
@@ -83,15 +82,12 @@ def unsplit(root: fx.GraphModule, path: str) -> list[PlannedSite]:
             root.set_submodule(norm, module)
         for call in calls:
             _replace(root, call, place)
-        planned.append(PlannedSite(joined(path, place), joined(path, home), len(calls[0].branches)))
+        # A convolution that is the whole model has no path: its weight's name stands for it.
+        name = joined(path, home) or "weight"
+        planned.append(PlannedSite(joined(path, place), name, len(calls[0].branches)))
     if planned:
         finish(root)
     return planned
-
-
-def joined(*paths: str) -> str:
-    """Dotted path, empty parts left out."""
-    return ".".join(path for path in paths if path)
 
 
 def put(root: nn.Module, home: str, module: nn.Module) -> str:
@@ -131,20 +127,18 @@ def _read(node: fx.Node, root: fx.GraphModule) -> _Region | None:
     values = cat_values(node)
     if values is None or len(values) < 2:
         return None
-    branches = [_branch(value, root) for value in values]
-    known = [branch for branch in branches if branch is not None]
-    if len(known) != len(branches):
+    peeled = peel_norms(values, root)
+    if peeled is None:
         return None
-    home = _numbered([branch.conv for branch in known])
-    norms = _numbered([branch.norm for branch in known if branch.norm is not None])
-    some = sum(branch.norm is not None for branch in known)
-    if home is None or some not in (0, len(known)) or (some and norms is None):
+    convs, norms = peeled
+    branches = [branch for conv in convs if (branch := _branch(conv, root)) is not None]
+    if len(branches) != len(convs):
         return None
-    first = known[0]
-    alike = all(b.source is first.source and b.extra == first.extra for b in known)
-    if not alike or not _equal_parts([branch.part for branch in known]):
+    home, first = numbered_home([branch.conv for branch in branches]), branches[0]
+    alike = all(b.source is first.source and b.extra == first.extra for b in branches)
+    if home is None or not alike or not equal_parts([branch.part for branch in branches]):
         return None
-    return _Region(node, home, norms if some else None, tuple(known))
+    return _Region(node, home, norms, tuple(branches))
 
 
 def cat_values(node: fx.Node) -> list[fx.Node] | None:
@@ -174,42 +168,23 @@ def sliced(node: fx.Node) -> tuple[fx.Node, Slice] | None:
     return source, Slice(part.start, part.stop)
 
 
-def is_batchnorm(node: fx.Node, root: nn.Module) -> bool:
-    """Whether `node` calls a plain BatchNorm on one value."""
-    if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
-        return False
-    return type(root.get_submodule(str(node.target))) in BATCHNORMS
-
-
-def _branch(value: fx.Node, root: fx.GraphModule) -> _Branch | None:
-    norm = value if is_batchnorm(value, root) else None
-    conv = value if norm is None else norm.args[0]
-    if not isinstance(conv, fx.Node) or conv.op != "call_module" or conv.kwargs or not conv.args:
+def _branch(conv: fx.Node, root: fx.GraphModule) -> _Branch | None:
+    if conv.op != "call_module" or conv.kwargs or not conv.args:
         return None
-    spec = spec_of_module(root.get_submodule(str(conv.target)))
-    if spec is None or not isinstance(conv.args[0], fx.Node):
+    spec, data = spec_of_module(root.get_submodule(str(conv.target))), conv.args[0]
+    if spec is None or not isinstance(data, fx.Node):
         return None
-    found = sliced(conv.args[0])
-    chain = [node for node in (conv.args[0], conv, norm) if node is not None]
-    if found is None or any(len(node.users) != 1 for node in chain):
+    found = sliced(data)
+    if found is None or any(len(node.users) != 1 for node in (data, conv)):
         return None
     _, part = found
     if spec.groups != 1 or len(part) != spec.in_channels:
         return None
-    path = None if norm is None else str(norm.target)
-    return _Branch(conv.args[0], part, str(conv.target), path, tuple(conv.args[1:]))
+    return _Branch(data, part, str(conv.target), tuple(conv.args[1:]))
 
 
-def _numbered(paths: Sequence[str]) -> str | None:
-    """`a.b` for `a.b.0`, `a.b.1`, ...; None for any other names."""
-    if not paths:
-        return None
-    home = paths[0].rpartition(".")[0]
-    expected = [joined(home, str(position)) for position in range(len(paths))]
-    return home if list(paths) == expected else None
-
-
-def _equal_parts(parts: Sequence[Slice]) -> bool:
+def equal_parts(parts: Sequence[Slice]) -> bool:
+    """Whether slices of one size lie one after another, from 0 on."""
     size = len(parts[0])
     return all(
         part == Slice(position * size, (position + 1) * size) for position, part in enumerate(parts)
@@ -219,18 +194,11 @@ def _equal_parts(parts: Sequence[Slice]) -> bool:
 def _all_calls(root: fx.GraphModule, home: str, calls: Sequence[_Region]) -> bool:
     """Whether the branches, and their BatchNorms, are called by these regions alone, and alike."""
     count = len(calls[0].branches)
-    norms = Counter(call.norms for call in calls if call.norms is not None)
+    norms = Counter(call.norms.home for call in calls if call.norms is not None)
     expected = {home: len(calls), **norms}
     return all(len(call.branches) == count for call in calls) and all(
-        _calls_under(root, prefix) == number * count for prefix, number in expected.items()
+        calls_below(root, prefix) == number * count for prefix, number in expected.items()
     )
-
-
-def _calls_under(root: fx.GraphModule, home: str) -> int:
-    """How many calls of the numbered children of `home` the graph has."""
-    prefix = f"{home}." if home else ""
-    targets = (str(node.target) for node in root.graph.nodes if node.op == "call_module")
-    return sum(t.startswith(prefix) and t.removeprefix(prefix).isdecimal() for t in targets)
 
 
 def _merged_conv(root: fx.GraphModule, calls: Sequence[_Region]) -> nn.Module | None:
@@ -244,49 +212,18 @@ def _merged_conv(root: fx.GraphModule, calls: Sequence[_Region]) -> nn.Module | 
         "out_channels": spec.out_channels * len(modules),
         "groups": len(modules),
     }
-    return rebuild(modules[0], _stacked(modules, ("weight", "bias")), **whole)
-
-
-def changed(module: nn.Module) -> bool:
-    """Whether hooks or a parametrisation make more of a module than its fields say."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks)
-    return any(hooks) or original_type(module) is not type(module)
-
-
-def _stacked(modules: Sequence[nn.Module], names: Sequence[str]) -> dict[str, Tensor | None]:
-    """The tensors of all modules one after another; numbers are those of the first."""
-
-    def stack(name: str) -> Tensor | None:
-        tensors = [getattr(module, name) for module in modules]
-        first = tensors[0]
-        if first is None:
-            return None
-        whole = first.detach() if not first.dim() else torch.cat([t.detach() for t in tensors])
-        is_parameter = isinstance(first, nn.Parameter)
-        return nn.Parameter(whole, requires_grad=False) if is_parameter else whole
-
-    return {name: stack(name) for name in names}
+    return rebuild(modules[0], stacked(modules, ("weight", "bias")), **whole)
 
 
 def _merged_norms(root: fx.GraphModule, calls: Sequence[_Region]) -> Mapping[str, nn.Module] | None:
     """The BatchNorms of a site put together, by their path; None where they cannot be."""
     merged: dict[str, nn.Module] = {}
-    for call in calls:
-        if call.norms is None or call.norms in merged:
-            continue
-        modules = [root.get_submodule(str(branch.norm)) for branch in call.branches]
-        first = modules[0]
-        if any(_norm_fields(m) != _norm_fields(first) or changed(m) for m in modules):
+    for norms in {call.norms for call in calls if call.norms is not None}:
+        whole = norms.merged(root)
+        if whole is None:
             return None
-        tensors = _stacked(modules, (*first._parameters, *first._buffers))
-        features = sum(len(module.get_buffer("running_mean")) for module in modules)
-        merged[call.norms] = rebuild(first, tensors, num_features=features)
+        merged[norms.home] = whole
     return merged
-
-
-def _norm_fields(module: nn.Module) -> tuple[object, ...]:
-    fields = ("eps", "momentum", "affine", "track_running_stats", "training")
-    return (type(module), *(getattr(module, name) for name in fields))
 
 
 def _replace(root: fx.GraphModule, region: _Region, place: str) -> None:
@@ -294,7 +231,7 @@ def _replace(root: fx.GraphModule, region: _Region, place: str) -> None:
     with graph.inserting_before(region.cat):
         value = graph.call_module(place, (first.source, *first.extra))
         if region.norms is not None:
-            value = graph.call_module(region.norms, (value,))
+            value = graph.call_module(region.norms.home, (value,))
     put_in_place(graph, region.cat, value)
 
 

@@ -18,14 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..channels import Slice
-from .unsplit import PlannedSite, cat_values, finish, joined, put_in_place, sliced
+from .unsplit import PlannedSite, cat_values, equal_parts, finish, put_in_place, sliced
+from .unsplit_norms import Norms, calls_below, joined, peel_norms
 
 Function = Callable[..., Tensor]
 
 _FUNCTIONS: frozenset[Any] = frozenset(
     getattr(torch, f"conv{kind}{dims}d") for dims in (1, 2, 3) for kind in ("", "_transpose")
 )
-_PARAMETRIZATION = ".parametrizations.weight"
+_WEIGHT = "weight"
+_PARAMETRIZATION = "parametrizations.weight"
 
 
 class ComputedConv(nn.Module):
@@ -65,29 +67,37 @@ def unsplit_computed(root: fx.GraphModule, path: str) -> list[PlannedSite]:
     """Put the sites of `root` together whose branches are function calls, in place."""
     planned: list[PlannedSite] = []
     for node in list(root.graph.nodes):
-        calls = _read(node)
-        if calls is None:
+        found = _read(node, root)
+        norm = None if found is None or found[1] is None else found[1].merged(root)
+        if found is None or (found[1] is not None and norm is None):
             continue
-        first, groups = calls[0], len(calls)
+        (first, *others), norms = found
+        groups = 1 + len(others)
         place = f"whole_{len(planned)}"
         root.add_module(place, ComputedConv(first.function, first.options, first.pad, groups))
-        arguments = (first.source, first.weight, first.bias)
         with root.graph.inserting_before(node):
-            value = root.graph.call_module(place, arguments)
+            value = root.graph.call_module(place, (first.source, first.weight, first.bias))
+            if norms is not None and norm is not None:
+                root.set_submodule(norms.home, norm)
+                value = root.graph.call_module(norms.home, (value,))
         put_in_place(root.graph, node, value)
-        name = joined(path, _weight_name(first.weight) or node.name)
+        name = _site_name(path, first.weight) or node.name
         planned.append(PlannedSite(joined(path, place), name, groups))
     if planned:
         finish(root)
     return planned
 
 
-def _read(node: fx.Node) -> list[_Call] | None:
+def _read(node: fx.Node, root: fx.GraphModule) -> tuple[list[_Call], Norms | None] | None:
     values = cat_values(node)
-    if values is None or len(values) < 2:
+    peeled = None if values is None or len(values) < 2 else peel_norms(values, root)
+    if peeled is None:
         return None
-    calls = [call for value in values if (call := _branch(value)) is not None]
-    if len(calls) != len(values):
+    convs, norms = peeled
+    calls = [call for value in convs if (call := _branch(value)) is not None]
+    if len(calls) != len(convs):
+        return None
+    if norms is not None and calls_below(root, norms.home) != len(calls):
         return None
     first = calls[0]
     fields = ("source", "weight", "bias", "function", "options", "pad")
@@ -95,12 +105,7 @@ def _read(node: fx.Node) -> list[_Call] | None:
     parts: list[Sequence[Slice]] = [[c.part for c in calls], [c.rows for c in calls]]
     if first.bias is not None:
         parts.append([c.bias_rows for c in calls if c.bias_rows is not None])
-    return calls if alike and all(map(_one_after_another, parts)) else None
-
-
-def _one_after_another(parts: Sequence[Slice]) -> bool:
-    size = len(parts[0])
-    return all(p == Slice(k * size, (k + 1) * size) for k, p in enumerate(parts))
+    return (calls, norms) if alike and all(map(equal_parts, parts)) else None
 
 
 def _branch(value: fx.Node) -> _Call | None:
@@ -133,6 +138,12 @@ def _rows(node: Any) -> tuple[fx.Node, Slice] | None:
     return source, Slice(index.start, index.stop)
 
 
+def _site_name(path: str, weight: fx.Node) -> str:
+    """Name in the whole model of the module at whose weight the site's rows were cut."""
+    name = joined(path, _weight_name(weight) or "")
+    return name.removesuffix(_PARAMETRIZATION).removesuffix(".")
+
+
 def _weight_name(weight: fx.Node) -> str | None:
     """The module that a weight belongs to: what holds it, or what holds what it is made of."""
     pending, seen = [weight], {weight}
@@ -140,9 +151,10 @@ def _weight_name(weight: fx.Node) -> str | None:
         node = pending.pop(0)
         if node.op == "get_attr":
             key = str(node.target)
-            return key.rpartition(".")[0] or key
+            stored = node is weight and not key.endswith(f".{_WEIGHT}")
+            return key if stored else key.rpartition(".")[0] or key
         if node.op == "call_module" and not node.all_input_nodes:
-            return str(node.target).removesuffix(_PARAMETRIZATION)
+            return str(node.target)
         new = [source for source in node.all_input_nodes if source not in seen]
         seen.update(new)
         pending += new

@@ -47,13 +47,15 @@ def all_axes(tensor: torch.Tensor) -> Collection[int]:
 
 
 def export_program(
-    model: nn.Module, inputs: ExampleInputs, axes: Axes = all_axes
+    model: nn.Module, inputs: ExampleInputs, axes: Axes = all_axes, batch: int | None = 2
 ) -> torch.export.ExportedProgram:
     """`torch.export` in eval mode and with a batch of 2, the sizes in `axes` dynamic that can be.
 
+    `batch` is another number of rows to export with, None those of the inputs.
+
     Raises `CannotTrace` with the reason where the exporter refuses.
     """
-    pair = inputs.with_batch(2)
+    pair = inputs if batch is None else inputs.with_batch(batch)
     dynamic = torch.export.Dim.AUTO
 
     def sizes(value: Any) -> Any:
