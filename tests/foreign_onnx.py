@@ -15,6 +15,8 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
+from groupfx.convs import ConvSpec
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -141,3 +143,22 @@ def difference(first: Sequence[Array], second: Sequence[Array]) -> float:
         wide, gap = one.astype(np.float64), one.astype(np.float64) - other.astype(np.float64)
         worst = max(worst, float(np.abs(gap).max() / np.abs(wide).max()))
     return worst
+
+
+def norm_model(opset: int = 17, **attributes: Any) -> onnx.ModelProto:
+    names = ["weight", "bias", "running_mean", "running_var"]
+    tensors = {"conv1.weight": numbers(10, 3, 3, 3)} | {
+        f"bn1.{name}": np.abs(numbers(10, seed=k)) + 0.1 for k, name in enumerate(names)
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "conv1.weight"], ["c"], name="conv1", group=2),
+        helper.make_node(
+            "BatchNormalization", ["c", *list(tensors)[1:]], ["b"], name="bn1", **attributes
+        ),
+        helper.make_node("Relu", ["b"], ["y"], name="relu"),
+    ]
+    return model_of(nodes, ("N", 6, 7, 5), tensors, opset=opset)
+
+
+def take_all(name: str, spec: ConvSpec, frozen: bool) -> None:
+    """Decline nothing."""

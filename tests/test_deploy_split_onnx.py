@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -17,14 +16,24 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from foreign_onnx import CASES, Array, Case, difference, model_of, numbers, run, value
+from foreign_onnx import (
+    CASES,
+    Array,
+    Case,
+    difference,
+    model_of,
+    norm_model,
+    numbers,
+    run,
+    take_all,
+    value,
+)
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from groupfx.convs import ConvSpec
 from groupfx.deploy.conv_nodes import conv_nodes
 from groupfx.deploy.files import check_onnx, proto_of, read_onnx
 from groupfx.deploy.metadata import mark_of
-from groupfx.deploy.rewrite_onnx import OnnxRewrite, OnnxTotals, find_onnx, split_onnx
+from groupfx.deploy.rewrite_onnx import OnnxRewrite, split_onnx
 from groupfx.deploy.splitting import following_norm, split_conv
 from groupfx.errors import InternalError
 
@@ -35,10 +44,6 @@ BOUND = 1e-6
 
 # All of them, on onnxruntime 1.31 on x86-64.
 BIT_IDENTICAL = len(CASES)
-
-
-def take_all(name: str, spec: ConvSpec, frozen: bool) -> None:
-    """Decline nothing."""
 
 
 def split(proto: onnx.ModelProto, sites: int = 1) -> OnnxRewrite:
@@ -127,21 +132,6 @@ def test_a_transposed_split_equals_a_dense_block_diagonal_one() -> None:
     )
     (y,) = run(proto_of(split(case.model).model), x=x)
     assert difference([expected.numpy()], [y.astype(np.float64)]) <= BOUND
-
-
-def norm_model(opset: int = 17, **attributes: Any) -> onnx.ModelProto:
-    names = ["weight", "bias", "running_mean", "running_var"]
-    tensors = {"conv1.weight": numbers(10, 3, 3, 3)} | {
-        f"bn1.{name}": np.abs(numbers(10, seed=k)) + 0.1 for k, name in enumerate(names)
-    }
-    nodes = [
-        helper.make_node("Conv", ["x", "conv1.weight"], ["c"], name="conv1", group=2),
-        helper.make_node(
-            "BatchNormalization", ["c", *list(tensors)[1:]], ["b"], name="bn1", **attributes
-        ),
-        helper.make_node("Relu", ["b"], ["y"], name="relu"),
-    ]
-    return model_of(nodes, ("N", 6, 7, 5), tensors, opset=opset)
 
 
 @pytest.mark.parametrize("opset", [11, 17])
@@ -317,36 +307,6 @@ def test_a_file_of_ir_version_3_needs_no_inputs_for_new_initializers() -> None:
     assert conv_nodes(ir.from_proto(proto))[0][0].constant
 
 
-def test_convolutions_out_of_reach_are_named_with_the_reason() -> None:
-    text = """
-    <ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1, "own" : 1]>
-    foreign (float[N, 6, 7, 5] x, bool flag, float[10, 3, 3, 3] w, float[6, 3, 3, 3] v)
-        => (float[N, a, b, c] y, float[N, d, e, f] z)
-    {
-        h = If (flag) <
-            then_branch = yes () => (float[N, 6, 5, 3] a) { [inner] a = Conv <group = 2> (x, v) },
-            else_branch = no () => (float[N, 6, 5, 3] b) { b = Conv <group = 2> (x, v) }
-        >
-        [fused] f = com.microsoft.FusedConv <group = 2, activation = "Relu"> (x, w)
-        [called] g = own.Block (x, v)
-        y = Concat <axis = 1> (h, f)
-        z = Neg (g)
-    }
-    <domain: "own", opset_import: ["" : 17]>
-    Block (p, q) => (r) { [body] r = Conv <group = 2> (p, q) }
-    """
-    model = ir.from_proto(parser.parse_model(text))
-    result = split_onnx(model, take_all)
-    assert result.sites == ()
-    assert {site.name: site.reason for site in result.skipped} == {
-        "fused": "com.microsoft.FusedConv is not split; only Conv and ConvTranspose are",
-        "inner": "it is inside a branch or the body of a loop (If, Loop, Scan)",
-        "b": "it is inside a branch or the body of a loop (If, Loop, Scan)",
-        "body": "it is inside the function Block; inline it first",
-    }
-    assert result.before == result.after == OnnxTotals(4, 4, 0, None)
-
-
 def test_an_if_beside_a_site_keeps_what_it_reads() -> None:
     text = """
     <ir_version: 8, opset_import: ["" : 17]>
@@ -363,61 +323,6 @@ def test_an_if_beside_a_site_keeps_what_it_reads() -> None:
     proto = parser.parse_model(text)
     proto.graph.initializer.append(numpy_helper.from_array(numbers(10, 3, 3, 3), "w"))
     compare(proto, numbers(2, 6, 7, 5))
-
-
-def test_a_quantized_convolution_is_left() -> None:
-    nodes = [
-        helper.make_node("QLinearConv", ["x", "s", "z", "w", "s", "z", "s", "z"], ["y"], group=2)
-    ]
-    tensors = {
-        "s": np.float32(0.5),
-        "z": np.uint8(3),
-        "w": np.ones((10, 3, 3, 3), np.uint8),
-    }
-    proto = model_of(nodes, (2, 6, 7, 5), tensors, kind=TensorProto.UINT8)
-    result = split_onnx(ir.from_proto(proto), take_all)
-    assert [site.reason for site in result.skipped] == [
-        "QLinearConv is not split; only Conv and ConvTranspose are"
-    ]
-
-
-def test_a_weight_of_unknown_shape_is_left() -> None:
-    nodes = [
-        helper.make_node("Reshape", ["x2", "shape"], ["w"]),
-        helper.make_node("Conv", ["x", "w"], ["y"], name="conv", group=2),
-    ]
-    proto = model_of(nodes, (2, 6, 7, 5), {})
-    proto.graph.input.extend([value("x2", [270]), value("shape", [4], TensorProto.INT64)])
-    result = split_onnx(ir.from_proto(proto), take_all)
-    assert [site.reason for site in result.skipped] == [
-        "the shape of its weight 'w' is not known; infer shapes first"
-    ]
-
-
-def test_what_is_declined_is_left_with_the_reason() -> None:
-    asked: list[tuple[str, str, bool]] = []
-
-    def decline(name: str, spec: ConvSpec, frozen: bool) -> str | None:
-        asked.append((name, spec.describe(), frozen))
-        return "not today"
-
-    model = ir.from_proto(norm_model())
-    result = split_onnx(model, decline)
-    assert asked == [("conv1", "Conv2d 6->10, kernel 3x3, groups 2", False)]
-    assert [(site.name, site.kind, site.reason) for site in result.skipped] == [
-        ("conv1", "grouped", "not today")
-    ]
-    assert operators(result.model) == {"Conv": 1, "BatchNormalization": 1, "Relu": 1}
-    assert result.before == result.after == OnnxTotals(1, 1, 310, 4050)
-
-
-def test_finding_says_what_splitting_does() -> None:
-    model = ir.from_proto(norm_model())
-    (found,) = find_onnx(model, take_all)
-    assert found == split_onnx(model, take_all).sites[0]
-    assert (found.before, found.branches, found.macs) == (
-        *("Conv2d 6->10, kernel 3x3, groups 2", 2, 10 * 3 * 9 * 15),
-    )
 
 
 def test_float16_and_bfloat16_keep_their_type() -> None:
@@ -483,22 +388,6 @@ def test_the_name_of_a_site_is_its_mark() -> None:
     proto = norm_model()
     proto.graph.node[0].metadata_props.add(key="groupfx.site", value="layer1.0.conv2")
     assert split(proto).sites[0].name == "layer1.0.conv2"
-
-
-def test_the_fields_that_a_spec_cannot_hold() -> None:
-    def only(case: str) -> Any:
-        return conv_nodes(ir.from_proto(CASES[case].model))[0][0]
-
-    assert (only("asymmetric pads").pads, only("asymmetric pads").spec.padding) == (
-        *((0, 2, 1, 3), (0, 2)),
-    )
-    assert (only("strides").pads, only("strides").spec.padding) == (None, (1, 1))
-    assert (only("SAME_UPPER").auto_pad, only("SAME_UPPER").spec.padding) == ("SAME_UPPER", "same")
-    assert (only("VALID").auto_pad, only("VALID").spec.padding) == ("VALID", (0, 0))
-    assert only("transposed, output_shape").output_shape == (11, 14)
-    assert only("transposed, output_padding").spec.output_padding == (1, 2)
-    np.testing.assert_array_equal(only("1-d").weight_array(), numbers(10, 3, 5, seed=1))
-    np.testing.assert_array_equal(only("1-d").bias_array(), numbers(10, seed=2))
 
 
 def test_what_cannot_be_split_is_a_bug_of_the_caller() -> None:

@@ -150,7 +150,8 @@ def onnx_model(
 
 def _trains(module: nn.Module) -> bool:
     """Whether a module that computes something is in train mode; a container has no say."""
-    return module.training and not isinstance(module, fx.GraphModule) and not any(module.children())
+    holds = type(module) is nn.Module or any(module.children())
+    return module.training and not isinstance(module, fx.GraphModule) and not holds
 
 
 def _with_names(traced: TracedModel, options: ExportOptions) -> TracedModel:

@@ -50,6 +50,7 @@ class _Frozen:
     output: fx.Node
     pieces: tuple[_Piece, ...]
     constants: ConstantChannels | None
+    constants_norm: str | None
     plan: FormPlan
     in_channels: int
 
@@ -134,7 +135,7 @@ class _Reader:
         cat = self._cat_of(value)
         values = [value] if cat is None else cat_values(cat)
         assert values is not None
-        constants = self._constants(values[-1])
+        constants, norm = self._constants(values[-1])
         convs = [self._piece(v, gathered) for v in (values[:-1] if constants else values)]
         joint = value if cat is None else cat
         gather = next((u for u in joint.users if self._is(u, "output_gather")), None)
@@ -151,7 +152,7 @@ class _Reader:
             inputs = _indices(module, width)
             in_channels = self._width(module, width)
         plan = self._plan(inputs, in_channels, convs, constants, gather)
-        return _Frozen(reader, output, tuple(convs), constants, plan, in_channels)
+        return _Frozen(reader, output, tuple(convs), constants, norm, plan, in_channels)
 
     def _width(self, gather: nn.Module, width: int) -> int:
         """Channels that go into an input gather; a permutation has as many as come out."""
@@ -186,17 +187,16 @@ class _Reader:
             return False
         return True
 
-    def _constants(self, value: fx.Node) -> ConstantChannels | None:
+    def _constants(self, value: fx.Node) -> tuple[ConstantChannels | None, str | None]:
+        """The channels that hold one value each, if they are what `value` is, and their norm."""
+        norm = None
         if is_batchnorm(value, self.root):
-            inner = value.args[0]
-            if isinstance(inner, fx.Node) and self._is(inner, "constants"):
-                raise _OtherFormError  # a BatchNorm of constants: left to the exporter
-            return None
+            value, norm = _only_argument(value), str(value.target)
         if not self._is(value, "constants"):
-            return None
+            return None, None
         found = self.root.get_submodule(str(value.target))
         assert isinstance(found, ConstantChannels)
-        return found
+        return found, norm
 
     def _piece(self, value: fx.Node, gathered: fx.Node) -> _Piece:
         norm = None
@@ -342,16 +342,22 @@ def _put_rows(target: Tensor, rows: Sequence[int | None], values: Tensor) -> Non
 
 def _merged_norm(root: fx.GraphModule, calls: Sequence[_Frozen]) -> tuple[str, nn.Module] | None:
     """The BatchNorm whose pieces lie inside the region, in the order of the output."""
-    pieces = calls[0].pieces
-    if all(piece.norm is None for piece in pieces):
+    first_call = calls[0]
+    plan = first_call.plan
+    norms = [piece.norm for piece in first_call.pieces]
+    rows = [conv.rows for conv in plan.convs]
+    if first_call.constants is not None:
+        norms.append(first_call.constants_norm)
+        rows.append(plan.constants)
+    paths = [norm for norm in norms if norm is not None]
+    if not paths:
         return None
-    if len(calls) > 1 or any(piece.norm is None for piece in pieces) or calls[0].constants:
+    if len(calls) > 1 or len(paths) != len(norms):
         raise _OtherFormError
-    paths = [str(piece.norm) for piece in pieces]
     home = paths[0] if len(paths) == 1 else paths[0].rpartition(".")[0]
     modules = [root.get_submodule(path) for path in paths]
     first = modules[0]
-    channels = len(calls[0].plan.output_gather.indices)
+    channels = len(plan.output_gather.indices)
     tensors: dict[str, Tensor | None] = {}
     for name in (*first._parameters, *first._buffers):
         own = getattr(first, name)
@@ -359,8 +365,8 @@ def _merged_norm(root: fx.GraphModule, calls: Sequence[_Frozen]) -> tuple[str, n
             tensors[name] = own
             continue
         whole = own.detach().new_zeros(channels)
-        for module, plan in zip(modules, calls[0].plan.convs, strict=True):
-            _put_rows(whole, plan.rows, getattr(module, name).detach())
+        for module, chosen in zip(modules, rows, strict=True):
+            _put_rows(whole, chosen, getattr(module, name).detach())
         tensors[name] = nn.Parameter(whole, requires_grad=False) if _is_param(own) else whole
     return home, rebuild(first, tensors, num_features=channels)
 

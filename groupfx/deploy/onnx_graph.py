@@ -41,6 +41,7 @@ _FIRST_WITH_WRAP = 19
 _NEWEST_EXPORTED = 24
 _WEIGHT = ".weight"
 _CONV_TYPES = ("Conv", "ConvTranspose")
+_NO_KERNELS = (ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 _LARGEST_FOLDED = 1 << 24
 _GRAPH_NAME = "main_graph"
 
@@ -163,6 +164,7 @@ def _mark_convs(model: ir.Model, traced: TracedModel) -> Mapping[str, Any]:
     that is a graph of its own, as under autocast), their weights tell.
     """
     nodes = [node for node in model.graph if node.op_type in _CONV_TYPES and not node.domain]
+    _require_kernels(nodes)
     names = traced.convs
     if len(nodes) != len(names) or any(
         name.groups not in (None, _groups(node)) for node, name in zip(nodes, names, strict=True)
@@ -175,6 +177,17 @@ def _mark_convs(model: ir.Model, traced: TracedModel) -> Mapping[str, Any]:
             _drop_bias(model.graph, node)
         _name_weight(model.graph, node, name.name)
     return {name.name: name.form for name in names if name.form is not None}
+
+
+def _require_kernels(nodes: Sequence[ir.Node]) -> None:
+    for node in nodes:
+        value = node.inputs[0]
+        if value is not None and value.dtype in _NO_KERNELS:
+            raise ModelError(
+                f"the model computes {node.name} in {value.dtype.name.lower()}, for which ONNX "
+                "Runtime's CPU has no convolutions: take the autocast or the cast out of it, or "
+                "export it in another dtype, with dtype='float32' (--dtype float32)"
+            )
 
 
 def _names_by_weight(

@@ -18,7 +18,7 @@ from ..errors import ModelError, UsageError
 from ..inputs import ExampleInputs, evaluate, unchanged
 from ..nn import ChannelGather
 from ..tracing import CannotTrace
-from ..tracing.exporting import export_program
+from ..tracing.exporting import export_program, in_order
 from ..tracing.graphs import same_tensors
 from ..tracing.program import copied
 from .constant_folding import fold_constants
@@ -149,7 +149,7 @@ def _gather_widths(model: nn.Module, inputs: ExampleInputs) -> dict[nn.Module, i
 def _traced(
     model: nn.Module, inputs: ExampleInputs, dynamic: Dynamic, planned: Sequence[PlannedSite]
 ) -> TracedModel:
-    pair = inputs.with_batch(2) if dynamic.batch else inputs
+    pair = in_order(model, inputs.with_batch(2) if dynamic.batch else inputs)
     axes = dynamic.axes(pair)
     program = export_program(model, pair, axes, batch=None)
     graph = program.module(check_guards=False)

@@ -83,7 +83,7 @@ def unsplit(root: fx.GraphModule, path: str) -> list[PlannedSite]:
         for call in calls:
             _replace(root, call, place)
         # A convolution that is the whole model has no path: its weight's name stands for it.
-        name = joined(path, home) or "weight"
+        name = joined(path, home).removesuffix(".weight") or "weight"
         planned.append(PlannedSite(joined(path, place), name, len(calls[0].branches)))
     if planned:
         finish(root)

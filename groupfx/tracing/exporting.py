@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from ..errors import UsageError
 from ..inputs import ExampleInputs, evaluate, unchanged
 from .graphs import adopt, restore_order
 from .tracer import CannotTrace
@@ -46,6 +47,20 @@ def all_axes(tensor: torch.Tensor) -> Collection[int]:
     return range(tensor.dim())
 
 
+def in_order(model: nn.Module, inputs: ExampleInputs) -> ExampleInputs:
+    """The same arguments in the order of `forward`, positional where they can be.
+
+    `torch.export` would give keyword arguments in another order to the wrong parameters of a graph.
+    """
+    try:
+        bound = inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs)
+    except TypeError as error:
+        raise UsageError(
+            f"the example inputs do not fit {type(model).__name__}.forward: {error}"
+        ) from error
+    return ExampleInputs(bound.args, bound.kwargs)
+
+
 def export_program(
     model: nn.Module, inputs: ExampleInputs, axes: Axes = all_axes, batch: int | None = 2
 ) -> torch.export.ExportedProgram:
@@ -55,7 +70,7 @@ def export_program(
 
     Raises `CannotTrace` with the reason where the exporter refuses.
     """
-    pair = inputs if batch is None else inputs.with_batch(batch)
+    pair = in_order(model, inputs if batch is None else inputs.with_batch(batch))
     dynamic = torch.export.Dim.AUTO
 
     def sizes(value: Any) -> Any:
