@@ -162,3 +162,17 @@ def _membership(channels: int, members: Members) -> Tensor:
     for group, chosen in enumerate(members):
         table[list(chosen), group] = 1
     return table
+
+
+def deciding_tensors(model: nn.Module) -> tuple[str, ...]:
+    """Names of the tensors that decide who is in which group, in float32 and not in float64.
+
+    The maps, and what else a learned-group layer holds beside its convolution (a temperature).
+    """
+    return tuple(
+        f"{path}.{name}" if path else name
+        for path, layer in model.named_modules()
+        if has_learned_groups(layer)
+        for name in (*dict(layer.named_parameters()), *dict(layer.named_buffers()))
+        if not name.startswith(f"{CONV}.")
+    )

@@ -184,7 +184,7 @@ def _in_dtype(
     if all(kind == wanted for kind in named.values()):
         return model, inputs
     own = copied(model, share=False)
-    _convert(own, wanted)
+    convert(own, wanted)
     return own, inputs.map(lambda t: t.to(wanted) if t.is_floating_point() else t)
 
 
@@ -196,7 +196,7 @@ def _no_kernels(name: str, dtype: torch.dtype) -> str:
     )
 
 
-def _convert(model: nn.Module, dtype: torch.dtype) -> None:
+def convert(model: nn.Module, dtype: torch.dtype) -> None:
     """Convert floating tensors in place, but not the scores that decide on groups.
 
     In half precision scores tie that do not tie in float32, and a channel would change its group.

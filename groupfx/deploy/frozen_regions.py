@@ -175,7 +175,8 @@ class _Reader:
     def _cat_of(self, value: fx.Node) -> fx.Node | None:
         if self._is(self.first, "conv") and not self._has("constants"):
             return None
-        users = list(value.users)
+        # The constant channels take their batch and size from the first value.
+        users = [user for user in value.users if not self._is(user, "constants")]
         if len(users) != 1 or cat_values(users[0]) is None:
             raise _OtherFormError
         return users[0]

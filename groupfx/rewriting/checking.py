@@ -9,11 +9,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import fx, nn
+from torch import fx
 
 from ..calls import Computed, ConvCall, Recomputed, Source, Stored, read_conv
 from ..errors import InternalError, MismatchError
-from ..learned import CONV, has_learned_groups
+from ..learned import deciding_tensors
 from ..state_map import Entry, Requirement
 from ..tracing import Fragment, Program
 from ..verify import Region, SiteVerdict, compare_models, compare_regions, observable_sites
@@ -45,7 +45,7 @@ def check_program(
     }
     seen = _observable(program, compared, nodes)
     rows = {key: entry for key, entry in entries.items() if isinstance(entry, Entry)}
-    native = _score_maps(program.model)
+    native = deciding_tensors(program.model)
     checked: list[RewrittenSite] = []
     for site, twin in zip(report.sites, compared, strict=True):
         outer = _outer(site, checked)
@@ -123,20 +123,6 @@ def _check_site(
         # there, gradients are compared at the input alone.
         rows=rows if site.exact or site.kind == "learned" else None,
         native=native,
-    )
-
-
-def _score_maps(model: nn.Module) -> tuple[str, ...]:
-    """Names of the tensors that decide who is in which group, in float32 and not in float64.
-
-    The maps, and what else a learned-group layer holds beside its convolution (a temperature).
-    """
-    return tuple(
-        f"{path}.{name}" if path else name
-        for path, layer in model.named_modules()
-        if has_learned_groups(layer)
-        for name in (*dict(layer.named_parameters()), *dict(layer.named_buffers()))
-        if not name.startswith(f"{CONV}.")
     )
 
 

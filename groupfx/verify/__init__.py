@@ -7,7 +7,7 @@ other runtimes. `Float64` runs a model in float64 as it is. `Fingerprint` notice
 
 from .float64 import Float64
 from .measures import Difference, Yardstick, difference, rms_within
-from .models import ModelVerdict, OutputVerdict, compare_models
+from .models import Float64Runner, ModelVerdict, OutputVerdict, compare_models, other_spatial
 from .observable import observable_sites
 from .region import Float64Copy, Region, run_region
 from .sites import SiteVerdict, compare_regions
@@ -18,6 +18,7 @@ __all__ = [
     "Fingerprint",
     "Float64",
     "Float64Copy",
+    "Float64Runner",
     "ModelVerdict",
     "OutputVerdict",
     "Region",
@@ -27,6 +28,7 @@ __all__ = [
     "compare_regions",
     "difference",
     "observable_sites",
+    "other_spatial",
     "rms_within",
     "run_region",
 ]

@@ -107,7 +107,7 @@ def compare_models(
     outputs: dict[str, OutputVerdict] = {}
     reason = None
     with unchanged(original, rewritten), torch.no_grad():
-        before, after = _Runner(original, native), _Runner(rewritten, native)
+        before, after = Float64Runner(original, native), Float64Runner(rewritten, native)
         for seed, given, expected in _runs(before, inputs, vary):
             runs.append(tuple(tuple(tensor.shape) for tensor in given.tensors()))
             try:
@@ -126,7 +126,7 @@ def compare_models(
     return ModelVerdict(reason is None, tuple(outputs.values()), reason, tuple(runs))
 
 
-class _Runner:
+class Float64Runner:
     """Runs one model in eval mode and float64, with the same random numbers for the same seed."""
 
     def __init__(self, model: nn.Module, native: Collection[str]) -> None:
@@ -168,7 +168,7 @@ def _wide_copy(model: nn.Module, error: Exception) -> nn.Module:
 
 
 def _runs(
-    original: _Runner, inputs: ExampleInputs, vary: bool
+    original: Float64Runner, inputs: ExampleInputs, vary: bool
 ) -> Iterator[tuple[int, ExampleInputs, Any]]:
     """Seed, inputs and the original's output of each run."""
     first = inputs.map(widen)
@@ -225,11 +225,11 @@ def _other_sizes(inputs: ExampleInputs, vary: bool) -> tuple[list[ExampleInputs]
         return [inputs], [inputs]
     larger = inputs.with_batch(3 if batch == 2 else 2) if batch else inputs
     single = inputs.with_batch(1 if batch != 1 else 2) if batch else inputs
-    resized = [single.resized(sizes) for sizes in _other_spatial(spatial)]
+    resized = [single.resized(sizes) for sizes in other_spatial(spatial)]
     return [larger, inputs], [*resized, single, inputs]
 
 
-def _other_spatial(spatial: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+def other_spatial(spatial: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
     """Smaller sizes, a different one in each dimension; then sizes that strided nets can halve."""
     if not spatial or min(spatial) < 1:
         return
