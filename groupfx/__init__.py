@@ -11,6 +11,8 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .api import FoundSite, Loaded, find, load, rewrite
+    from .deploy import Export, Validation
+    from .onnx_api import export, find_onnx, rewrite_onnx, validate
     from .rewriting import Pass, Pipeline, Report, Result, Site, Skip
 
 _PUBLIC = {
@@ -19,6 +21,12 @@ _PUBLIC = {
     "find": "api",
     "load": "api",
     "rewrite": "api",
+    "Export": "deploy",
+    "Validation": "deploy",
+    "export": "onnx_api",
+    "find_onnx": "onnx_api",
+    "rewrite_onnx": "onnx_api",
+    "validate": "onnx_api",
     "Pass": "rewriting",
     "Pipeline": "rewriting",
     "Report": "rewriting",
@@ -28,6 +36,7 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "Export",
     "FoundSite",
     "GroupfxError",
     "Loaded",
@@ -37,10 +46,15 @@ __all__ = [
     "Result",
     "Site",
     "Skip",
+    "Validation",
     "__version__",
+    "export",
     "find",
+    "find_onnx",
     "load",
     "rewrite",
+    "rewrite_onnx",
+    "validate",
 ]
 
 

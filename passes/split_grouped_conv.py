@@ -18,6 +18,7 @@ from typing import Literal
 
 from groupfx.calls import Recomputed
 from groupfx.channels import Slice, group_slices
+from groupfx.convs import ConvSpec
 from groupfx.errors import UsageError
 from groupfx.rewriting import BatchNorm, Pass, Rewritten, Site, Skip, name_matches
 from groupfx.rewriting.learned_sites import FROZEN_MARK
@@ -68,7 +69,8 @@ class SplitGroupedConv(Pass[Split]):
             raise UsageError(f"max_groups={self.max_groups}: a site has at least 2 groups")
 
     def match(self, site: Site) -> Split | Skip:
-        refusal = self._not_asked_for(site) or _not_possible(site)
+        frozen = bool(getattr(site.module, FROZEN_MARK, False))
+        refusal = self.declines(site.name, site.spec, frozen) or _not_possible(site)
         if refusal is not None:
             return Skip(refusal)
         spec = site.spec
@@ -99,13 +101,16 @@ class SplitGroupedConv(Pass[Split]):
             notes=description.notes,
         )
 
-    def _not_asked_for(self, site: Site) -> str | None:
-        spec = site.spec
-        if self.only and not name_matches(site.name, self.only):
+    def declines(self, name: str, spec: ConvSpec, frozen: bool = False) -> str | None:
+        """Why the options leave a convolution of this name and these fields alone, or None.
+
+        `frozen` says whether freeze-learned-groups made it.
+        """
+        if self.only and not name_matches(name, self.only):
             return f"not among only={','.join(self.only)}"
-        if name_matches(site.name, self.skip):
+        if name_matches(name, self.skip):
             return f"named by skip={','.join(self.skip)}"
-        if self.frozen == "keep" and getattr(site.module, FROZEN_MARK, False):
+        if self.frozen == "keep" and frozen:
             return "made by freezing learned groups; -p split-grouped-conv splits it"
         if spec.kind == "depthwise" and self.depthwise == "auto" and spec.dims < 3:
             return f"{spec.dims}-d depthwise is left alone; depthwise=split splits it"

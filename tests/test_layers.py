@@ -46,7 +46,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "verify",
     ),
     ("deploy", "passes"),
-    ("api", "testing"),
+    ("api", "onnx_api", "testing"),
     ("cli",),
     ("__main__", "groupfx"),
 )

@@ -1,12 +1,13 @@
 """Convolutions in the graph of `torch.export`, under the names that sites have everywhere.
 
-A convolution is named by the module that holds its weight (`layer1.0.conv2`), or, where forward
-computes the weight, by the innermost module that was being called. A second call of the same
-module is `layer1.0.conv2#2`.
+A convolution is named by its module (`layer1.0.conv2`); a function call by what holds its weight,
+or, where forward computes the weight, by the innermost module that was being called. A second call
+of the same module is `layer1.0.conv2#2`.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from ..calls import ConvCall, Stored, Unreadable, convs
 _ATEN = torch.ops.aten
 _NORM = _ATEN.batch_norm.default
 _WEIGHT = "weight"
+_CONV_CLASS = re.compile(r"Conv(Transpose)?[123]d$")
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,14 @@ def module_path(node: fx.Node) -> str:
     return str(stack[-1][0]) if stack else ""
 
 
+def _is_conv_module(node: fx.Node) -> bool:
+    """Whether the innermost module that was being called is a convolution."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    # Its class, by name: a parametrised one is called `ParametrizedConv2d`.
+    kind = str(stack[-1][1]).rpartition(".")[2] if stack else ""
+    return bool(_CONV_CLASS.search(kind)) and module_path(node) != ""
+
+
 def weight_keys(weight: fx.Node) -> list[str]:
     """Names of the tensors that a weight is made of, the nearest first."""
     keys, pending, seen = [], [weight], {weight}
@@ -80,6 +90,8 @@ def weight_keys(weight: fx.Node) -> list[str]:
 
 
 def _base_name(node: fx.Node, call: ConvCall | Unreadable) -> str:
+    if _is_conv_module(node):
+        return module_path(node)
     if isinstance(call, ConvCall) and isinstance(call.weight, Stored):
         path, _, name = call.weight.key.rpartition(".")
         return path if path and name == _WEIGHT else call.weight.key

@@ -24,6 +24,7 @@ from .conv_nodes import (
     is_convolution,
 )
 from .files import PRODUCER
+from .metadata import mark
 from .splitting import Names, following_norm, split_conv
 from .tensors import nodes, tensors
 
@@ -113,6 +114,9 @@ def split_onnx(model: ir.Model, declines: Declines, *, norms: bool = True) -> On
     shapes = static_shapes(work)
     before = _totals(work, shapes)
     planned = _plan(work, declines, norms, shapes)
+    # What stays in one piece is a site too: it is compared with the original's by its name.
+    for conv in conv_nodes(work, shapes)[0]:
+        mark(conv.node, conv.name)
     _split_all(work, planned)
     work.producer_name, work.producer_version = PRODUCER, __version__
     sites = [plan.site for plan in planned]

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..verify.bounds import rounding_bound
 from ..verify.measures import plain_number
 from .onnx_sites import Region
+from .output_checks import underflow
 from .site_functions import SiteFunction
 
 Array = npt.NDArray[Any]
@@ -115,7 +116,7 @@ def _compared(
     error = torch.where(usable, (found - expected).abs(), 0.0)
     magnitudes = torch.where(usable, magnitudes, 0.0)
     unit = info.eps / 2
-    floor = info.smallest_normal * unit * 2 * function.terms
+    floor = underflow(dtype)
     elements = rounding_bound(magnitudes, function.terms, dtype) + floor
     channels = function.factor() * unit * _rms(magnitudes) + floor
     by_element, by_channel = error / elements, _rms(error) / channels

@@ -1,0 +1,50 @@
+"""ONNX: export, run, validate; read files of any producer and split what is grouped in them."""
+
+from .exporting import (
+    DType,
+    Export,
+    ExportedSite,
+    ExportOptions,
+    SlowExportWarning,
+    TensorInfo,
+    export_model,
+)
+from .files import check_onnx, write_onnx
+from .onnx_graph import DEFAULT_OPSET
+from .output_checks import OutputCheck
+from .reading import read_onnx
+from .rewrite_onnx import OnnxRewrite, OnnxSite, OnnxSkipped, OnnxTotals, split_onnx
+from .rewrite_onnx import find_onnx as find_in_onnx
+from .sides import OnnxSide, TorchSide
+from .site_checks import SiteCheck
+from .torch_export import Dynamic
+from .validating import Progress, Validation, ValidationOptions, validate_sides
+
+__all__ = [
+    "DEFAULT_OPSET",
+    "DType",
+    "Dynamic",
+    "Export",
+    "ExportOptions",
+    "ExportedSite",
+    "OnnxRewrite",
+    "OnnxSide",
+    "OnnxSite",
+    "OnnxSkipped",
+    "OnnxTotals",
+    "OutputCheck",
+    "Progress",
+    "SiteCheck",
+    "SlowExportWarning",
+    "TensorInfo",
+    "TorchSide",
+    "Validation",
+    "ValidationOptions",
+    "check_onnx",
+    "export_model",
+    "find_in_onnx",
+    "read_onnx",
+    "split_onnx",
+    "validate_sides",
+    "write_onnx",
+]
