@@ -24,8 +24,9 @@ from .deploy import (
     Validation,
     ValidationOptions,
     check_onnx,
-    export_model,
+    check_target,
     find_in_onnx,
+    prepare_export,
     read_onnx,
     split_onnx,
     validate_sides,
@@ -87,7 +88,8 @@ def export(
     plain, example = _opened(model, inputs)
     if passes is not None or target is not None:
         plain = rewrite(plain, example, passes=passes, target=target, way=way).model
-    return export_model(plain, example, Path(path), options, overwrite=overwrite)
+    check_target(Path(path), overwrite=overwrite)
+    return prepare_export(plain, example, options).write(Path(path), overwrite=overwrite)
 
 
 def validate(
@@ -97,6 +99,7 @@ def validate(
     *,
     atol: Mapping[str, float] | None = None,
     data: Data | Sequence[Data] = (),
+    shapes: Mapping[str | int, tuple[int, ...]] | None = None,
     trust_pickle: bool = False,
     progress: Progress | None = None,
 ) -> Validation:
@@ -110,7 +113,8 @@ def validate(
     of the candidate a limit of its own, for max|d|. Each convolution is also recomputed in float64
     from the candidate's own input of it. An ONNX file runs in ONNX Runtime with graph optimisations
     off and on, on several batch and spatial sizes, seeds and adversarial inputs, and on `data`:
-    arrays by the names of inputs, or `.npz` files that hold them.
+    arrays by the names of inputs, or `.npz` files that hold them. `shapes` of inputs, by name or
+    position, are for two files that leave their sizes open.
 
     Raises `UsageError` where inputs or outputs cannot be paired, `FileError` for a file that cannot
     be read or that ONNX Runtime cannot load, `ModelError` where the reference does not run.
@@ -121,7 +125,7 @@ def validate(
         _side(side, known, trust_pickle=trust_pickle, original=position == 0)
         for position, side in enumerate((reference, candidate))
     ]
-    options = ValidationOptions(atol or {}, _arrays(data), given is not None)
+    options = ValidationOptions(atol or {}, read_arrays(data), given is not None, shapes or {})
     return validate_sides(sides[0], sides[1], options, progress)
 
 
@@ -153,15 +157,18 @@ def rewrite_onnx(
     target: str | None = None,
     verify: bool = True,
     overwrite: bool = False,
-    atol: Mapping[str, float] | None = None,
+    shapes: Mapping[str | int, tuple[int, ...]] | None = None,
     progress: Progress | None = None,
 ) -> OnnxResult:
     """Split the grouped convolutions of an ONNX file of any producer, and write the result.
 
-    What is written is first validated against the original, in ONNX Runtime. `output=None` writes
+    What is written is first validated against the original, in ONNX Runtime, on inputs of `shapes`
+    (by name or position), which are guessed where the file leaves them open. `output=None` writes
     nothing. Raises `MismatchError` where the two differ, with the validation as its `report`.
     """
     split = onnx_pass(passes, target)
+    if output is not None:
+        check_target(Path(output), overwrite=overwrite)
     original = read_onnx(path)
     check_onnx(original, FileError)
     made = split_onnx(original, _declines(split), norms=_norms(split))
@@ -170,7 +177,7 @@ def rewrite_onnx(
         check_onnx(made.model)
     if verify and made.sites:
         sides = OnnxSide(str(path), original), OnnxSide("the rewritten model", made.model)
-        verdict = validate_sides(*sides, ValidationOptions(atol or {}), progress)
+        verdict = validate_sides(*sides, ValidationOptions(shapes=shapes or {}), progress)
         if not verdict.ok:
             raise MismatchError(
                 f"the rewritten model is not the same function: {verdict.blame}", report=verdict
@@ -246,7 +253,8 @@ def _side(
     return TorchSide.of(read.model, inputs or infer_inputs(read.model).inputs, str(side))
 
 
-def _arrays(data: Data | Sequence[Data]) -> tuple[Mapping[str, Array], ...]:
+def read_arrays(data: Data | Sequence[Data]) -> tuple[Mapping[str, Array], ...]:
+    """The user's own inputs, one table of arrays a run; `.npz` files are read."""
     if isinstance(data, (str, Path, Mapping)):
         data = (data,)
     return tuple(d if isinstance(d, Mapping) else read_npz(Path(d)) for d in data)

@@ -14,7 +14,7 @@ from .help import Command, Group
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-COMMANDS = ("rewrite", "inspect", "groups", "passes")
+COMMANDS = ("rewrite", "inspect", "export", "validate", "groups", "passes")
 
 app = typer.Typer(
     cls=Group,
@@ -155,6 +155,135 @@ def inspect(
         verbose=verbose,
     )
     return run_inspect(options)
+
+
+@_command(
+    "Write an ONNX file, and prove that it is the same.",
+    "groupfx export model.pt -o model.onnx --dynamic-sizes",
+)
+def export(
+    model: opt.Model,
+    input_shape: opt.InputShapes = None,
+    arch: opt.Arch = None,
+    arch_args: opt.ArchArgs = None,
+    key: opt.Key = None,
+    trust_pickle: opt.TrustPickle = False,
+    python_path: opt.PythonPath = None,
+    passes: opt.Passes = None,
+    target: opt.Target = None,
+    way: opt.WayOption = "auto",
+    no_verify: opt.NoVerify = False,
+    output: opt.OnnxOut = None,
+    dtype: opt.DType = None,
+    opset: opt.Opset = None,
+    fixed_batch: opt.FixedBatch = False,
+    dynamic_sizes: opt.DynamicSizes = False,
+    input_name: opt.InputNames = None,
+    output_name: opt.OutputNames = None,
+    external_data: opt.ExternalData = False,
+    atol: opt.Atol = None,
+    inputs: opt.DataFiles = None,
+    force: opt.Force = False,
+    json: opt.Json = None,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+    traceback: opt.Traceback = False,
+) -> int:
+    """Rewrite MODEL for ONNX Runtime (learned groups are frozen; -p or --target change that),
+    write it as an ONNX file, and validate the file against MODEL.
+
+    Exit code: 0 done; 1 a check failed: then nothing is written; 2 wrong usage, or a file or a
+    model that cannot be read or exported; 70 a bug of groupfx.
+    """
+    require_file(model)
+    require_names(passes, target)
+
+    from .export import ExportCommand, run_export
+    from .model_file import ModelOptions
+
+    source = ModelOptions.of(
+        model,
+        input_shape or (),
+        arch=arch,
+        arch_args=arch_args,
+        key=key,
+        trust_pickle=trust_pickle,
+        python_path=tuple(python_path or ()),
+    )
+    options = ExportCommand(
+        source=source,
+        passes=None if passes is None else tuple(passes),
+        target=target,
+        way=way,
+        verify=not no_verify,
+        output=output,
+        dtype=dtype,
+        opset=opset,
+        dynamic_batch=not fixed_batch,
+        dynamic_sizes=dynamic_sizes,
+        input_names=input_name,
+        output_names=output_name,
+        external_data=external_data,
+        atol=tuple(atol or ()),
+        data=tuple(inputs or ()),
+        force=force,
+        json=json,
+        quiet=quiet,
+        verbose=verbose,
+    )
+    return run_export(options)
+
+
+@_command(
+    "Compare two models, and name the site that is wrong.",
+    "groupfx validate model.pt model.onnx --atol logits:1e-4",
+)
+def validate(
+    reference: opt.Reference,
+    candidate: opt.Candidate,
+    input_shape: opt.InputShapes = None,
+    arch: opt.Arch = None,
+    arch_args: opt.ArchArgs = None,
+    key: opt.Key = None,
+    trust_pickle: opt.TrustPickle = False,
+    python_path: opt.PythonPath = None,
+    atol: opt.Atol = None,
+    inputs: opt.DataFiles = None,
+    json: opt.Json = None,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+    traceback: opt.Traceback = False,
+) -> int:
+    """Compare CANDIDATE with REFERENCE: outputs against float64, in ONNX Runtime with graph
+    optimisations off and on, and each convolution on its own.
+
+    Exit code: 0 the same function; 1 it is not; 2 wrong usage, or a file or a model that cannot be
+    read or run; 70 a bug of groupfx.
+    """
+    require_file(reference)
+    require_file(candidate)
+
+    from .model_file import ModelOptions
+    from .validate import ValidateCommand, run_validate
+
+    options = ValidateCommand(
+        candidate=candidate,
+        source=ModelOptions.of(
+            reference,
+            input_shape or (),
+            arch=arch,
+            arch_args=arch_args,
+            key=key,
+            trust_pickle=trust_pickle,
+            python_path=tuple(python_path or ()),
+        ),
+        atol=tuple(atol or ()),
+        data=tuple(inputs or ()),
+        json=json,
+        quiet=quiet,
+        verbose=verbose,
+    )
+    return run_validate(options)
 
 
 _command(learned.SHORT_HELP, learned.EXAMPLE)(learned.groups)

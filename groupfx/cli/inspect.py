@@ -51,6 +51,19 @@ class InspectOptions:
 def run_inspect(options: InspectOptions) -> int:
     """Read, look, tell."""
     make_pipeline(options.passes, options.target)
+    if options.source.path.suffix == ".onnx":
+        from .onnx_files import OnnxCommand, inspect_onnx_file
+
+        return inspect_onnx_file(
+            OnnxCommand(
+                source=options.source,
+                passes=options.passes,
+                target=options.target,
+                json=options.json,
+                quiet=options.quiet,
+                verbose=options.verbose,
+            )
+        )
     check_distinct({"MODEL": options.source.path, "--json": options.json})
     if options.json is not None:
         check_folder(options.json, "--json")

@@ -14,6 +14,8 @@ Way = Literal["auto", "trace", "modules", "export"]
 _FILE = "Model file"
 _REWRITE = "What to rewrite"
 _OUTPUT = "Output"
+_FILE_WRITTEN = "The ONNX file"
+_CHECK = "The check"
 _MESSAGES = "Messages"
 
 
@@ -156,8 +158,9 @@ Out = Annotated[
     typer.Option(
         "--output",
         "-o",
-        metavar="OUT.pt",
-        help="The file to write.  [default: MODEL's name with .groupfx.pt, in this folder]",
+        metavar="OUT",
+        help="The file to write: .pt, .pt2 or .onnx.  [default: MODEL's name with .groupfx.pt, or "
+        ".groupfx.onnx for an .onnx file, in this folder]",
         show_default=False,
         rich_help_panel=_OUTPUT,
     ),
@@ -186,6 +189,17 @@ Json = Annotated[
         rich_help_panel=_OUTPUT,
     ),
 ]
+OnnxOut = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="OUT.onnx",
+        help="The file to write.  [default: MODEL's name with .onnx, in this folder]",
+        show_default=False,
+        rich_help_panel=_OUTPUT,
+    ),
+]
 EmitPython = Annotated[
     Path | None,
     typer.Option(
@@ -194,6 +208,108 @@ EmitPython = Annotated[
         help="Write the rewritten model as readable Python; - for stdout.",
         show_default=False,
         rich_help_panel=_OUTPUT,
+    ),
+]
+
+DType = Annotated[
+    Literal["float32", "float16"] | None,
+    typer.Option(
+        "--dtype",
+        metavar="DTYPE",
+        help="float32 or float16.  [default: the model's own]",
+        show_default=False,
+        rich_help_panel=_FILE_WRITTEN,
+    ),
+]
+Opset = Annotated[
+    int | None,
+    typer.Option(
+        "--opset",
+        metavar="N",
+        help="Opset of the file.  [default: 20]",
+        show_default=False,
+        rich_help_panel=_FILE_WRITTEN,
+    ),
+]
+FixedBatch = Annotated[
+    bool,
+    typer.Option(
+        "--fixed-batch",
+        help="Take the batch of the inputs as it is given; else it is open.",
+        rich_help_panel=_FILE_WRITTEN,
+    ),
+]
+DynamicSizes = Annotated[
+    bool,
+    typer.Option(
+        "--dynamic-sizes",
+        help="Leave height, width and the like open as well.",
+        rich_help_panel=_FILE_WRITTEN,
+    ),
+]
+InputNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input-name",
+        metavar="NAME",
+        help="Name of an input in the file, once for each, in order.",
+        show_default=False,
+        rich_help_panel=_FILE_WRITTEN,
+    ),
+]
+OutputNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--output-name",
+        metavar="NAME",
+        help="Name of an output in the file, once for each, in order.",
+        show_default=False,
+        rich_help_panel=_FILE_WRITTEN,
+    ),
+]
+ExternalData = Annotated[
+    bool,
+    typer.Option(
+        "--external-data",
+        help="Put the weights into OUT.onnx.data; done by itself above 2 GB.",
+        rich_help_panel=_FILE_WRITTEN,
+    ),
+]
+Reference = Annotated[
+    Path,
+    typer.Argument(
+        metavar="REFERENCE",
+        help="What is right: a model file as the other commands take it, or an .onnx file.",
+        show_default=False,
+    ),
+]
+Candidate = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CANDIDATE",
+        help="What is to be checked: an .onnx file, or a model file.",
+        show_default=False,
+    ),
+]
+Atol = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--atol",
+        metavar="NAME:VALUE",
+        help="Largest |difference| allowed in this output of CANDIDATE, in place of 4 x the "
+        "rounding error of REFERENCE. May be repeated.",
+        show_default=False,
+        rich_help_panel=_CHECK,
+    ),
+]
+DataFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--inputs",
+        metavar="FILE.npz",
+        help="Compare on these inputs too: an array for each input, by its name. May be repeated.",
+        show_default=False,
+        rich_help_panel=_CHECK,
     ),
 ]
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -17,7 +17,11 @@ from .numbers import size
 from .rewrite_text import show_report
 from .screen import Advance, Screen
 
+if TYPE_CHECKING:
+    from ..deploy import PreparedExport
+
 _EXPORTED = ".pt2"
+ONNX = ".onnx"
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class RewriteOptions:
 def run_rewrite(options: RewriteOptions) -> int:
     """Do it, and return the exit code. Everything that can be refused early is."""
     make_pipeline(options.passes, options.target)
+    if options.source.path.suffix == ONNX:
+        return _rewrite_onnx(options)
     _check_outputs(options)
     to_stdout = STDOUT in (options.json, options.emit_python)
     screen = Screen(quiet=options.quiet, verbose=options.verbose, data=not to_stdout)
@@ -62,8 +68,9 @@ def run_rewrite(options: RewriteOptions) -> int:
             screen.note("No model was written.")
             _write_json(options, opened, error.report, written=False)
         raise
+    prepared = _prepare_onnx(screen, options, opened, result)
     with screen.work("Writing"):
-        python = _write(options, result)
+        python = _write(options, result, prepared)
     if options.emit_python == STDOUT:
         write_text(STDOUT, python)
     show_report(screen, opened, result.report)
@@ -75,10 +82,10 @@ def run_rewrite(options: RewriteOptions) -> int:
 def _check_outputs(options: RewriteOptions) -> None:
     """Refuse what could not be written in the end, before any work."""
     place, python = options.place, options.emit_python
-    if place.suffix == ".onnx":
-        raise UsageError(f"-o {place}: this version does not write .onnx files: give .pt or .pt2")
-    if place.suffix not in (".pt", _EXPORTED):
-        raise UsageError(f"-o {place}: the name must end in .pt or .pt2, such as {place.name}.pt")
+    if place.suffix not in (".pt", _EXPORTED, ONNX):
+        raise UsageError(
+            f"-o {place}: the name must end in .pt, .pt2 or .onnx, such as {place.name}.pt"
+        )
     check_distinct(
         {
             "MODEL": options.source.path,
@@ -89,12 +96,61 @@ def _check_outputs(options: RewriteOptions) -> None:
     )
     if not options.dry_run:
         check_folder(place, "-o")
-        check_replaceable(place, overwrite=options.force)
+        _check_replaceable(place, overwrite=options.force)
     if options.json is not None:
         check_folder(options.json, "--json")
     if python is not None:
         check_folder(python, "--emit-python")
         check_python(python, force=options.force)
+
+
+def _check_replaceable(place: Path, *, overwrite: bool) -> None:
+    if place.suffix != ONNX:
+        check_replaceable(place, overwrite=overwrite)
+        return
+    from ..deploy import check_target
+
+    check_target(place, overwrite=overwrite)
+
+
+def _rewrite_onnx(options: RewriteOptions) -> int:
+    """The command for a file that is ONNX already."""
+    from .onnx_files import OnnxCommand, rewrite_onnx_file
+
+    if options.emit_python is not None:
+        raise UsageError("--emit-python writes torch modules: an ONNX file has none")
+    return rewrite_onnx_file(
+        OnnxCommand(
+            source=options.source,
+            passes=options.passes,
+            target=options.target,
+            verify=options.verify,
+            output=options.output,
+            force=options.force,
+            dry_run=options.dry_run,
+            json=options.json,
+            quiet=options.quiet,
+            verbose=options.verbose,
+        )
+    )
+
+
+def _prepare_onnx(
+    screen: Screen, options: RewriteOptions, opened: OpenedFile, result: Result
+) -> "PreparedExport | None":
+    """The ONNX model of the result, validated against the original; None for another file."""
+    if options.place.suffix != ONNX:
+        return None
+    # onnx and ONNX Runtime are not needed for anything else here.
+    from ..deploy import ExportOptions, ValidationOptions, prepare_export
+    from .export import checked
+
+    with screen.work("Exporting"):
+        prepared = prepare_export(result.model, opened.inputs, ExportOptions())
+    if options.verify:
+        checks = ValidationOptions()
+        checked(screen, opened.model, opened.inputs, prepared, options.place, checks)
+    return prepared
 
 
 def _rewrite(options: RewriteOptions, opened: OpenedFile, progress: Advance) -> Result:
@@ -119,14 +175,16 @@ def _can_be_copied(model: nn.Module) -> bool:
     return True
 
 
-def _write(options: RewriteOptions, result: Result) -> str:
+def _write(options: RewriteOptions, result: Result, prepared: "PreparedExport | None") -> str:
     """Write the model, and its Python where that is a file; return the Python."""
     python = ""
     if options.emit_python is not None:
         from ..emit import emit_python
 
         python = emit_python(result)
-    if not options.dry_run:
+    if not options.dry_run and prepared is not None:
+        prepared.write(options.place, overwrite=options.force)
+    elif not options.dry_run:
         save = result.save_exported if options.place.suffix == _EXPORTED else result.save
         save(options.place, overwrite=options.force)
     if options.emit_python is not None and options.emit_python != STDOUT:
@@ -172,6 +230,8 @@ def _show_files(screen: Screen, options: RewriteOptions, report: Report) -> None
 
 def _loading(place: Path, report: Report) -> str:
     """The call that reads the file."""
+    if place.suffix == ONNX:
+        return f'onnxruntime.InferenceSession("{place}"): the file was validated against the model'
     if place.suffix == _EXPORTED:
         return f'torch.export.load("{place}").module(), which trusts whoever wrote the file'
     if report.way == "modules":

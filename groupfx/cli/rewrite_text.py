@@ -110,13 +110,21 @@ def _check(site: RewrittenSite) -> Text:
 
 def _show_summary(screen: Screen, report: Report) -> None:
     if not report.sites:
-        why = "" if report.skipped else ": there is no grouped convolution"
-        screen.line(f"Nothing to rewrite{why}.")
+        screen.line(f"Nothing to rewrite{_why_nothing(report)}.")
         return
     branches = sum(site.branches for site in report.sites)
     names = ", ".join(dict.fromkeys(site.pass_name for site in report.sites))
     sites = plural(len(report.sites), "site")
     screen.line(f"{sites} rewritten by {names}, {plural(branches, 'branch')}.")
+
+
+def _why_nothing(report: Report) -> str:
+    if report.skipped:
+        return ""
+    grouped = 0 if report.complexity is None else report.complexity.before.grouped_convs
+    if not grouped:
+        return ": there is no grouped convolution"
+    return f": these passes are not about its {plural(grouped, 'grouped convolution')}"
 
 
 def show_left(screen: Screen, left: Sequence[tuple[str, str, str]]) -> None:

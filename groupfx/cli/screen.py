@@ -96,7 +96,7 @@ class Screen:
             self._err.print(Text.assemble(("groupfx: warning: ", "yellow"), printable(text)))
 
     @contextlib.contextmanager
-    def work(self, text: str) -> Iterator[Advance]:
+    def work(self, text: str, what: str = "sites") -> Iterator[Advance]:
         """Show at a terminal that something goes on; keep libraries and models off the screen.
 
         Gives a function to call with how much is done and of how much: from then on there is a bar.
@@ -125,7 +125,7 @@ class Screen:
             started = time.perf_counter()
 
             def advance(done: int, total: int) -> None:
-                progress.update(task, completed=done, total=total, done=f"{done} of {total} sites")
+                progress.update(task, completed=done, total=total, done=f"{done} of {total} {what}")
 
             yield advance
         self.log(f"{text}: {time.perf_counter() - started:.1f} s")

@@ -5,11 +5,12 @@ from .exporting import (
     Export,
     ExportedSite,
     ExportOptions,
+    PreparedExport,
     SlowExportWarning,
     TensorInfo,
-    export_model,
+    prepare_export,
 )
-from .files import check_onnx, write_onnx
+from .files import check_onnx, check_target, write_onnx
 from .onnx_graph import DEFAULT_OPSET
 from .output_checks import OutputCheck
 from .reading import read_onnx
@@ -33,6 +34,7 @@ __all__ = [
     "OnnxSkipped",
     "OnnxTotals",
     "OutputCheck",
+    "PreparedExport",
     "Progress",
     "SiteCheck",
     "SlowExportWarning",
@@ -41,8 +43,9 @@ __all__ = [
     "Validation",
     "ValidationOptions",
     "check_onnx",
-    "export_model",
+    "check_target",
     "find_in_onnx",
+    "prepare_export",
     "read_onnx",
     "split_onnx",
     "validate_sides",

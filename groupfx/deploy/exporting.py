@@ -104,33 +104,35 @@ def _plain(info: TensorInfo) -> dict[str, Any]:
     return {"name": info.name, "dtype": info.dtype, "shape": list(info.shape)}
 
 
-def export_model(
-    model: nn.Module,
-    inputs: ExampleInputs,
-    path: Path,
-    options: ExportOptions,
-    *,
-    overwrite: bool = False,
-) -> Export:
-    """Write `model`, which is not changed, to `path`; see `groupfx.export`."""
-    made, sites, notes = onnx_model(model, inputs, options)
-    files = write_onnx(made, path, overwrite=overwrite, external=options.external_data)
-    return Export(
-        path=path,
-        files=files,
-        opset=options.opset,
-        inputs=tuple(_info(value) for value in made.graph.inputs),
-        outputs=tuple(_info(value) for value in made.graph.outputs),
-        sites=sites,
-        nodes=len(made.graph),
-        notes=notes,
-    )
+@dataclass(frozen=True)
+class PreparedExport:
+    """An ONNX model in memory, checked by `onnx.checker`; its sites; and notes on it."""
+
+    model: ir.Model
+    options: ExportOptions
+    sites: tuple[ExportedSite, ...]
+    notes: tuple[str, ...]
+
+    def write(self, path: Path, *, overwrite: bool = False) -> Export:
+        """Write it whole or not at all. Raises `FileError` where `path` must not be replaced."""
+        external = self.options.external_data
+        files = write_onnx(self.model, path, overwrite=overwrite, external=external)
+        return Export(
+            path=path,
+            files=files,
+            opset=self.options.opset,
+            inputs=tuple(_info(value) for value in self.model.graph.inputs),
+            outputs=tuple(_info(value) for value in self.model.graph.outputs),
+            sites=self.sites,
+            nodes=len(self.model.graph),
+            notes=self.notes,
+        )
 
 
-def onnx_model(
+def prepare_export(
     model: nn.Module, inputs: ExampleInputs, options: ExportOptions
-) -> tuple[ir.Model, tuple[ExportedSite, ...], tuple[str, ...]]:
-    """The ONNX model in memory, checked by `onnx.checker`; its sites; and notes."""
+) -> PreparedExport:
+    """Make the file of `model`, which is not changed, in memory; see `groupfx.export`."""
     notes = []
     if any(_trains(module) for module in model.modules()):
         notes.append("the model is in train mode: it was exported as it is in eval mode")
@@ -145,7 +147,7 @@ def onnx_model(
         warnings.warn(slow, SlowExportWarning, stacklevel=4)
     made, more = onnx_graph(traced, options.opset)
     check_onnx(made)
-    return made, tuple(_sites(traced.convs)), (*notes, *more)
+    return PreparedExport(made, options, tuple(_sites(traced.convs)), (*notes, *more))
 
 
 def _trains(module: nn.Module) -> bool:

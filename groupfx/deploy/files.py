@@ -39,7 +39,7 @@ def write_onnx(
     something that groupfx did not write would be replaced and `overwrite` is False.
     """
     place = Path(path)
-    ours = _check_target(place, overwrite)
+    ours = check_target(place, overwrite=overwrite)
     if external is None:
         external = _is_large(model)
     if not external:
@@ -84,8 +84,12 @@ def check_onnx(model: ir.Model, error: type[GroupfxError] = InternalError) -> No
         raise error(f"onnx.checker refuses the model: {first_line(reason)}") from reason
 
 
-def _check_target(path: Path, overwrite: bool) -> bool:
+def check_target(path: Path, *, overwrite: bool) -> bool:
     """Whether there is a file of ours; FileError where there is something not to be replaced."""
+    if not path.parent.is_dir():
+        raise FileError(
+            f"{path} cannot be written: there is no folder {path.parent}: make it first"
+        )
     if path.is_dir():
         raise FileError(f"{path} is a folder: name a file in it, such as {path / 'model.onnx'}")
     if not path.exists():

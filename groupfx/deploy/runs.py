@@ -63,19 +63,19 @@ def _ordinary(template: ExampleInputs, free: Open) -> Iterator[Run]:
     seed = _FIRST_SEED
     if free.batch and template.batch:
         for batch in BATCHES:
-            yield _random(template.with_batch(batch), f"random, batch {batch}", seed)
+            yield _random(template.with_batch(batch), f"random batch {batch}", seed)
             seed += 1
     else:
         yield _random(template, "random", seed)
     for more in _MORE_SEEDS:
         inputs = template.with_batch(2) if free.batch and template.batch else template
-        yield _random(inputs, f"random, seed {more}", more)
+        yield _random(inputs, f"random seed {more}", more)
     if free.sizes:
         for sizes in list(other_spatial(template.spatial)):
             text = "x".join(map(str, sizes))
             resized = template.resized(sizes)
             if sum(tensor.numel() for tensor in resized.tensors()) <= _MOST_ELEMENTS:
-                yield _random(resized, f"random, size {text}", seed)
+                yield _random(resized, f"random size {text}", seed)
 
 
 def _random(inputs: ExampleInputs, name: str, seed: int) -> Run:

@@ -45,11 +45,16 @@ _SMALL_ELEMENTS = 50_000
 
 @dataclass(frozen=True)
 class ValidationOptions:
-    """What to compare on, and how strictly; see `groupfx.validate`."""
+    """What to compare on, and how strictly; see `groupfx.validate`.
+
+    `given` says that the torch side's example inputs are a user's own. `shapes` are those of the
+    inputs of two files, by name or position, where the files leave sizes open.
+    """
 
     atol: Mapping[str, float] = field(default_factory=dict)
     data: Sequence[Mapping[str, Array]] = ()
     given: bool = False
+    shapes: Mapping[str | int, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, value in self.atol.items():
@@ -179,7 +184,8 @@ class _Comparison:
     def _example(self) -> Values:
         """One array for each input of the reference, in the candidate's dtypes."""
         dtypes = _dtypes(self.candidate)
-        feeds = example_feeds(self.reference, self.candidate, self.inputs)
+        shapes = self.options.shapes
+        feeds = example_feeds(self.reference, self.candidate, self.inputs, shapes)
         made = {}
         for name, array in feeds.items():
             wanted = dtypes.get(self.inputs[name], array.dtype)
@@ -338,34 +344,40 @@ def _dtypes(side: Side) -> Mapping[str, np.dtype[Any]]:
     return {name: array.dtype for name, array in side.feeds.items()}
 
 
-def example_feeds(reference: Side, candidate: Side, inputs: Mapping[str, str]) -> Values:
+def example_feeds(
+    reference: Side,
+    candidate: Side,
+    inputs: Mapping[str, str],
+    shapes: Mapping[str | int, tuple[int, ...]],
+) -> Values:
     """Arrays to start from: those of a torch side, or random ones of the sizes that a file says."""
     if isinstance(reference, TorchSide):
         return reference.feeds
     if isinstance(candidate, TorchSide):
         return {name: candidate.feeds[other] for name, other in inputs.items()}
     for size in _GUESSES:
-        feeds = _guessed(reference, size)
+        feeds = _guessed(reference, size, shapes)
         with contextlib.suppress(GroupfxError):
             reference.session.run(feeds)
             return feeds
-    shapes = "; ".join(f"{n} {list(s)}" for n, _, s in declared_inputs(reference.model))
+    texts = [f"{n} {[k or '?' for k in s]}" for n, _, s in declared_inputs(reference.model)]
     raise UsageError(
-        f"cannot guess sizes that {reference.source} takes ({shapes}): give inputs, or their shape "
-        "with --input-shape"
+        f"cannot guess sizes that {reference.source} takes ({'; '.join(texts)}): give the shape of "
+        "its inputs, with shapes= or --input-shape"
     )
 
 
 _GUESSES = (32, 64, 224, 16, 128, 8, 7)
 
 
-def _guessed(side: OnnxSide, size: int) -> Values:
+def _guessed(side: OnnxSide, size: int, shapes: Mapping[str | int, tuple[int, ...]]) -> Values:
     """Random arrays of the declared sizes, with batch 2 and `size` where they are open."""
     generator = np.random.default_rng(0)
     feeds: Values = {}
-    for name, dtype, sizes in declared_inputs(side.model):
+    for position, (name, dtype, sizes) in enumerate(declared_inputs(side.model)):
         opened = [2 if axis == 0 else size for axis in range(len(sizes))]
         shape = [n if n is not None else opened[axis] for axis, n in enumerate(sizes)]
+        shape = list(shapes.get(name, shapes.get(position, tuple(shape))))
         if dtype.kind == "f":
             feeds[name] = generator.standard_normal(shape).astype(dtype)
         elif dtype.kind == "b":

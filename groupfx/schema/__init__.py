@@ -8,7 +8,15 @@ import json
 from importlib import resources
 from typing import Any
 
-NAMES = ("groupfx.report/1", "groupfx.inspect/1", "groupfx.groups/1", "groupfx.passes/1")
+NAMES = (
+    "groupfx.report/1",
+    "groupfx.inspect/1",
+    "groupfx.groups/1",
+    "groupfx.passes/1",
+    "groupfx.export/1",
+    "groupfx.validation/1",
+    "groupfx.onnx/1",
+)
 
 
 def schema(name: str) -> dict[str, Any]:
