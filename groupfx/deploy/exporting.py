@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,11 +112,12 @@ class PreparedExport:
     options: ExportOptions
     sites: tuple[ExportedSite, ...]
     notes: tuple[str, ...]
+    data: bytes | None = field(default=None, repr=False)
 
     def write(self, path: Path, *, overwrite: bool = False) -> Export:
         """Write it whole or not at all. Raises `FileError` where `path` must not be replaced."""
         external = self.options.external_data
-        files = write_onnx(self.model, path, overwrite=overwrite, external=external)
+        files = write_onnx(self.model, path, overwrite=overwrite, external=external, data=self.data)
         return Export(
             path=path,
             files=files,
@@ -146,8 +147,8 @@ def prepare_export(
         notes.append(slow)
         warnings.warn(slow, SlowExportWarning, stacklevel=4)
     made, more = onnx_graph(traced, options.opset)
-    check_onnx(made)
-    return PreparedExport(made, options, tuple(_sites(traced.convs)), (*notes, *more))
+    data = check_onnx(made)
+    return PreparedExport(made, options, tuple(_sites(traced.convs)), (*notes, *more), data)
 
 
 def _trains(module: nn.Module) -> bool:
@@ -163,7 +164,7 @@ def _with_names(traced: TracedModel, options: ExportOptions) -> TracedModel:
     if both and (options.input_names or options.output_names):
         raise UsageError(f"{', '.join(sorted(both))} names an input and an output: choose others")
     outputs = tuple(f"{name}_out" if name in both else name for name in outputs)
-    return TracedModel(traced.program, traced.convs, inputs, outputs, traced.fixed)
+    return replace(traced, inputs=inputs, outputs=outputs)
 
 
 def _in_dtype(

@@ -30,22 +30,27 @@ _ALIGNMENT = 4096
 
 
 def write_onnx(
-    model: ir.Model, path: Path | str, *, overwrite: bool, external: bool | None = None
+    model: ir.Model,
+    path: Path | str,
+    *,
+    overwrite: bool,
+    external: bool | None = None,
+    data: bytes | None = None,
 ) -> tuple[Path, ...]:
     """Write a model whole or not at all, the same bytes for the same model; the paths written.
 
     `external` says whether weights go to `<name>.data` beside it: None, only where one file would
-    not hold them. The model stays usable, whatever it was read from. Raises FileError where
-    something that groupfx did not write would be replaced and `overwrite` is False.
+    not hold them. The model stays usable, whatever it was read from. `data` is what `check_onnx`
+    gave for it, which saves making it again. Raises FileError where something that groupfx did not
+    write would be replaced and `overwrite` is False.
     """
     place = Path(path)
     ours = check_target(place, overwrite=overwrite)
     if external is None:
         external = _is_large(model)
     if not external:
-        data = _serialized(place, proto_of(model))
         with whole_file(place) as file:
-            file.write(data)
+            file.write(_serialized(place, proto_of(model)) if data is None else data)
         return (place,)
     weights = place.with_name(f"{place.name}.data")
     if weights.exists() and not (overwrite or ours):
@@ -71,15 +76,20 @@ def proto_of(model: ir.Model) -> onnx.ModelProto:
     return _message(copy)
 
 
-def check_onnx(model: ir.Model, error: type[GroupfxError] = InternalError) -> None:
-    """Run onnx.checker with full shape inference; raise `error` with what it says."""
+def check_onnx(model: ir.Model, error: type[GroupfxError] = InternalError) -> bytes | None:
+    """Run onnx.checker with full shape inference; raise `error` with what it says.
+
+    Returns the bytes of the model's file, None where it is too large for one.
+    """
     try:
         if not _is_large(model):
-            onnx.checker.check_model(proto_of(model), full_check=True)
-            return
+            data: bytes = proto_of(model).SerializeToString(deterministic=True)
+            onnx.checker.check_model(data, full_check=True)
+            return data
         with tempfile.TemporaryDirectory() as folder:
             (path, _) = write_onnx(model, Path(folder) / "model.onnx", overwrite=True)
             onnx.checker.check_model(str(path), full_check=True)
+        return None
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as reason:
         raise error(f"onnx.checker refuses the model: {first_line(reason)}") from reason
 

@@ -25,7 +25,8 @@ from ..gathers import plan_gather
 from ..nn import ChannelGather, ChannelShuffle, ChannelTranspose, ConstantChannels
 from ..nn.masked_conv import MASKED
 from ..rewriting.learned_sites import FROZEN_MARK
-from .unsplit import PlannedSite, cat_values, finish, put, put_in_place, sliced
+from .regather import Call, Gathered, PlannedSite, place_of
+from .unsplit import cat_values, sliced
 from .unsplit_norms import changed, is_batchnorm, joined
 
 _UNMASKED: Mapping[type[nn.Module], type[nn.Module]] = {
@@ -56,7 +57,7 @@ class _Frozen:
 
     @property
     def source(self) -> fx.Node:
-        """What comes in, read anew each time: a site upstream may have been replaced."""
+        """What comes in."""
         return self.reader.all_input_nodes[0]
 
 
@@ -64,14 +65,12 @@ class _OtherFormError(Exception):
     """The nodes around a frozen convolution are not what freezing emits; they stay as they are."""
 
 
-def merge_frozen(
-    root: fx.GraphModule, path: str, widths: Mapping[nn.Module, int]
-) -> list[PlannedSite]:
-    """Put the frozen sites of `root` together, in place; `root` lies at `path` in its model.
+def merge_frozen(root: fx.GraphModule, path: str, widths: Mapping[nn.Module, int]) -> Gathered:
+    """The frozen sites of `root`, which lies at `path` in its model.
 
     `widths` has the channels that go into each `ChannelGather`, which may leave some of them out.
     """
-    planned = []
+    found = Gathered()
     for home, firsts in _homes(root).items():
         try:
             calls = [_Reader(root, home, first, widths).read() for first in firsts]
@@ -80,17 +79,15 @@ def merge_frozen(
             continue
         if any(call.plan != calls[0].plan for call in calls):
             continue
-        place = put(root, home, _dense(calls[0]))
+        place = place_of(home)
+        found.modules[place] = _dense(calls[0])
         if norm is not None:
-            root.set_submodule(*norm)
-        for call in calls:
-            _replace(root, call, place, None if norm is None else norm[0])
-        planned.append(
-            PlannedSite(joined(path, place), joined(path, home) or "weight", calls[0].plan)
-        )
-    if planned:
-        finish(root)
-    return planned
+            found.modules[norm[0]] = norm[1]
+        behind = None if norm is None else norm[0]
+        found.calls += [Call(call.output, place, (call.source,), behind) for call in calls]
+        name = joined(path, home) or "weight"
+        found.planned.append(PlannedSite(joined(path, place), name, calls[0].plan))
+    return found
 
 
 def _homes(root: fx.GraphModule) -> dict[str, list[fx.Node]]:
@@ -374,12 +371,3 @@ def _merged_norm(root: fx.GraphModule, calls: Sequence[_Frozen]) -> tuple[str, n
 
 def _is_param(tensor: Tensor) -> bool:
     return isinstance(tensor, nn.Parameter)
-
-
-def _replace(root: fx.GraphModule, call: _Frozen, place: str, norm: str | None) -> None:
-    graph = root.graph
-    with graph.inserting_before(call.output):
-        value = graph.call_module(place, (call.source,))
-        if norm is not None:
-            value = graph.call_module(norm, (value,))
-    put_in_place(graph, call.output, value)

@@ -31,9 +31,9 @@ from .files import PRODUCER
 from .forming import apply_form
 from .graph_sites import module_path, numbered
 from .metadata import mark, strip
+from .regather import PlannedSite
 from .splitting import split_conv
-from .torch_export import ConvName, TracedModel
-from .unsplit import PlannedSite
+from .torch_export import ConvName, Sizes, TracedModel
 
 DEFAULT_OPSET = 20
 LEAST_OPSET = 11
@@ -60,7 +60,7 @@ def onnx_graph(traced: TracedModel, opset: int) -> tuple[ir.Model, tuple[str, ..
     notes = fold_batchnorms(model)
     _apply_forms(model, forms)
     _rename(model, traced)
-    _finish(model)
+    _finish(model, traced.sizes)
     return model, notes
 
 
@@ -185,8 +185,7 @@ def _require_kernels(nodes: Sequence[ir.Node]) -> None:
         if value is not None and value.dtype in _NO_KERNELS:
             raise ModelError(
                 f"the model computes {node.name} in {value.dtype.name.lower()}, for which ONNX "
-                "Runtime's CPU has no convolutions: take the autocast or the cast out of it, or "
-                "export it in another dtype, with dtype='float32' (--dtype float32)"
+                "Runtime's CPU has no convolutions: take the autocast or the cast out"
             )
 
 
@@ -279,9 +278,9 @@ def _make_room(graph: ir.Graph, wanted: Mapping[int, str]) -> None:
             used.add(name)
 
 
-def _finish(model: ir.Model) -> None:
+def _finish(model: ir.Model, sizes: Sizes) -> None:
     """Names of sizes and nodes, shapes in between, and nothing that tells of this machine."""
-    _name_sizes(model.graph)
+    _name_sizes(model.graph, sizes)
     strip(model)
     model.metadata_props.clear()
     model.producer_name, model.producer_version = PRODUCER, __version__
@@ -294,30 +293,35 @@ def _finish(model: ir.Model) -> None:
     common.TopologicalSortPass()(model)
 
 
-def _name_sizes(graph: ir.Graph) -> None:
-    """Give the open sizes of inputs plain names, and drop the shapes in between."""
-    names: dict[str, str] = {}
-    for value in graph.inputs:
+def _name_sizes(graph: ir.Graph, sizes: Sizes) -> None:
+    """Give the open sizes of inputs plain names, and drop the shapes in between.
+
+    A size that the model fixes, as `sizes` says, is written as the number that it is.
+    """
+    names: dict[str, str | int] = {}
+    for position, value in enumerate(graph.inputs):
         for axis, size in enumerate(value.shape or ()):
             symbol = getattr(size, "value", None)
             if isinstance(size, ir.SymbolicDim) and symbol is not None and symbol not in names:
                 name = f"size_{axis}_{value.name}" if axis else "batch"
                 taken = name in names.values()
-                names[symbol] = f"{name}_{value.name}" if taken else name
+                plain = f"{name}_{value.name}" if taken else name
+                names[symbol] = sizes.get((position, axis), plain)
     ends = {id(value) for value in (*graph.inputs, *graph.outputs)}
-    for node in graph:
-        for value in node.outputs:
-            if id(value) not in ends:
-                value.shape = None
+    inner = (value for node in graph for value in node.outputs if id(value) not in ends)
+    for value in (*inner, *graph.initializers.values()):
+        # Whoever reads the file works them out again; written down, they are most of its size.
+        value.shape = value.type = None
     for value in (*graph.inputs, *graph.outputs):
         if value.shape is not None:
             value.shape = ir.Shape([_named(size, names) for size in value.shape])
 
 
-def _named(size: Any, names: Mapping[str, str]) -> Any:
+def _named(size: Any, names: Mapping[str, str | int]) -> Any:
     if not isinstance(size, ir.SymbolicDim):
         return size
-    return ir.SymbolicDim(names.get(str(size.value)))
+    name = names.get(str(size.value))
+    return name if isinstance(name, int) else ir.SymbolicDim(name)
 
 
 def newest_opset() -> int:

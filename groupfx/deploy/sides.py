@@ -159,7 +159,8 @@ class OnnxSide:
     def dtype(self) -> torch.dtype:
         """float16 where a convolution or a floating input has it, else float32."""
         values = [value.dtype for value in self.model.graph.inputs]
-        values += [v.dtype for v in self.model.graph.initializers.values()]
+        held = self.model.graph.initializers.values()
+        values += [v.const_value.dtype for v in held if v.const_value is not None]
         floats = [d for d in values if d is not None and d.is_floating_point()]
         half = ir.DataType.FLOAT16
         return torch.float16 if half in floats else torch.float32

@@ -6,8 +6,9 @@ is computed from parameters alone computed once, arguments and results flat list
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,13 +20,14 @@ from ..inputs import ExampleInputs, evaluate, unchanged
 from ..nn import ChannelGather
 from ..tracing import CannotTrace
 from ..tracing.exporting import export_program, in_order
-from ..tracing.graphs import same_tensors
 from ..tracing.program import copied
+from ..tracing.swapped import SwappedConv
 from .constant_folding import fold_constants
 from .frozen_regions import merge_frozen
 from .graph_sites import GraphSite, graph_sites, renamed
 from .io_names import output_names, unique
-from .unsplit import PlannedSite, graph_modules, unsplit
+from .regather import PlannedSite, rewritten
+from .unsplit import graph_modules, unsplit
 from .unsplit_computed import unsplit_computed
 
 
@@ -43,9 +45,16 @@ class ConvName:
     readable: bool
 
 
+Sizes = Mapping[tuple[int, int], int]
+"""Sizes of inputs, by the position of the input and the axis."""
+
+
 @dataclass(frozen=True)
 class TracedModel:
-    """A model as `torch.export` left it. Inputs and outputs are tensors, in the order of ONNX."""
+    """A model as `torch.export` left it. Inputs and outputs are tensors, in the order of ONNX.
+
+    `sizes` were to stay open, and the model fixes them; `fixed` says so in words.
+    """
 
     program: torch.export.ExportedProgram
     convs: tuple[ConvName, ...]
@@ -53,6 +62,7 @@ class TracedModel:
     outputs: tuple[str, ...]
     fixed: tuple[str, ...]
     planned: tuple[PlannedSite, ...] = ()
+    sizes: Sizes = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,13 +94,23 @@ def trace_model(model: nn.Module, inputs: ExampleInputs, dynamic: Dynamic) -> Tr
     Raises `ModelError` where `torch.export` does not take it, with the reason.
     """
     own, planned = gathered_sites(model, inputs)
+    with warnings.catch_warnings():
+        # An old `weight_norm` or a pruning assigns its weight in each call; nothing is lost.
+        warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during export")
+        return _traced_open(own, inputs, dynamic, planned)
+
+
+def _traced_open(
+    model: nn.Module, inputs: ExampleInputs, dynamic: Dynamic, planned: Sequence[PlannedSite]
+) -> TracedModel:
+    """With open sizes where that can be, else with those of the inputs."""
     try:
-        return _traced(own, inputs, dynamic, planned)
+        return _traced(model, inputs, dynamic, planned)
     except CannotTrace as error:
         reason = error
     try:
         # A model whose first dimension is no batch, or that computes with its sizes.
-        found = _traced(own, inputs, Dynamic(batch=False), planned)
+        found = _traced(model, inputs, Dynamic(batch=False), planned)
     except CannotTrace as error:
         raise ModelError(
             f"torch.export does not take {type(model).__name__}: {error}; a forward that depends "
@@ -107,18 +127,25 @@ def gathered_sites(
     if not graphs:
         return model, ()
     if "" in graphs:
-        own: nn.Module = same_tensors(graphs[""])
-        graphs = {"": own}  # type: ignore[dict-item]
-    else:
-        own = copied(model, share=True)
-        graphs = dict(graph_modules(own))
-    widths = _gather_widths(own, inputs)
+        graphs = {"": graphs[""]}
+    widths = _gather_widths(model, inputs)
+    made: dict[fx.GraphModule, fx.GraphModule] = {}
     planned: list[PlannedSite] = []
     for path, graph in graphs.items():
-        planned += unsplit(graph, path)
-        planned += unsplit_computed(graph, path)
-        planned += merge_frozen(graph, path, widths)
-    return own, tuple(planned)
+        found = unsplit(graph, path)
+        found.extend(unsplit_computed(graph, path))
+        found.extend(merge_frozen(graph, path, widths))
+        if found.calls:
+            made[graph] = rewritten(graph, found)
+            planned += found.planned
+    if not made:
+        return model, ()
+    if "" in graphs:
+        return made[graphs[""]], tuple(planned)
+    swapped: dict[nn.Module, nn.Module] = {
+        old: SwappedConv.of(new, old) for old, new in made.items()
+    }
+    return copied(model, share=True, instead=swapped), tuple(planned)
 
 
 def _gather_widths(model: nn.Module, inputs: ExampleInputs) -> dict[nn.Module, int]:
@@ -163,13 +190,15 @@ def _traced(
     if folded or len(tensors) != len(placeholders) or not _plain_outputs(graph):
         flat = _flattened(graph)
         program = export_program(flat, ExampleInputs(tuple(pair.tensors())), axes, batch=None)
+    sizes = _fixed_sizes(tensors, axes, list(pair.tensors()))
     return TracedModel(
         program,
         convs,
         unique([str(node.target) for node in tensors]),
         unique(names),
-        tuple(_fixed(tensors, axes, list(pair.tensors()))),
+        tuple(f"{tensors[k].target}: dimension {axis} = {n}" for (k, axis), n in sizes.items()),
         tuple(planned),
+        sizes,
     )
 
 
@@ -243,13 +272,13 @@ def _flattened(graph: fx.GraphModule) -> fx.GraphModule:
     return fx.GraphModule(graph, graph.graph)
 
 
-def _fixed(placeholders: Sequence[fx.Node], axes: Any, tensors: Sequence[Tensor]) -> Sequence[str]:
+def _fixed_sizes(placeholders: Sequence[fx.Node], axes: Any, tensors: Sequence[Tensor]) -> Sizes:
     """Sizes that were to stay open, and that the exporter took for constants."""
-    found = []
-    for node, tensor in zip(placeholders, tensors, strict=False):
+    found = {}
+    for position, (node, tensor) in enumerate(zip(placeholders, tensors, strict=False)):
         for axis in sorted(axes(tensor)):
             size = node.meta["val"].shape[axis]
             known = size if isinstance(size, int) else size.node.maybe_as_int()
             if known is not None:
-                found.append(f"{node.target}: dimension {axis} = {known}")
+                found[position, axis] = known
     return found

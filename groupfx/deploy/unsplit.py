@@ -24,23 +24,10 @@ from torch import fx, nn
 
 from ..channels import Slice
 from ..convs import rebuild, spec_of_module
-from ..forms import FormPlan
+from .regather import Call, Gathered, PlannedSite, place_of
 from .unsplit_norms import Norms, calls_below, changed, joined, numbered_home, peel_norms, stacked
 
 _CATS = (torch.cat, torch.ops.aten.cat.default)
-
-
-@dataclass(frozen=True)
-class PlannedSite:
-    """A site that is exported as one convolution, and the form that it gets in the ONNX graph.
-
-    `path` is the module that stands for the site in the exported model, `name` the site's name.
-    `form` is a number of groups to split into, or a plan; None where one convolution is the form.
-    """
-
-    path: str
-    name: str
-    form: int | FormPlan | None
 
 
 @dataclass(frozen=True)
@@ -54,7 +41,7 @@ class _Branch:
 
     @property
     def source(self) -> fx.Node:
-        """What is sliced, read anew each time: a site upstream may have been replaced."""
+        """What is sliced."""
         return self.slice.all_input_nodes[0]
 
 
@@ -68,52 +55,28 @@ class _Region:
     branches: tuple[_Branch, ...]
 
 
-def unsplit(root: fx.GraphModule, path: str) -> list[PlannedSite]:
-    """Put the split sites of `root` together, in place; `root` lies at `path` in its model."""
+def unsplit(root: fx.GraphModule, path: str) -> Gathered:
+    """The split sites of `root`, which lies at `path` in its model."""
     regions = [region for node in root.graph.nodes if (region := _read(node, root)) is not None]
-    planned = []
+    found = Gathered()
     for home, calls in _by_home(regions).items():
         merged = _merged_conv(root, calls) if _all_calls(root, home, calls) else None
         norms = _merged_norms(root, calls)
         if merged is None or norms is None:
             continue
-        place = put(root, home, merged)
-        for norm, module in norms.items():
-            root.set_submodule(norm, module)
-        for call in calls:
-            _replace(root, call, place)
+        place = place_of(home)
+        found.modules |= {place: merged, **norms}
+        found.calls += [_call(region, place) for region in calls]
         # A convolution that is the whole model has no path: its weight's name stands for it.
         name = joined(path, home).removesuffix(".weight") or "weight"
-        planned.append(PlannedSite(joined(path, place), name, len(calls[0].branches)))
-    if planned:
-        finish(root)
-    return planned
+        found.planned.append(PlannedSite(joined(path, place), name, len(calls[0].branches)))
+    return found
 
 
-def put(root: nn.Module, home: str, module: nn.Module) -> str:
-    """Put `module` at `home`, or, where that is the root itself, under a name of its own."""
-    place = home or "whole"
-    root.set_submodule(place, module)
-    return place
-
-
-def put_in_place(graph: fx.Graph, old: fx.Node, new: fx.Node) -> None:
-    """Use `new` where `old` was used, and erase `old` and what only it needed."""
-    old.replace_all_uses_with(new)
-    pending = [old]
-    while pending:
-        node = pending.pop()
-        if node.users or node.op in ("placeholder", "output") or node._erased:
-            continue
-        sources = node.all_input_nodes
-        graph.erase_node(node)
-        pending += sources
-
-
-def finish(root: fx.GraphModule) -> None:
-    """Check and compile the graph."""
-    root.graph.lint()
-    root.recompile()
+def _call(region: _Region, place: str) -> Call:
+    first = region.branches[0]
+    norm = None if region.norms is None else region.norms.home
+    return Call(region.cat, place, (first.source, *first.extra), norm)
 
 
 def _by_home(regions: Sequence[_Region]) -> Mapping[str, list[_Region]]:
@@ -224,15 +187,6 @@ def _merged_norms(root: fx.GraphModule, calls: Sequence[_Region]) -> Mapping[str
             return None
         merged[norms.home] = whole
     return merged
-
-
-def _replace(root: fx.GraphModule, region: _Region, place: str) -> None:
-    graph, first = root.graph, region.branches[0]
-    with graph.inserting_before(region.cat):
-        value = graph.call_module(place, (first.source, *first.extra))
-        if region.norms is not None:
-            value = graph.call_module(region.norms.home, (value,))
-    put_in_place(graph, region.cat, value)
 
 
 def graph_modules(model: nn.Module) -> Iterator[tuple[str, fx.GraphModule]]:

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..channels import Slice
-from .unsplit import PlannedSite, cat_values, equal_parts, finish, put_in_place, sliced
+from .regather import WHOLE, Call, Gathered, PlannedSite
+from .unsplit import cat_values, equal_parts, sliced
 from .unsplit_norms import Norms, calls_below, joined, peel_norms
 
 Function = Callable[..., Tensor]
@@ -63,29 +64,28 @@ class _Call:
     pad: Any
 
 
-def unsplit_computed(root: fx.GraphModule, path: str) -> list[PlannedSite]:
-    """Put the sites of `root` together whose branches are function calls, in place."""
-    planned: list[PlannedSite] = []
-    for node in list(root.graph.nodes):
-        found = _read(node, root)
-        norm = None if found is None or found[1] is None else found[1].merged(root)
-        if found is None or (found[1] is not None and norm is None):
+def unsplit_computed(root: fx.GraphModule, path: str) -> Gathered:
+    """The sites of `root` whose branches are function calls."""
+    found = Gathered()
+    for node in root.graph.nodes:
+        read = _read(node, root)
+        if read is None:
             continue
-        (first, *others), norms = found
+        (first, *others), norms = read
+        norm = None if norms is None else norms.merged(root)
+        if norms is not None and norm is None:
+            continue
         groups = 1 + len(others)
-        place = f"whole_{len(planned)}"
-        root.add_module(place, ComputedConv(first.function, first.options, first.pad, groups))
-        with root.graph.inserting_before(node):
-            value = root.graph.call_module(place, (first.source, first.weight, first.bias))
-            if norms is not None and norm is not None:
-                root.set_submodule(norms.home, norm)
-                value = root.graph.call_module(norms.home, (value,))
-        put_in_place(root.graph, node, value)
+        place = f"{WHOLE}_{len(found.planned)}"
+        found.modules[place] = ComputedConv(first.function, first.options, first.pad, groups)
+        if norms is not None and norm is not None:
+            found.modules[norms.home] = norm
+        arguments = (first.source, first.weight, first.bias)
+        home = None if norms is None else norms.home
+        found.calls.append(Call(node, place, arguments, home))
         name = _site_name(path, first.weight) or node.name
-        planned.append(PlannedSite(joined(path, place), name, groups))
-    if planned:
-        finish(root)
-    return planned
+        found.planned.append(PlannedSite(joined(path, place), name, groups))
+    return found
 
 
 def _read(node: fx.Node, root: fx.GraphModule) -> tuple[list[_Call], Norms | None] | None:

@@ -167,12 +167,16 @@ def _detached_attributes(model: nn.Module) -> dict[int, Any]:
     }
 
 
-def copied(model: nn.Module, *, share: bool) -> nn.Module:
+def copied(
+    model: nn.Module, *, share: bool, instead: Mapping[nn.Module, nn.Module] | None = None
+) -> nn.Module:
     """A deep copy of `model`, which shares its parameters or has its own.
 
-    Raises `ModelError` where Python cannot copy the model.
+    Where a module is a key of `instead`, the copy holds the other module itself. Raises
+    `ModelError` where Python cannot copy the model.
     """
     memo = share_tensors(model) if share else _detached_attributes(model)
+    memo.update({id(old): new for old, new in (instead or {}).items()})
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:

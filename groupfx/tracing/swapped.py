@@ -53,6 +53,8 @@ class SwappedConv(fx.GraphModule):
         if "parametrizations" in self._modules:
             computed: torch.Tensor = self.get_submodule(f"parametrizations.{name}")()
             return computed
+        if "whole" in self._modules:
+            return getattr(self.get_submodule("whole"), name)  # type: ignore[no-any-return]
         parts = [getattr(branch, name) for key, branch in self._modules.items() if key.isdigit()]
         if not parts:
             raise AttributeError(f"{type(self).__name__} has no {name}")

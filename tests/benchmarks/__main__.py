@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 from . import (
+    export_time,
     files,
     freeze_time,
     frozen_speed,
@@ -27,6 +28,7 @@ BENCHMARKS: dict[str, Callable[[Console, bool], None]] = {
     "peak-memory": peak_memory.run,
     "inspect-cost": inspect_cost.run,
     "files": files.run,
+    "export-time": export_time.run,
     "source1-groups": source1_groups.run,
     "freeze-time": freeze_time.run,
     "frozen-speed": frozen_speed.run,
