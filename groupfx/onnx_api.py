@@ -265,12 +265,17 @@ def read_npz(path: Path) -> Mapping[str, Array]:
     try:
         with np.load(path, allow_pickle=False) as found:
             if not isinstance(found, np.lib.npyio.NpzFile):
-                raise FileError(f"{path} is not an .npz file: write one with numpy.savez")
-            return {name: found[name] for name in found.files}
+                raise FileError(f"{path} is not an .npz file: {_NPZ}")
+            arrays = {name: found[name] for name in found.files}
+            if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+                raise FileError(f"{path} is no .npz file but a zip file of something else: {_NPZ}")
+            return arrays
     except FileError:
         raise
     except Exception as error:
         raise FileError(
-            f"{path} cannot be read as an .npz file ({type(error).__name__}: {error}): write one "
-            "with numpy.savez, an array for each input"
+            f"{path} cannot be read as an .npz file ({type(error).__name__}: {error}): {_NPZ}"
         ) from error
+
+
+_NPZ = "write one with numpy.savez, an array for each input"

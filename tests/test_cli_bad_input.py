@@ -181,7 +181,7 @@ OUTPUTS = {
     "file_for_a_folder": ([*ON_GOOD, "-o", "text.pt/out.pt"], ["no folder text.pt"]),
     "a_folder": ([*ON_GOOD, "-o", "folder.pt"], ["folder.pt is a folder"]),
     "no_suffix": ([*ON_GOOD, "-o", "out"], ["-o out", "must end in .pt", "out.pt"]),
-    "onnx": ([*ON_GOOD, "-o", "out.onnx"], ["does not write .onnx files", ".pt"]),
+    "onnx_no_folder": ([*ON_GOOD, "-o", "no/out.onnx"], ["no folder no", "make it first"]),
     "not_ours": ([*ON_GOOD, "-o", "weights.pt"], ["groupfx did not write it", "--force"]),
     "the_model": ([*ON_GOOD, "-o", "good.pt"], ["MODEL and -o both name good.pt"]),
     "json_no_folder": ([*ON_GOOD, "--json", "no/r.json"], ["--json no/r.json", "no folder no"]),

@@ -88,12 +88,34 @@ def check_output(
     *,
     atol: float | None = None,
 ) -> OutputCheck:
-    """Judge one output over all runs; with `atol`, by max|d| against that alone."""
+    """Judge one output over all runs; with `atol`, by max|d| against that alone.
+
+    `atol` is meant for values as in the ordinary runs: where adversarial inputs make an output
+    larger than that, it grows along.
+    """
     typical = _typical_error(runs)
-    checks = [_of_run(name, runtime, run, dtype, typical, atol) for run in runs]
+    usual = max((_peak(run.wide) for run in runs if run.ordinary), default=0.0)
+    checks = [
+        _of_run(name, runtime, run, dtype, typical, _scaled(atol, run, usual)) for run in runs
+    ]
     failed = [check for check in checks if not check.ok]
     worst = max(failed or checks, key=lambda check: check.ratio)
     return replace(worst, ok=not failed)
+
+
+def _scaled(atol: float | None, run: OutputRun, usual: float) -> float | None:
+    """`atol` for one run: on adversarial inputs it grows with the output, if that is larger."""
+    peak = _peak(run.wide)
+    if atol is None or run.ordinary or not 0 < usual < peak < math.inf:
+        return atol
+    return atol * peak / usual
+
+
+def _peak(values: Array) -> float:
+    if values.dtype.kind != "f" or not values.size:
+        return 0.0
+    finite = np.abs(values[np.isfinite(values)])
+    return float(finite.max(initial=0.0))
 
 
 def _typical_error(runs: Sequence[OutputRun]) -> float:

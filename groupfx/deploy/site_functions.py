@@ -242,8 +242,8 @@ class _WideValues:
             for n in order:
                 if n not in self._values:
                     self._values[n] = self._compute(n)
-        value = widen(self._values[node])
-        return value if isinstance(value, Tensor) else None
+        value = self._values[node]
+        return widen(value.detach()) if isinstance(value, Tensor) else None
 
     def _compute(self, node: fx.Node) -> Any:
         if node.op == "get_attr":
@@ -283,10 +283,11 @@ def _function(graph: fx.GraphModule, site: GraphSite, values: _WideValues) -> Si
 
 
 def _affine(graph: fx.GraphModule, norm: fx.Node) -> Affine:
-    stored = [tensor_at(graph, a) if isinstance(a, fx.Node) else None for a in norm.args[1:5]]
+    nodes = norm.args[1:5]
+    stored = [tensor_at(graph, a).detach() if isinstance(a, fx.Node) else None for a in nodes]
     gamma, beta, mean, variance = stored
     assert mean is not None
     assert variance is not None
     eps = norm.args[7]
     assert isinstance(eps, float)
-    return Affine.of(gamma, beta, mean.detach(), variance.detach(), eps)
+    return Affine.of(gamma, beta, mean, variance, eps)

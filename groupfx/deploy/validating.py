@@ -186,6 +186,8 @@ class _Comparison:
         dtypes = _dtypes(self.candidate)
         shapes = self.options.shapes
         feeds = example_feeds(self.reference, self.candidate, self.inputs, shapes)
+        _require_fit(self.reference, feeds)
+        _require_fit(self.candidate, self._for_candidate(feeds))
         made = {}
         for name, array in feeds.items():
             wanted = dtypes.get(self.inputs[name], array.dtype)
@@ -342,6 +344,21 @@ def _dtypes(side: Side) -> Mapping[str, np.dtype[Any]]:
     if isinstance(side, OnnxSide):
         return {name: dtype for name, dtype, _ in declared_inputs(side.model)}
     return {name: array.dtype for name, array in side.feeds.items()}
+
+
+def _require_fit(side: Side, feeds: Feeds) -> None:
+    """Raise UsageError where a file declares other sizes than the inputs have."""
+    if isinstance(side, TorchSide):
+        return
+    for name, _, sizes in declared_inputs(side.model):
+        shape = feeds[name].shape
+        same_rank = len(shape) == len(sizes)
+        if not same_rank or any(n not in (None, k) for n, k in zip(sizes, shape, strict=True)):
+            declared = ", ".join("any" if size is None else str(size) for size in sizes)
+            raise UsageError(
+                f"input {name} has the shape {list(shape)}, and {side.source} takes [{declared}]: "
+                "give inputs of that shape (--input-shape), or export it with open sizes"
+            )
 
 
 def example_feeds(
