@@ -21,8 +21,11 @@ from cli_runs import (
 
 import groupfx
 from groupfx.cli.catalogue import SCHEMA as PASSES_SCHEMA
+from groupfx.cli.export import SCHEMA as EXPORT_SCHEMA
 from groupfx.cli.groups_json import SCHEMA as GROUPS_SCHEMA
 from groupfx.cli.inspect import SCHEMA as INSPECT_SCHEMA
+from groupfx.cli.onnx_files import SCHEMA as ONNX_SCHEMA
+from groupfx.deploy.validating import SCHEMA as VALIDATION_SCHEMA
 from groupfx.rewriting.report import SCHEMA as REPORT_SCHEMA
 from groupfx.schema import NAMES, schema
 
@@ -125,7 +128,8 @@ def _spoil(holder: dict[str, Any], key: str) -> None:
 
 
 def test_schemas_are_named_as_the_documents_are() -> None:
-    assert set(NAMES) == {REPORT_SCHEMA, INSPECT_SCHEMA, GROUPS_SCHEMA, PASSES_SCHEMA}
+    torch_side = {REPORT_SCHEMA, INSPECT_SCHEMA, GROUPS_SCHEMA, PASSES_SCHEMA}
+    assert set(NAMES) == {*torch_side, EXPORT_SCHEMA, VALIDATION_SCHEMA, ONNX_SCHEMA}
     for name in NAMES:
         jsonschema.Draft202012Validator.check_schema(schema(name))
         assert schema(name)["properties"]["schema"] == {"const": name}

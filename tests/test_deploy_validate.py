@@ -109,7 +109,19 @@ def test_a_wrong_layer_between_the_sites_is_no_site(net: nn.Module, honest: Path
     assert not found.ok
     assert found.first_site is None
     assert found.blame is not None
-    assert found.blame.startswith("what lies between the convolutions")
+    assert found.blame.startswith("what lies behind the last convolution, mix;")
+
+
+def test_a_lost_activation_is_placed_between_two_sites(net: nn.Module, honest: Path) -> None:
+    model = onnx.load(honest)
+    (relu,) = [node for node in model.graph.node if node.op_type == "Relu"]
+    relu.op_type = "Identity"
+    lost = honest.with_name("lost.onnx")
+    onnx.save(model, lost)
+    found = groupfx.validate(net, lost, (torch.randn(SHAPE),))
+    assert not found.ok
+    assert found.first_site is None
+    assert "in front of mix and behind stem" in str(found.blame)
 
 
 def test_a_site_that_the_output_cannot_see_is_found(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from ..nn import ChannelGather, ChannelShuffle, ChannelTranspose, ConstantChanne
 from ..nn.masked_conv import MASKED
 from ..rewriting.learned_sites import FROZEN_MARK
 from .regather import Call, Gathered, PlannedSite, place_of
-from .unsplit import cat_values, sliced
+from .unsplit import Shapes, cat_values, sliced
 from .unsplit_norms import changed, is_batchnorm, joined
 
 _UNMASKED: Mapping[type[nn.Module], type[nn.Module]] = {
@@ -65,15 +65,16 @@ class _OtherFormError(Exception):
     """The nodes around a frozen convolution are not what freezing emits; they stay as they are."""
 
 
-def merge_frozen(root: fx.GraphModule, path: str, widths: Mapping[nn.Module, int]) -> Gathered:
+def merge_frozen(root: fx.GraphModule, path: str, shapes: Shapes) -> Gathered:
     """The frozen sites of `root`, which lies at `path` in its model.
 
-    `widths` has the channels that go into each `ChannelGather`, which may leave some of them out.
+    `shapes` has the shape of each value that is sliced, or that goes into a `ChannelGather`: both
+    may leave channels out.
     """
     found = Gathered()
     for home, firsts in _homes(root).items():
         try:
-            calls = [_Reader(root, home, first, widths).read() for first in firsts]
+            calls = [_Reader(root, home, first, shapes).read() for first in firsts]
             norm = _merged_norm(root, calls)
         except _OtherFormError:
             continue
@@ -115,10 +116,8 @@ def _home_of(target: str) -> str | None:
 class _Reader:
     """Reads the region around one call of a site's first convolution."""
 
-    def __init__(
-        self, root: fx.GraphModule, home: str, first: fx.Node, widths: Mapping[nn.Module, int]
-    ) -> None:
-        self.root, self.home, self.first, self.widths = root, home, first, widths
+    def __init__(self, root: fx.GraphModule, home: str, first: fx.Node, shapes: Shapes) -> None:
+        self.root, self.home, self.first, self.shapes = root, home, first, shapes
 
     def read(self) -> _Frozen:
         data = _only_argument(self.first)
@@ -143,21 +142,19 @@ class _Reader:
             # An ordinary BatchNorm behind one convolution stays where it is.
             convs, output = [_Piece(convs[0].module, convs[0].part, None)], self.first
         width = max(piece.part.stop for piece in convs)
-        inputs, in_channels = tuple(range(width)), width
+        in_channels = self._width(source, width)
+        inputs = tuple(range(in_channels))
         if gathered is not source:
-            module = self.root.get_submodule(str(gathered.target))
-            inputs = _indices(module, width)
-            in_channels = self._width(module, width)
+            inputs = _indices(self.root.get_submodule(str(gathered.target)), width)
         plan = self._plan(inputs, in_channels, convs, constants, gather)
         return _Frozen(reader, output, tuple(convs), constants, norm, plan, in_channels)
 
-    def _width(self, gather: nn.Module, width: int) -> int:
-        """Channels that go into an input gather; a permutation has as many as come out."""
-        if not isinstance(gather, ChannelGather):
-            return width
-        if gather not in self.widths:
+    def _width(self, source: fx.Node, width: int) -> int:
+        """Channels that come in; what is neither sliced nor picked from is read as it is."""
+        shape = self.shapes.get(source, (0, width))
+        if len(shape) < 2:
             raise _OtherFormError
-        return self.widths[gather]
+        return int(shape[1])
 
     def _is(self, node: fx.Node, name: str) -> bool:
         return node.op == "call_module" and str(node.target) == joined(self.home, name)

@@ -21,7 +21,8 @@ from ..calls import ConvCall, Stored, Unreadable, convs
 _ATEN = torch.ops.aten
 _NORM = _ATEN.batch_norm.default
 _WEIGHT = "weight"
-_CONV_CLASS = re.compile(r"Conv(Transpose)?[123]d$")
+# The second is `unsplit_computed.ComputedConv`, which stands for a site.
+_CONV_CLASS = re.compile(r"(Conv(Transpose)?[123]d|ComputedConv)$")
 
 
 @dataclass(frozen=True)

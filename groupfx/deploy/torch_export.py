@@ -6,6 +6,8 @@ is computed from parameters alone computed once, arguments and results flat list
 
 from __future__ import annotations
 
+import copy
+import operator
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -128,49 +130,75 @@ def gathered_sites(
         return model, ()
     if "" in graphs:
         graphs = {"": graphs[""]}
-    widths = _gather_widths(model, inputs)
+    shapes = _shapes(model, graphs.values(), inputs)
     made: dict[fx.GraphModule, fx.GraphModule] = {}
     planned: list[PlannedSite] = []
     for path, graph in graphs.items():
-        found = unsplit(graph, path)
-        found.extend(unsplit_computed(graph, path))
-        found.extend(merge_frozen(graph, path, widths))
+        found = unsplit(graph, path, shapes)
+        found.extend(unsplit_computed(graph, path, shapes))
+        found.extend(merge_frozen(graph, path, shapes))
         if found.calls:
             made[graph] = rewritten(graph, found)
             planned += found.planned
     if not made:
         return model, ()
-    if "" in graphs:
-        return made[graphs[""]], tuple(planned)
+    return _with(model, made), tuple(planned)
+
+
+def _with(model: nn.Module, made: Mapping[fx.GraphModule, fx.GraphModule]) -> nn.Module:
+    """A copy of `model` over the same tensors with other graphs in it."""
+    if isinstance(model, fx.GraphModule):
+        return made[model]
     swapped: dict[nn.Module, nn.Module] = {
         old: SwappedConv.of(new, old) for old, new in made.items()
     }
-    return copied(model, share=True, instead=swapped), tuple(planned)
+    return copied(model, share=True, instead=swapped)
 
 
-def _gather_widths(model: nn.Module, inputs: ExampleInputs) -> dict[nn.Module, int]:
-    """How many channels go into each ChannelGather: one run tells."""
-    gathers = [module for module in model.modules() if isinstance(module, ChannelGather)]
-    widths: dict[nn.Module, int] = {}
-    if not gathers:
-        return widths
-
-    def note(module: nn.Module, args: tuple[Any, ...]) -> None:
-        widths[module] = int(args[0].shape[1])
-
-    handles = [module.register_forward_pre_hook(note) for module in gathers]
+def _shapes(
+    model: nn.Module, graphs: Collection[fx.GraphModule], inputs: ExampleInputs
+) -> Mapping[fx.Node, torch.Size]:
+    """The shape of each value that is sliced or gathered from: one run tells."""
+    found: dict[fx.Node, torch.Size] = {}
+    own = _with(model, {graph: _probe(graph, found) for graph in graphs})
     try:
-        with unchanged(model), torch.no_grad():
-            evaluate(model)
-            inputs.call(model)
+        with unchanged(own), torch.no_grad():
+            evaluate(own)
+            inputs.call(own)
     except Exception as error:
         raise ModelError(
             f"{type(model).__name__} does not run on the example inputs: {error}"
         ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    return widths
+    return found
+
+
+def _probe(root: fx.GraphModule, found: dict[fx.Node, torch.Size]) -> fx.GraphModule:
+    """The same graph, which notes the shape of what is sliced or gathered from in `found`."""
+    wanted = [node.all_input_nodes[0] for node in root.graph.nodes if _picks(node, root)]
+    places = {node: place for place, node in enumerate(dict.fromkeys(wanted))}
+    nodes = list(places)
+
+    def note(place: int, value: Any) -> None:
+        if isinstance(value, Tensor):
+            found[nodes[place]] = value.shape
+
+    graph = fx.Graph()
+    graph.set_codegen(copy.deepcopy(root.graph._codegen))
+    env: dict[fx.Node, fx.Node] = {}
+    for node in root.graph.nodes:
+        env[node] = graph.node_copy(node, env.__getitem__)
+        if node in places:
+            graph.call_function(note, (places[node], env[node]))
+    return fx.GraphModule(root, graph, class_name=type(root).__name__)
+
+
+def _picks(node: fx.Node, root: fx.GraphModule) -> bool:
+    """Whether `node` takes channels, or rows, out of one value."""
+    if not node.all_input_nodes:
+        return False
+    if node.op == "call_module":
+        return isinstance(root.get_submodule(str(node.target)), ChannelGather)
+    return node.op == "call_function" and node.target is operator.getitem
 
 
 def _traced(

@@ -30,6 +30,9 @@ from .unsplit_norms import Norms, calls_below, changed, joined, numbered_home, p
 _CATS = (torch.cat, torch.ops.aten.cat.default)
 
 
+Shapes = Mapping[fx.Node, Sequence[int]]
+
+
 @dataclass(frozen=True)
 class _Branch:
     """One branch: a slice and a convolution module. `extra` are further arguments of its call."""
@@ -55,9 +58,13 @@ class _Region:
     branches: tuple[_Branch, ...]
 
 
-def unsplit(root: fx.GraphModule, path: str) -> Gathered:
-    """The split sites of `root`, which lies at `path` in its model."""
-    regions = [region for node in root.graph.nodes if (region := _read(node, root)) is not None]
+def unsplit(root: fx.GraphModule, path: str, shapes: Shapes) -> Gathered:
+    """The split sites of `root`, which lies at `path` in its model.
+
+    `shapes` has the shape of each value that is sliced: branches must read all of its channels.
+    """
+    read = (_read(node, root) for node in root.graph.nodes)
+    regions = [region for region in read if region is not None and _reads_all(region, shapes)]
     found = Gathered()
     for home, calls in _by_home(regions).items():
         merged = _merged_conv(root, calls) if _all_calls(root, home, calls) else None
@@ -71,6 +78,16 @@ def unsplit(root: fx.GraphModule, path: str) -> Gathered:
         name = joined(path, home).removesuffix(".weight") or "weight"
         found.planned.append(PlannedSite(joined(path, place), name, len(calls[0].branches)))
     return found
+
+
+def _reads_all(region: _Region, shapes: Shapes) -> bool:
+    first = region.branches[0]
+    return covers(first.part, len(region.branches), first.source, 1, shapes)
+
+
+def covers(part: Slice, count: int, source: fx.Node, axis: int, shapes: Shapes) -> bool:
+    """Whether `count` slices as long as `part` make up the whole `axis` of `source`."""
+    return tuple(shapes.get(source, ()))[axis : axis + 1] == (count * len(part),)
 
 
 def _call(region: _Region, place: str) -> Call:

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from ..channels import Slice
 from .regather import WHOLE, Call, Gathered, PlannedSite
-from .unsplit import cat_values, equal_parts, sliced
+from .unsplit import Shapes, cat_values, covers, equal_parts, sliced
 from .unsplit_norms import Norms, calls_below, joined, peel_norms
 
 Function = Callable[..., Tensor]
@@ -64,12 +64,15 @@ class _Call:
     pad: Any
 
 
-def unsplit_computed(root: fx.GraphModule, path: str) -> Gathered:
-    """The sites of `root` whose branches are function calls."""
+def unsplit_computed(root: fx.GraphModule, path: str, shapes: Shapes) -> Gathered:
+    """The sites of `root` whose branches are function calls.
+
+    `shapes` has the shape of each value that is sliced: branches must read all of it.
+    """
     found = Gathered()
     for node in root.graph.nodes:
         read = _read(node, root)
-        if read is None:
+        if read is None or not _reads_all(read[0], shapes):
             continue
         (first, *others), norms = read
         norm = None if norms is None else norms.merged(root)
@@ -86,6 +89,15 @@ def unsplit_computed(root: fx.GraphModule, path: str) -> Gathered:
         name = _site_name(path, first.weight) or node.name
         found.planned.append(PlannedSite(joined(path, place), name, groups))
     return found
+
+
+def _reads_all(calls: Sequence[_Call], shapes: Shapes) -> bool:
+    first, count = calls[0], len(calls)
+    whole = covers(first.part, count, first.source, 1, shapes)
+    whole = whole and covers(first.rows, count, first.weight, 0, shapes)
+    if first.bias is None or first.bias_rows is None:
+        return whole
+    return whole and covers(first.bias_rows, count, first.bias, 0, shapes)
 
 
 def _read(node: fx.Node, root: fx.GraphModule) -> tuple[list[_Call], Norms | None] | None:
@@ -112,10 +124,10 @@ def _branch(value: fx.Node) -> _Call | None:
     if value.op != "call_function" or value.target not in _FUNCTIONS or len(value.args) != 3:
         return None
     data, weight, bias = value.args
-    if not isinstance(data, fx.Node) or len(value.users) != 1:
+    if not isinstance(data, fx.Node) or len(value.users) != 1 or "groups" in value.kwargs:
         return None
     pad = None
-    if data.op == "call_function" and data.target is F.pad and len(data.args) == 3:
+    if data.op == "call_function" and data.target is F.pad and _pads_space(data, value):
         data, *pad = data.args
     channels = sliced(data) if isinstance(data, fx.Node) else None
     rows, bias_rows = _rows(weight), _rows(bias)
@@ -124,6 +136,14 @@ def _branch(value: fx.Node) -> _Call | None:
     held, held_rows = bias_rows or (None, None)
     function: Any = value.target
     return _Call(*channels, *rows, held, held_rows, function, dict(value.kwargs), pad)
+
+
+def _pads_space(pad: fx.Node, conv: fx.Node) -> bool:
+    """Whether the edges are those of the spatial axes, in a mode without further numbers."""
+    if len(pad.args) != 3 or pad.kwargs or not isinstance(pad.args[1], (list, tuple)):
+        return False
+    dims = int(str(getattr(conv.target, "__name__", ""))[-2])
+    return len(pad.args[1]) == 2 * dims
 
 
 def _rows(node: Any) -> tuple[fx.Node, Slice] | None:

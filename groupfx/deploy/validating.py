@@ -17,6 +17,7 @@ from ..errors import GroupfxError, ModelError, UsageError
 from ..tracing import CannotTrace
 from .conv_nodes import conv_nodes
 from .files import proto_of
+from .locating import locate
 from .onnx_sites import Region, candidate_regions
 from .output_checks import OutputCheck, OutputRun, check_output
 from .reading import first_line
@@ -162,7 +163,7 @@ class _Comparison:
             sites=checks,
             first_site=first,
             worst_site=worst,
-            blame=None if ok else _blame(outputs, first, checks, broken),
+            blame=None if ok else _blame(outputs, first, checks, broken, sites.place),
             runs=tuple(done),
             runtimes=tuple(runtimes),
             notes=(*self.notes, *sites.notes, *extra),
@@ -287,6 +288,8 @@ class _SiteWork:
         self._runs = 0
         self._values: Callable[[Feeds], Mapping[str, Array]] | None = None
         functions, left = reference.site_functions()
+        self._reference, self._functions = reference, functions
+        self._first: tuple[Feeds, Mapping[str, Array]] | None = None
         notes = [f"not checked on its own: {text}" for text in left] if functions else list(left)
         if functions and isinstance(candidate, OnnxSide):
             notes += self._of_onnx(candidate, functions)
@@ -330,10 +333,19 @@ class _SiteWork:
                 values = self._values(feeds)
             except GroupfxError:
                 return  # the outputs tell of it
+        self._first = self._first or (run.feeds, values)
         for function, region in self.pairs:
             check = check_site(function, region, values, self.dtype, run.name)
             earlier = self._checks.get(region.name)
             self._checks[region.name] = check if earlier is None else earlier.worse(check)
+
+    def place(self) -> str | None:
+        """Where the values of the first run leave those of the reference, if that can be told."""
+        if self._first is None:
+            return None
+        feeds, values = self._first
+        regions = [region for _, region in self.pairs]
+        return locate(self._reference, self._functions, regions, values, feeds, self.dtype)
 
     def checks(self) -> tuple[SiteCheck, ...]:
         """What was found, in the order of the graph."""
@@ -430,6 +442,7 @@ def _blame(
     first: SiteCheck | None,
     sites: Sequence[SiteCheck],
     broken: Sequence[str],
+    place: Callable[[], str | None],
 ) -> str:
     wrong = {check.runtime for check in outputs if not check.ok}
     if first is not None:
@@ -449,5 +462,6 @@ def _blame(
     if agrees and EVALUATOR not in wrong:
         return f"ONNX Runtime's kernels: the {EVALUATOR} computes what it should from the same file"
     if sites:
-        return "what lies between the convolutions: each of them computes what it should"
+        where = place() or "between the convolutions"
+        return f"what lies {where}; each convolution computes what it should from its own input"
     return "unknown: no convolution could be looked at on its own"
