@@ -1,7 +1,7 @@
 """The functions that users call for ONNX: export, validate, and what reads or rewrites a file."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -170,10 +170,13 @@ def rewrite_onnx(
     if output is not None:
         check_target(Path(output), overwrite=overwrite)
     original = read_onnx(path)
-    check_onnx(original, FileError)
     made = split_onnx(original, _declines(split), norms=_norms(split))
     verdict = None
-    if made.sites:
+    try:
+        check_onnx(original, FileError)
+    except FileError as error:
+        made = replace(made, notes=(*made.notes, f"as it was read, {error}"))
+    else:
         check_onnx(made.model)
     if verify and made.sites:
         sides = OnnxSide(str(path), original), OnnxSide("the rewritten model", made.model)

@@ -11,12 +11,12 @@ from ..deploy import (
     read_onnx,
     validate_sides,
 )
-from ..errors import MismatchError
+from ..errors import MismatchError, UsageError
 from ..inputs import ExampleInputs
 from ..onnx_api import ONNX, read_arrays
 from .export import parse_atol
 from .files import STDOUT, check_distinct, check_folder, json_text, write_text
-from .model_file import ModelOptions, read_source
+from .model_file import ModelOptions, OpenedFile, read_source
 from .screen import Screen
 from .validation_text import show_validation
 
@@ -77,13 +77,23 @@ def _sides(options: ValidateCommand) -> tuple[TorchSide | OnnxSide, TorchSide | 
     for position, path in enumerate(paths):
         if found[position] is not None:
             continue
-        opened = read_source(replace(options.source, path=path))
+        opened = _opened(replace(options.source, path=path))
         inputs = inputs or opened.inputs
         found[position] = TorchSide.of(opened.model, inputs, str(path))
     first, second = found
     assert first is not None
     assert second is not None
     return first, second
+
+
+def _opened(source: ModelOptions) -> OpenedFile:
+    """The model of a file; `--arch` is for those of the two that hold weights alone."""
+    try:
+        return read_source(source)
+    except UsageError:
+        if source.arch is None:
+            raise
+        return read_source(replace(source, arch=None, arch_args={}))
 
 
 def _write(options: ValidateCommand, verdict: Validation) -> None:

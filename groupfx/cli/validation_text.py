@@ -53,7 +53,7 @@ def _show_outputs(screen: Screen, validation: Validation) -> None:
         screen.paragraph(f"{check.name} ({check.runtime}, {check.run}) {check.reason}", indent="  ")
         if check.expected is not None:
             screen.paragraph(
-                f"worst at [{place}]: {_number(check.found)} instead of {_number(check.expected)}; "
+                f"worst at [{place}]: {_value(check.found)} instead of {_value(check.expected)}; "
                 f"mean |d| {_number(check.mean_abs)}, 99.9 % below {_number(check.quantile_999)}, "
                 f"cosine {check.cosine:.9f}",
                 indent="    ",
@@ -77,6 +77,10 @@ def _brief_row(check: OutputCheck) -> tuple[str | Text, ...]:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
+
+
+def _value(value: float | None) -> str:
+    return "-" if value is None else f"{value:.7g}"
 
 
 def _mark(ok: bool) -> Text:
@@ -132,6 +136,6 @@ def _site_text(site: SiteCheck) -> str:
         return f"{site.name}, {site.reason}"
     place = ", ".join(map(str, site.index))
     return (
-        f"{site.name}, {_number(site.found)} instead of {_number(site.expected)} at [{place}] "
+        f"{site.name}, {_value(site.found)} instead of {_value(site.expected)} at [{place}] "
         f"({site.run}); its error is {site.ratio:.3g} x what rounding explains"
     )

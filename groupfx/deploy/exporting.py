@@ -163,7 +163,9 @@ def _with_names(traced: TracedModel, options: ExportOptions) -> TracedModel:
     both = set(inputs) & set(outputs)
     if both and (options.input_names or options.output_names):
         raise UsageError(f"{', '.join(sorted(both))} names an input and an output: choose others")
-    outputs = tuple(f"{name}_out" if name in both else name for name in outputs)
+    while set(inputs) & set(outputs):
+        # All of them, since files whose names agree in part are not compared by position.
+        outputs = tuple(f"{name}_out" for name in outputs)
     return replace(traced, inputs=inputs, outputs=outputs)
 
 

@@ -114,9 +114,9 @@ def _mentions(text: str, target: Any) -> bool:
     name = getattr(target, "name", None)
     if not callable(name):
         return False
-    packet = str(name())
+    names = (str(name()), str(target), repr(target))
     found = re.search(r"No ONNX function found for (.*)", text)
-    return found is not None and (packet in found[1] or str(target) in found[1])
+    return found is not None and any(name in found[1] for name in names)
 
 
 def _require_opset(model: ir.Model, opset: int) -> None:
@@ -308,10 +308,11 @@ def _name_sizes(graph: ir.Graph, sizes: Sizes) -> None:
                 plain = f"{name}_{value.name}" if taken else name
                 names[symbol] = sizes.get((position, axis), plain)
     ends = {id(value) for value in (*graph.inputs, *graph.outputs)}
-    inner = (value for node in graph for value in node.outputs if id(value) not in ends)
-    for value in (*inner, *graph.initializers.values()):
+    computed = (value for node in graph for value in node.outputs)
+    for value in (*computed, *graph.initializers.values()):
         # Whoever reads the file works them out again; written down, they are most of its size.
-        value.shape = value.type = None
+        if id(value) not in ends:
+            value.shape = value.type = None
     for value in (*graph.inputs, *graph.outputs):
         if value.shape is not None:
             value.shape = ir.Shape([_named(size, names) for size in value.shape])

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from .conv_nodes import CONVS, ConvNode, constant_of, conv_nodes
+from .conv_nodes import ConvNode, constant_of, conv_nodes
 from .metadata import mark_of
 from .site_functions import Affine, SiteFunction
 from .splitting import following_norm
@@ -26,14 +26,22 @@ _EPSILON = 1e-5
 class Region:
     """The nodes of a site in a candidate: the value that goes in, and the one that comes out.
 
-    `problem` says why the nodes are not such a region; the names are then empty.
+    `behind_norm` is the value behind a BatchNormalization that the reference may have folded into
+    its weights: the one that fits better counts. `problem` says why the nodes are not such a
+    region; the names are then empty.
     """
 
     name: str
     start: str
     end: str
-    convs: int = 1
+    behind_norm: str | None = None
     problem: str | None = None
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """Names of all values that are looked at."""
+        named = (self.start, self.end, self.behind_norm)
+        return () if self.problem is not None else tuple(name for name in named if name)
 
 
 def onnx_site_functions(model: ir.Model) -> tuple[tuple[SiteFunction, ...], tuple[str, ...]]:
@@ -105,7 +113,7 @@ def candidate_regions(
     known = {function.name for function in functions}
     if marked:
         regions = [
-            _marked_region(model.graph, name, nodes, name in normed)
+            _marked_region(name, nodes, name in normed)
             for name, nodes in marked.items()
             if name in known
         ]
@@ -136,7 +144,7 @@ def _marked(graph: ir.Graph) -> dict[str, list[ir.Node]]:
     return dict(found)
 
 
-def _marked_region(graph: ir.Graph, name: str, nodes: Sequence[ir.Node], with_norm: bool) -> Region:
+def _marked_region(name: str, nodes: Sequence[ir.Node], with_norm: bool) -> Region:
     inside = set(nodes)
     starts = dict.fromkeys(
         value
@@ -145,14 +153,22 @@ def _marked_region(graph: ir.Graph, name: str, nodes: Sequence[ir.Node], with_no
         if value is not None and value.producer() not in inside and not _is_parameter(value)
     )
     ends = [value for node in nodes for value in node.outputs if _leaves(value, inside)]
-    convs = sum(node.op_type in CONVS for node in nodes)
     if len(starts) != 1 or len(ends) != 1:
         texts = (_values(starts), _values(ends))
         problem = f"its nodes take {texts[0]} and give {texts[1]}, where one value is expected"
-        return Region(name, "", "", convs, problem)
+        return Region(name, "", "", problem=problem)
     (start,), (end,) = starts, ends
-    end = _behind_norm(end) if with_norm else end
-    return Region(name, start.name or "", end.name or "", convs)
+    return _region(name, start, end, with_norm)
+
+
+def _region(name: str, start: ir.Value, end: ir.Value, with_norm: bool) -> Region:
+    """The region up to `end`, or to the BatchNormalization behind it where there must be one."""
+    norm = _behind_norm(end)
+    if norm is end:
+        return Region(name, start.name or "", end.name or "")
+    if with_norm:
+        return Region(name, start.name or "", norm.name or "")
+    return Region(name, start.name or "", end.name or "", norm.name)
 
 
 def _values(values: Iterable[ir.Value]) -> str:
@@ -199,9 +215,8 @@ def _in_order(
     regions = []
     for function, conv in zip(functions, convs, strict=True):
         source, result = conv.node.inputs[0], conv.node.outputs[0]
-        end = _behind_norm(result) if function.norm is not None else result
         assert source is not None
-        regions.append(Region(function.name, source.name or "", end.name or ""))
+        regions.append(_region(function.name, source, result, function.norm is not None))
     return tuple(regions), (
         "the file has no marks of ours: its convolutions are paired with the reference's in order",
     )

@@ -69,7 +69,7 @@ class TorchSide:
     @property
     def feeds(self) -> Values:
         """The example inputs as arrays."""
-        tensors = [tensor.detach().cpu().numpy() for tensor in self.example.tensors()]
+        tensors = [_array(tensor) for tensor in self.example.tensors()]
         return dict(zip(self.inputs, tensors, strict=True))
 
     @property
@@ -134,7 +134,13 @@ class TorchSide:
 def _arrays(output: Any) -> Values:
     named = [(n, v) for n, v in output_names(output) if isinstance(v, Tensor)]
     names = unique([name for name, _ in named])
-    return {n: v.detach().cpu().numpy() for n, (_, v) in zip(names, named, strict=True)}
+    return {n: _array(v) for n, (_, v) in zip(names, named, strict=True)}
+
+
+def _array(tensor: Tensor) -> Array:
+    """Numpy has no bfloat16; float32 holds all of its values."""
+    plain = tensor.detach().cpu()
+    return (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
 
 
 @dataclass(frozen=True)

@@ -70,8 +70,10 @@ def check_site(
     """Judge one site by the `values` of one run, computed in `dtype`."""
     if region.problem is not None:
         return SiteCheck(region.name, False, math.inf, reason=region.problem)
-    start, end = values[region.start], values[region.end]
-    return _of_run(function, region.name, start, end, dtype, run)
+    ends = [region.end] if region.behind_norm is None else [region.end, region.behind_norm]
+    start = values[region.start]
+    checks = [_of_run(function, region.name, start, values[end], dtype, run) for end in ends]
+    return min(checks, key=lambda check: check.ratio)
 
 
 def _of_run(

@@ -36,7 +36,7 @@ class TorchValues:
         assert isinstance(graph, fx.GraphModule)
         self._graph = graph
         self.pairs = tuple(_pairs(graph_sites(graph), {f.name: f for f in functions}))
-        names = (name for _, region in self.pairs for name in (region.start, region.end))
+        names = (name for _, region in self.pairs for name in region.values)
         self._wanted = frozenset(names)
 
     def of(self, given: ExampleInputs) -> Mapping[str, Array]:
@@ -56,7 +56,8 @@ class _Recorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if n.name in self._wanted and isinstance(value, Tensor):
-            self.values[n.name] = value.detach().cpu().numpy()
+            # A copy: an activation that works in place would change it later.
+            self.values[n.name] = value.detach().cpu().clone().numpy()
         return value
 
 
@@ -65,8 +66,12 @@ def _pairs(sites: Sequence[GraphSite], functions: Mapping[str, SiteFunction]) ->
         function = _function_for(site, functions)
         if function is None or not isinstance(site.call, ConvCall):
             continue
-        end = site.end if function.norm is not None else site.call.node
-        yield function, Region(function.name, site.call.input.name, end.name)
+        start, end = site.call.input.name, site.call.node.name
+        if function.norm is not None:
+            yield function, Region(function.name, start, site.end.name)
+        else:
+            behind = None if site.norm is None else site.norm.name
+            yield function, Region(function.name, start, end, behind)
 
 
 def _function_for(site: GraphSite, functions: Mapping[str, SiteFunction]) -> SiteFunction | None:

@@ -39,6 +39,7 @@ SCHEMA = "groupfx.validation/1"
 # Runs on which sites are looked at one by one: all ordinary ones, and these.
 _SITE_RUNS = ("large",)
 _MOST_SITE_RUNS = 4
+_NAMES_SHOWN = 5
 # The reference evaluator is plain numpy: a fourth opinion on small models only.
 _SMALL_PARAMETERS = 200_000
 _SMALL_ELEMENTS = 50_000
@@ -290,7 +291,7 @@ class _SiteWork:
         functions, left = reference.site_functions()
         self._reference, self._functions = reference, functions
         self._first: tuple[Feeds, Mapping[str, Array]] | None = None
-        notes = [f"not checked on its own: {text}" for text in left] if functions else list(left)
+        notes = list(_by_reason(left)) if functions else list(left)
         if functions and isinstance(candidate, OnnxSide):
             notes += self._of_onnx(candidate, functions)
         elif functions and isinstance(candidate, TorchSide):
@@ -301,10 +302,7 @@ class _SiteWork:
         regions, notes = candidate_regions(side.model, functions)
         by_name = {function.name: function for function in functions}
         self.pairs = tuple((by_name[region.name], region) for region in regions)
-        wanted = {
-            value for _, region in self.pairs if region.problem is None
-            for value in (region.start, region.end)
-        }  # fmt: skip
+        wanted = {value for _, region in self.pairs for value in region.values}
         given = set(side.inputs)
         inner = sorted(wanted - given)
         if wanted:
@@ -350,6 +348,17 @@ class _SiteWork:
     def checks(self) -> tuple[SiteCheck, ...]:
         """What was found, in the order of the graph."""
         return tuple(self._checks.values())
+
+
+def _by_reason(left: Sequence[str]) -> Iterator[str]:
+    """`name: reason` of many sites, a line for each reason."""
+    names: dict[str, list[str]] = {}
+    for text in left:
+        name, _, reason = text.partition(": ")
+        names.setdefault(reason, []).append(name)
+    for reason, found in names.items():
+        more = f" and {len(found) - _NAMES_SHOWN} more" if len(found) > _NAMES_SHOWN else ""
+        yield f"not checked on its own ({reason}): {', '.join(found[:_NAMES_SHOWN])}{more}"
 
 
 def _dtypes(side: Side) -> Mapping[str, np.dtype[Any]]:

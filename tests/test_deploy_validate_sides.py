@@ -1,0 +1,142 @@
+"""Each kind of reference against each kind of candidate: right ones pass, wrong ones are named."""
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+import groupfx
+from groupfx.errors import FileError
+
+SHAPE = (2, 6, 9, 7)
+
+
+class Net(nn.Module):
+    """A BatchNorm behind each convolution and activations that work in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.one = nn.Conv2d(6, 10, 3, padding=1)
+        self.norm_one = nn.BatchNorm2d(10)
+        self.two = nn.Conv2d(10, 15, 3, groups=5)
+        self.norm_two = nn.BatchNorm2d(15)
+        for norm in (self.norm_one, self.norm_two):
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.normal_(norm.running_mean)
+            nn.init.uniform_(norm.running_var, 0.5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm_one(self.one(x)).relu_()
+        return self.norm_two(self.two(y)).relu_()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model in every kind of file, and each with a wrong sign in the second convolution."""
+    made = tmp_path_factory.mktemp("sides")
+    x = torch.randn(SHAPE)
+    for name, model in (("right", Net().eval()), ("wrong", _wrong())):
+        result = groupfx.rewrite(model, (x,), verify=False)
+        result.save(made / f"{name}.pt")
+        result.save_exported(made / f"{name}.pt2")
+        groupfx.export(model, (x,), made / f"{name}.onnx")
+        groupfx.export(result, (x,), made / f"{name}.split.onnx")
+        _unmarked(made / f"{name}.onnx", made / f"{name}.foreign.onnx")
+    return made
+
+
+def _wrong() -> nn.Module:
+    model = Net().eval()
+    with torch.no_grad():
+        model.two.weight[4, 1] *= -1
+    return model
+
+
+def _unmarked(path: Path, out: Path) -> None:
+    model = onnx.load(path)
+    for node in model.graph.node:
+        del node.metadata_props[:]
+    onnx.save(model, out)
+
+
+# What is reference and what is candidate, and the name that the wrong site then has.
+PAIRS = {
+    "model, onnx": ("model", ".onnx", "two"),
+    "model, split onnx": ("model", ".split.onnx", "two"),
+    "model, foreign onnx": ("model", ".foreign.onnx", "two"),
+    "model, our file": ("model", ".pt", "two.1"),
+    "model, pt2": ("model", ".pt2", "two.1"),
+    "model, model": ("model", "model", "two"),
+    "our file, onnx": (".pt", ".onnx", "two"),
+    "our file, split onnx": (".pt", ".split.onnx", "two"),
+    "pt2, onnx": (".pt2", ".onnx", "one"),
+    "onnx, onnx": (".onnx", ".onnx", "two"),
+    "onnx, split onnx": (".onnx", ".split.onnx", "two"),
+    "onnx, foreign onnx": (".onnx", ".foreign.onnx", "two"),
+    "foreign onnx, onnx": (".foreign.onnx", ".onnx", "two"),
+    # The BatchNorm is folded on one side and not on the other.
+    "onnx, our file": (".onnx", ".pt", "two.1"),
+    "onnx, model": (".onnx", "model", "two"),
+}
+# A site that a `.pt2` split is known there by its branches alone.
+OUTPUTS_TELL = {"pt2, onnx"}
+
+
+def _side(folder: Path, kind: str, which: str) -> nn.Module | Path:
+    if kind != "model":
+        return folder / f"{which}{kind}"
+    return Net().eval() if which == "right" else _wrong()
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_right_and_wrong(folder: Path, pair: str) -> None:
+    reference, candidate, site = PAIRS[pair]
+    given = _side(folder, reference, "right")
+    x = (torch.randn(SHAPE),)
+    right = groupfx.validate(given, _side(folder, candidate, "right"), x, trust_pickle=True)
+    assert right.ok, right.blame
+    assert right.sites
+    assert all(0 < check.ratio < 1 for check in right.sites)
+    wrong = groupfx.validate(given, _side(folder, candidate, "wrong"), x, trust_pickle=True)
+    assert not wrong.ok
+    if pair in OUTPUTS_TELL:
+        assert not all(check.ok for check in wrong.outputs)
+        return
+    assert wrong.first_site is not None
+    assert wrong.first_site.name == site
+    assert [check.name for check in wrong.sites if not check.ok] == [site]
+
+
+def test_a_pt2_is_not_read_without_trust(folder: Path) -> None:
+    with pytest.raises(FileError, match="trust-pickle"):
+        groupfx.validate(folder / "right.pt2", folder / "right.onnx", (torch.randn(SHAPE),))
+
+
+def test_half_precision_is_held_to_its_own_rounding(tmp_path: Path) -> None:
+    model, x = Net().eval(), torch.randn(SHAPE)
+    groupfx.export(model, (x,), tmp_path / "half.onnx", dtype="float16")
+    found = groupfx.validate(model, tmp_path / "half.onnx", (x,))
+    assert found.ok, found.blame
+    assert found.dtype == "float16"
+    wide = onnx.load(tmp_path / "half.onnx")
+    (held,) = [t for t in wide.graph.initializer if t.name == "two.weight"]
+    array = numpy_helper.to_array(held).copy()
+    array[4] *= 1.05
+    held.CopyFrom(numpy_helper.from_array(array, held.name))
+    onnx.save(wide, tmp_path / "wrong.onnx")
+    wrong = groupfx.validate(model, tmp_path / "wrong.onnx", (x,))
+    assert wrong.first_site is not None
+    assert wrong.first_site.name == "two"
+
+
+def test_a_bfloat16_model_exported_as_float32(tmp_path: Path) -> None:
+    model, x = Net().eval().bfloat16(), torch.randn(SHAPE).bfloat16()
+    groupfx.export(model, (x,), tmp_path / "net.onnx", dtype="float32")
+    found = groupfx.validate(model, tmp_path / "net.onnx", (x,))
+    assert found.ok, found.blame
+    assert found.dtype == "float32"
+    assert model.one.weight.dtype == torch.bfloat16
