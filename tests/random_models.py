@@ -18,7 +18,7 @@ from groupfx.nn import Flgc1d, Flgc2d, Flgc3d
 
 MOST_NODES = 20
 _MOST_CHANNELS = 24
-_SIZES = {1: (11, 23), 2: (7, 12), 3: (5, 7)}
+_SIZES = {1: (9, 19), 2: (6, 10), 3: (4, 6)}
 _LEARNED = {1: Flgc1d, 2: Flgc2d, 3: Flgc3d}
 _CONTAINERS = (nn.Sequential, nn.ModuleList)
 _MODES = ("zeros", "zeros", "zeros", "reflect", "replicate", "circular")
@@ -58,9 +58,7 @@ def random_model(seed: int) -> RandomModel:
 
 def _first_shape(draw: random.Random) -> "_Shape":
     dims = draw.choice((1, 2, 2, 2, 3))
-    return _Shape(
-        draw.choice((3, 4, 6)), tuple(draw.randint(*_SIZES[dims]) for _ in range(dims))
-    )
+    return _Shape(draw.choice((3, 4, 6)), tuple(draw.randint(*_SIZES[dims]) for _ in range(dims)))
 
 
 def number_of_nodes(model: nn.Module) -> int:
@@ -160,7 +158,8 @@ class _Drawing:
         self.shape = shape
 
     def model(self) -> nn.Module:
-        wanted = self.draw.randint(4, MOST_NODES - _HEAD_NODES)
+        # Most models small, a few of them as large as they may be.
+        wanted = min(self.draw.randint(3, MOST_NODES - _HEAD_NODES) for _ in range(2))
         parts = [self.conv()]
         while True:
             before, part = self.shape, self.draw.choice(_PARTS)(self)
@@ -315,7 +314,7 @@ class _Drawing:
         return self.draw.choice(common)
 
     def _stride(self) -> int:
-        return 2 if self.shape.least > 6 and self.draw.random() < 0.4 else 1
+        return 2 if self.shape.least > 5 and self.draw.random() < 0.5 else 1
 
     def _given(self, channels: int, made: Any) -> nn.Module:
         """`made`, once the shape that it leaves is noted."""

@@ -57,7 +57,9 @@ WAYS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", ["trace", *(pytest.param(way, marks=pytest.mark.long) for way in ("export", "modules"))]
+)
 def test_a_result_its_model_and_its_file_give_the_same_bytes(way: str, tmp_path: Path) -> None:
     make, shape = WAYS[way]
     model, x = make(), torch.randn(shape)
@@ -124,6 +126,7 @@ def test_two_folders_and_two_processes_give_the_same_bytes(tmp_path: Path) -> No
     assert len(found[0][1]) > 99 * 2 * 3 * 4
 
 
+@pytest.mark.long
 def test_a_second_export_gives_the_same_bytes(tmp_path: Path) -> None:
     model, x = net(), image()
     paths = [tmp_path / "one.onnx", tmp_path / "other.onnx"]
@@ -160,7 +163,10 @@ class UserBlock(nn.Module):
         return torch.where(low > 0, low, -low), high.softmax(1)
 
 
-@pytest.mark.parametrize("external", [False, True], ids=["one-file", "external"])
+@pytest.mark.parametrize(
+    "external",
+    [pytest.param(False, id="one-file", marks=pytest.mark.long), pytest.param(True, id="external")],
+)
 def test_the_file_tells_nothing_of_the_machine(external: bool, tmp_path: Path) -> None:
     export = groupfx.export(
         UserBlock().eval(), image(), tmp_path / "m.onnx", passes=SPLIT, external_data=external
@@ -175,8 +181,15 @@ def test_the_file_tells_nothing_of_the_machine(external: bool, tmp_path: Path) -
 # BatchNorm
 
 
-@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
-@pytest.mark.parametrize("transposed", [False, True], ids=["conv", "transposed"])
+@pytest.mark.parametrize(
+    ("transposed", "bias"),
+    [
+        pytest.param(False, False, id="conv-no-bias"),
+        pytest.param(True, True, id="transposed-bias"),
+        pytest.param(False, True, id="conv-bias", marks=pytest.mark.long),
+        pytest.param(True, False, id="transposed-no-bias", marks=pytest.mark.long),
+    ],
+)
 def test_a_batchnorm_is_folded_by_the_formula(transposed: bool, bias: bool, tmp_path: Path) -> None:
     kind = nn.ConvTranspose1d if transposed else nn.Conv1d
     conv, norm = kind(6, 9, 3, groups=3, bias=bias), nn.BatchNorm1d(9, eps=0.1)
@@ -218,6 +231,7 @@ def test_a_batchnorm_that_float16_cannot_hold_folded_stays(tmp_path: Path) -> No
     assert operators(path) == ["Conv", "Relu"]
 
 
+@pytest.mark.long
 def test_a_batchnorm_that_others_look_behind_stays(tmp_path: Path) -> None:
     case = zoo.CASES["bn-and-skip"]
     groupfx.export(case.build(), case.inputs(), tmp_path / "m.onnx")
@@ -227,7 +241,7 @@ def test_a_batchnorm_that_others_look_behind_stays(tmp_path: Path) -> None:
 # Modes, and the model that was given
 
 
-@pytest.mark.parametrize("changed", ["all", "norm"])
+@pytest.mark.parametrize("changed", ["norm", pytest.param("all", marks=pytest.mark.long)])
 def test_train_mode_is_left_and_said(changed: str, tmp_path: Path) -> None:
     model, x = net(), image(3)
     expected = model(x)
@@ -251,7 +265,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(options, id=name, marks=() if name == "split" else pytest.mark.long)
+        for name, options in OPTIONS.items()
+    ],
+)
 def test_the_model_is_not_touched(options: dict[str, Any], tmp_path: Path) -> None:
     model = zm.ResNeXtNet().train()
     model.layer1[0].bn1.eval()

@@ -209,11 +209,20 @@ OTHERS: dict[str, tuple[Forward, Callable[[Any], None] | None]] = {
 }
 
 
+QUICK = ("swapped", "first-two", "eps", "rows-left-over")
+
+
+def long_unless(quick: tuple[str, ...], table: dict[str, Any]) -> list[Any]:
+    """The table as parameters, what is not quick marked as a long test."""
+    marks = {name: () if name in quick else pytest.mark.long for name in table}
+    return [pytest.param(*case, id=name, marks=marks[name]) for name, case in table.items()]
+
+
 def traced(forward: Forward, change: Callable[[Any], None] | None) -> fx.GraphModule:
     return fx.symbolic_trace(Branches(forward, change).eval())
 
 
-@pytest.mark.parametrize(("forward", "change"), SITES.values(), ids=SITES)
+@pytest.mark.parametrize(("forward", "change"), long_unless(("right", "rows"), SITES))
 def test_a_site_of_branches_is_split_again(
     forward: Forward, change: Callable[[Any], None] | None, tmp_path: Path
 ) -> None:
@@ -227,13 +236,7 @@ def test_a_site_of_branches_is_split_again(
     assert_computes(path, model, x)
 
 
-@pytest.mark.parametrize(
-    ("forward", "change"),
-    [
-        pytest.param(*case, id=name, marks=pytest.mark.long if k % 3 else ())
-        for k, (name, case) in enumerate(OTHERS.items())
-    ],
-)
+@pytest.mark.parametrize(("forward", "change"), long_unless(QUICK, OTHERS))
 def test_what_is_no_site_stays_as_it_is(
     forward: Forward, change: Callable[[Any], None] | None, tmp_path: Path
 ) -> None:
@@ -245,6 +248,7 @@ def test_what_is_no_site_stays_as_it_is(
     assert_computes(path, model, x)
 
 
+@pytest.mark.long
 def test_weights_that_are_read_elsewhere(tmp_path: Path) -> None:
     model, x, path = traced(weight_read, None), torch.randn(2, 6, 13), tmp_path / "m.onnx"
     groupfx.export(model, x, path)

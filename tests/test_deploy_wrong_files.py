@@ -169,14 +169,19 @@ def shifted_pad(proto: onnx.ModelProto) -> None:
     change(proto, first(proto, "Pad").input[1], shift)
 
 
-BETWEEN: dict[str, Between] = {
-    "lost-relu": lost_relu,
-    "gemm-weight": gemm_weight,
-    "gemm-bias": gemm_bias,
-    "add-as-sub": subtracted,
-    "outputs-exchanged": exchanged_outputs,
-    "padded-with-zeros": padded_with_zeros,
-    "shifted-pad": shifted_pad,
+_BEFORE = "in front of reflected and behind conv: "
+_BEHIND = "behind the last convolution, reflected; "
+_BOTH = {"output_0", "output_1"}
+
+# What is done, where the verdict says that it is wrong, and which outputs tell.
+BETWEEN: dict[str, tuple[Between, str, set[str]]] = {
+    "lost-relu": (lost_relu, _BEFORE, _BOTH),
+    "padded-with-zeros": (padded_with_zeros, _BEFORE, _BOTH),
+    "shifted-pad": (shifted_pad, _BEFORE, _BOTH),
+    "add-as-sub": (subtracted, _BEHIND, _BOTH),
+    "outputs-exchanged": (exchanged_outputs, _BEHIND, _BOTH),
+    "gemm-weight": (gemm_weight, _BEHIND, {"output_0"}),
+    "gemm-bias": (gemm_bias, _BEHIND, {"output_0"}),
 }
 
 
@@ -216,12 +221,14 @@ def test_between_the_sites_the_outputs_tell(
     name: str, two_heads: HonestFile, tmp_path: Path
 ) -> None:
     proto = copy.deepcopy(two_heads.proto)
-    BETWEEN[name](proto)
+    spoil, place, outputs = BETWEEN[name]
+    spoil(proto)
     verdict = validated(two_heads, proto, tmp_path)
     assert not verdict.ok
     assert verdict.first_site is None, "each convolution computes what it should"
     assert verdict.blame is not None
-    assert verdict.blame.startswith("what lies between the convolutions")
+    assert verdict.blame.startswith(f"what lies {place}")
+    assert {check.name for check in verdict.outputs if not check.ok} == outputs
 
 
 # 200 corruptions over six models

@@ -28,13 +28,18 @@ _KINDS = ("finite", "NaN", "infinity", "-infinity")
 
 @dataclass(frozen=True)
 class OutputRun:
-    """One output in one run: float64, the original in the candidate's dtype, the candidate."""
+    """One output in one run: float64, the original in the candidate's dtype, the candidate.
+
+    `nearby_rms` is the largest error of the original on inputs that are one rounding away, where
+    that was measured.
+    """
 
     run: str
     ordinary: bool
     wide: Array
     original: Array
     candidate: Array
+    nearby_rms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -155,7 +160,8 @@ def _of_run(
     measured = _measured(base, wide, original, found, finite)
     info = torch.finfo(dtype)
     peak = float(np.abs(wide[finite]).max(initial=0.0))
-    own = max(measured.original_rms, typical * peak if math.isfinite(peak) else 0.0)
+    usual = typical * peak if math.isfinite(peak) else 0.0
+    own = max(measured.original_rms, usual, run.nearby_rms)
     floor = max(info.eps / 2 * peak, underflow(dtype))
     factor = _FACTOR if run.ordinary else _ADVERSARIAL_FACTOR
     limit = max(factor * own, floor) if atol is None else atol
@@ -228,6 +234,15 @@ def _share(error: float, scale: float) -> float:
 def _rms(values: Array) -> float:
     with np.errstate(over="ignore"):
         return float(np.sqrt(np.square(values).mean())) if values.size else 0.0
+
+
+def rms_difference(found: Array, expected: Array) -> float:
+    """Root mean square of `found - expected` where both are finite; 0 for what is no float."""
+    if found.dtype.kind != "f" or found.shape != expected.shape:
+        return 0.0
+    with np.errstate(all="ignore"):
+        error = found.astype(np.float64) - expected.astype(np.float64)
+    return _rms(error[np.isfinite(error)])
 
 
 def _kind_reason(wide: Array, original: Array, found: Array, dtype: torch.dtype) -> str | None:

@@ -106,6 +106,21 @@ def _adversarial(template: ExampleInputs, free: Open) -> Iterator[Run]:
         yield Run(name, False, feeds_of(changed))
 
 
+def perturbed(feeds: Mapping[str, Array], number: int) -> Iterator[Mapping[str, Array]]:
+    """The same inputs with each floating value moved by at most one unit in the last place."""
+    generator = np.random.default_rng(_FIRST_SEED)
+    for _ in range(number):
+        moved = {}
+        for name, array in feeds.items():
+            if array.dtype.kind != "f":
+                moved[name] = array
+                continue
+            steps = generator.integers(-1, 2, array.shape)
+            towards = np.where(steps > 0, np.inf, -np.inf).astype(array.dtype)
+            moved[name] = np.where(steps == 0, array, np.nextafter(array, towards))
+        yield moved
+
+
 def feeds_of(inputs: ExampleInputs) -> dict[str, Array]:
     """The keyword arguments as arrays."""
     return {name: value.detach().cpu().numpy() for name, value in inputs.kwargs.items()}

@@ -1,7 +1,10 @@
 """The third way in: the graph of `torch.export`."""
 
+import contextlib
 import inspect
+import io
 import operator
+import sys
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -81,13 +84,18 @@ def export_program(
     )
     with unchanged(model), torch.no_grad():
         evaluate(model)
+        said = io.StringIO()
         try:
-            return torch.export.export(
-                model, pair.args, dict(pair.kwargs), dynamic_shapes=dict(shapes)
-            )
+            # Where it refuses, torch prints the graph; the error says what matters.
+            with contextlib.redirect_stderr(said):
+                program = torch.export.export(
+                    model, pair.args, dict(pair.kwargs), dynamic_shapes=dict(shapes)
+                )
         except Exception as error:
             first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
             raise CannotTrace(f"{type(error).__name__}: {first_line}") from error
+        sys.stderr.write(said.getvalue())
+        return program
 
 
 def exported(model: nn.Module, inputs: ExampleInputs) -> tuple[fx.GraphModule, tuple[str, ...]]:

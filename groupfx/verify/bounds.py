@@ -28,7 +28,7 @@ from .float64 import operator_name
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED = (*_CONV[:5], "output_padding", "groups", "dilation")
 _ANY = (*_CONV[:6], "transposed", "output_padding", "groups")
-_SIGNATURES: Mapping[str, tuple[str, ...]] = {
+SIGNATURES: Mapping[str, tuple[str, ...]] = {
     "convolution": _ANY,
     "_convolution": _ANY,
     **{f"conv{rank}d": _CONV for rank in (1, 2, 3)},
@@ -70,8 +70,8 @@ class ConvRecorder(TorchFunctionMode):
         named = dict(kwargs or {})
         name = operator_name(func)
         terms, reach = self.calls.terms, self.calls.reach
-        if name in _SIGNATURES:
-            call = {**dict(zip(_SIGNATURES[name], args, strict=False)), **named}
+        if name in SIGNATURES:
+            call = {**dict(zip(SIGNATURES[name], args, strict=False)), **named}
             transposed = "transpose" in name or bool(call.get("transposed"))
             terms += _terms(call, transposed) + 1
             here = _reach(call, transposed)
@@ -101,7 +101,7 @@ class Magnitudes(TorchFunctionMode):
     ) -> Any:
         named = dict(kwargs or {})
         name = operator_name(func)
-        if name in _SIGNATURES or name in _LINEAR:
+        if name in SIGNATURES or name in _LINEAR:
             return func(*map(_abs, args), **{key: _abs(value) for key, value in named.items()})
         if name not in _NORMS:
             return func(*args, **named)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ..errors import InternalError
 from ..inputs import unchanged
 from ..state_pieces import Entry
+from .aligned import AlignedConvs
 from .bounds import Magnitudes, bound_ratio, rounding_bound
 from .carry import Carrier, placed
 from .gradients import Derivatives, differentiate
@@ -191,7 +192,7 @@ class _Comparison:
         """Whether two outputs in eval mode are as close as they have to be."""
         if not isinstance(after, Tensor):
             raise _MismatchError(f"{when} the output is a {type(after).__name__}, not a tensor")
-        if identical(before, after):
+        if identical(before, after) or (self.exact and self._identical_by_group(before, values)):
             return
         self.identical = False
         found = difference(before, after)
@@ -213,6 +214,19 @@ class _Comparison:
                 f"{when} it is off by up to {found.error:.3g}, {ratio:.3g} times what the rounding "
                 f"of {self.terms} terms explains"
             )
+
+    def _identical_by_group(self, before: Tensor, values: Values) -> bool:
+        """Whether both sides are bit-identical where no group depends on where its operands lie.
+
+        They must also give what was found before, but for rounding: else the mode is not the site.
+        """
+        with torch.no_grad(), AlignedConvs():
+            try:
+                own = self.original.run(values, training=False)
+                other = self.rewritten.run(values, training=False)
+            except Exception:  # such as an operator that takes no keywords
+                return False
+        return identical(own, other) and difference(before, own).relative <= TOLERANCE
 
     def _unblind(self, values: Values) -> None:
         """Change the parameters of both sides alike, so that nothing hides behind a zero.
