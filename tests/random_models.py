@@ -19,6 +19,8 @@ from groupfx.nn import Flgc1d, Flgc2d, Flgc3d
 MOST_NODES = 20
 _MOST_CHANNELS = 24
 _SIZES = {1: (9, 19), 2: (6, 10), 3: (4, 6)}
+# What is not larger may be doubled: in 3-d the evaluator of onnx takes half a minute for large ones.
+_MAY_GROW = {1: 9, 2: 6, 3: 2}
 _LEARNED = {1: Flgc1d, 2: Flgc2d, 3: Flgc3d}
 _CONTAINERS = (nn.Sequential, nn.ModuleList)
 _MODES = ("zeros", "zeros", "zeros", "reflect", "replicate", "circular")
@@ -220,7 +222,7 @@ class _Drawing:
 
     def transposed(self) -> nn.Module:
         inputs, outputs = self.shape.channels, self._channels()
-        stride = 2 if self.shape.least <= _SIZES[self.shape.dims][0] else 1
+        stride = 2 if self.shape.least <= _MAY_GROW[self.shape.dims] else 1
         made = self._of_dims("ConvTranspose")(
             inputs,
             outputs,
@@ -296,7 +298,7 @@ class _Drawing:
 
     def interpolate(self) -> nn.Module:
         dims = self.shape.dims
-        if self.shape.least > _SIZES[dims][0]:
+        if self.shape.least > _MAY_GROW[dims]:
             return self.activation()
         linear = {1: "linear", 2: "bilinear", 3: "trilinear"}[dims]
         self.shape = _Shape(self.shape.channels, tuple(2 * size for size in self.shape.sizes))

@@ -27,16 +27,16 @@ _CONV_CLASS = re.compile(r"(Conv(Transpose)?[123]d|ComputedConv)$")
 
 @dataclass(frozen=True)
 class GraphSite:
-    """A convolution call, and the BatchNorm that takes its output and nothing else does."""
+    """A convolution call, and the BatchNorms behind it, each of which alone takes what it takes."""
 
     name: str
     call: ConvCall | Unreadable
-    norm: fx.Node | None
+    norms: tuple[fx.Node, ...]
 
     @property
     def end(self) -> fx.Node:
         """The node that gives the site's value."""
-        return self.call.node if self.norm is None else self.norm
+        return self.norms[-1] if self.norms else self.call.node
 
 
 def graph_sites(graph: fx.GraphModule) -> tuple[GraphSite, ...]:
@@ -44,7 +44,7 @@ def graph_sites(graph: fx.GraphModule) -> tuple[GraphSite, ...]:
     found = convs(graph)
     names = numbered(_base_name(node, call) for node, call in found.items())
     return tuple(
-        GraphSite(name, call, _norm_behind(node))
+        GraphSite(name, call, tuple(_norms_behind(node)))
         for name, (node, call) in zip(names, found.items(), strict=True)
     )
 
@@ -102,6 +102,13 @@ def _base_name(node: fx.Node, call: ConvCall | Unreadable) -> str:
     weight = node.args[1] if len(node.args) > 1 else node.kwargs.get(_WEIGHT)
     keys = weight_keys(weight) if isinstance(weight, fx.Node) else []
     return (keys[0].rpartition(".")[0] or keys[0]) if keys else node.name
+
+
+def _norms_behind(node: fx.Node) -> Iterator[fx.Node]:
+    norm = _norm_behind(node)
+    while norm is not None:
+        yield norm
+        norm = _norm_behind(norm)
 
 
 def _norm_behind(node: fx.Node) -> fx.Node | None:

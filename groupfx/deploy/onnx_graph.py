@@ -172,11 +172,20 @@ def _mark_convs(model: ir.Model, traced: TracedModel) -> Mapping[str, Any]:
         names = _names_by_weight(nodes, traced.planned)
     for node, name in zip(nodes, names, strict=True):
         mark(node, name.name)
+        _mark_pad(node, name)
         node.name = name.name
         if not name.bias:
             _drop_bias(model.graph, node)
         _name_weight(model.graph, node, name.name)
     return {name.name: name.form for name in names if name.form is not None}
+
+
+def _mark_pad(node: ir.Node, name: ConvName) -> None:
+    """A Pad in front belongs to the site where the convolution itself pads in torch."""
+    value = node.inputs[0]
+    pad = None if value is None else value.producer()
+    if name.same and pad is not None and pad.op_type == "Pad":
+        mark(pad, name.name)
 
 
 def _require_kernels(nodes: Sequence[ir.Node]) -> None:
@@ -200,7 +209,7 @@ def _names_by_weight(
     bases = [plans[path].name if path in plans else path for path in paths]
     forms = [plans[path].form if path in plans else None for path in paths]
     return tuple(
-        ConvName(name, form, True, _groups(node), True)
+        ConvName(name, form, True, _groups(node))
         for name, form, node in zip(numbered(bases), forms, nodes, strict=True)
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,7 @@ from torch import Tensor
 
 from .conv_nodes import ConvNode, constant_of, conv_nodes
 from .metadata import mark_of
-from .site_functions import Affine, SiteFunction
-from .splitting import following_norm
+from .site_functions import Affine, SiteFunction, composed
 
 _NORM = "BatchNormalization"
 _EPSILON = 1e-5
@@ -73,7 +72,6 @@ def _site_name(conv: ConvNode) -> str:
 def _function(conv: ConvNode, name: str) -> SiteFunction:
     weight, bias = conv.weight_array(), conv.bias_array()
     assert weight is not None
-    norm = following_norm(conv)
     pads = None
     if conv.pads is not None:
         half = len(conv.pads) // 2
@@ -83,7 +81,7 @@ def _function(conv: ConvNode, name: str) -> SiteFunction:
         spec=conv.spec,
         weight=_wide(weight),
         bias=None if bias is None else _wide(bias),
-        norm=_affine(norm) if isinstance(norm, ir.Node) else None,
+        norm=composed([_affine(norm) for norm in _norms_behind(conv.node.outputs[0])]),
         pads=pads,
         same_lower=conv.auto_pad == "SAME_LOWER",
         output_shape=conv.output_shape,
@@ -163,7 +161,7 @@ def _marked_region(name: str, nodes: Sequence[ir.Node], with_norm: bool) -> Regi
 
 def _region(name: str, start: ir.Value, end: ir.Value, with_norm: bool) -> Region:
     """The region up to `end`, or to the BatchNormalization behind it where there must be one."""
-    norm = _behind_norm(end)
+    norm = _behind_norms(end)
     if norm is end:
         return Region(name, start.name or "", end.name or "")
     if with_norm:
@@ -186,12 +184,32 @@ def _leaves(value: ir.Value, inside: set[ir.Node]) -> bool:
     return used_outside or value.is_graph_output()
 
 
-def _behind_norm(value: ir.Value) -> ir.Value:
-    """The output of a BatchNormalization that alone takes `value`, or `value`."""
-    users = [use.node for use in value.uses()]
-    if len(users) != 1 or value.is_graph_output() or users[0].op_type != _NORM:
+def _norms_behind(value: ir.Value) -> Iterator[ir.Node]:
+    """BatchNormalizations with constant parameters, each of which alone takes what it takes."""
+    while True:
+        users = [use.node for use in value.uses()]
+        if len(users) != 1 or value.is_graph_output() or users[0].op_type != _NORM:
+            return
+        norm = users[0]
+        if any(constant_of(parameter, 0) is None for parameter in norm.inputs[1:5]):
+            return
+        yield norm
+        value = norm.outputs[0]
+
+
+def _behind_norms(value: ir.Value) -> ir.Value:
+    """The output of the BatchNormalizations behind `value`, or `value`."""
+    norms = list(_norms_behind(value))
+    return norms[-1].outputs[0] if norms else value
+
+
+def _in_front_of_pad(value: ir.Value, function: SiteFunction, conv: ConvNode) -> ir.Value:
+    """What an explicit Pad takes that does what the reference's own padding says."""
+    pad = value.producer()
+    asked = function.spec.padding == "same" and not any(conv.spec.padding or ())
+    if not asked or pad is None or pad.op_type != "Pad" or pad.inputs[0] is None:
         return value
-    return users[0].outputs[0]
+    return pad.inputs[0]
 
 
 def _in_order(
@@ -216,6 +234,7 @@ def _in_order(
     for function, conv in zip(functions, convs, strict=True):
         source, result = conv.node.inputs[0], conv.node.outputs[0]
         assert source is not None
+        source = _in_front_of_pad(source, function, conv)
         regions.append(_region(function.name, source, result, function.norm is not None))
     return tuple(regions), (
         "the file has no marks of ours: its convolutions are paired with the reference's in order",

@@ -9,8 +9,9 @@ to probabilistic rounding error analysis, 2019), and never by more than g_K time
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,6 +59,11 @@ class Affine:
         scale = (torch.ones_like(wide) if gamma is None else gamma.double()) / (wide + eps).sqrt()
         offset = torch.zeros_like(wide) if beta is None else beta.double()
         return cls(scale, mean.double(), offset)
+
+    def then(self, other: Affine) -> Affine:
+        """One for two in a row."""
+        beta = (self.beta - other.mean) * other.scale + other.beta
+        return Affine(self.scale * other.scale, self.mean, beta)
 
 
 @dataclass(frozen=True)
@@ -278,8 +284,13 @@ def _function(graph: fx.GraphModule, site: GraphSite, values: _WideValues) -> Si
     bias = values.of(held) if isinstance(held, fx.Node) else None
     if isinstance(held, fx.Node) and bias is None:
         return "its bias depends on the input"
-    norm = None if site.norm is None else _affine(graph, site.norm)
+    norm = composed([_affine(graph, node) for node in site.norms])
     return SiteFunction(site.name, call.spec, weight, bias, norm)
+
+
+def composed(norms: Sequence[Affine]) -> Affine | None:
+    """One for all of them in a row; None for none."""
+    return functools.reduce(Affine.then, norms) if norms else None
 
 
 def _affine(graph: fx.GraphModule, norm: fx.Node) -> Affine:

@@ -37,14 +37,15 @@ from .unsplit_computed import unsplit_computed
 class ConvName:
     """A convolution of the exported graph: its site, the form it gets, and whether it has a bias.
 
-    `readable` is False for a convolution whose numbers are not constants of the graph.
+    `same` says that it pads by itself to the size of its input, for which the exporter may put a
+    node of its own in front.
     """
 
     name: str
     form: Any
     bias: bool
     groups: int | None
-    readable: bool
+    same: bool = False
 
 
 Sizes = Mapping[tuple[int, int], int]
@@ -234,14 +235,13 @@ def _conv_name(site: GraphSite, planned: Sequence[PlannedSite]) -> ConvName:
     base = site.name.partition("#")[0]
     plan = next((entry for entry in planned if entry.path == base), None)
     name = site.name if plan is None else renamed(site.name, lambda _: plan.name)
-    readable = isinstance(site.call, ConvCall)
     spec = site.call.spec if isinstance(site.call, ConvCall) else None
     return ConvName(
         name=name,
         form=None if plan is None else plan.form,
         bias=spec is None or spec.bias,
         groups=site.call.groups if spec is None else spec.groups,  # type: ignore[union-attr]
-        readable=readable,
+        same=spec is not None and spec.padding == "same",
     )
 
 

@@ -70,7 +70,7 @@ def _pairs(sites: Sequence[GraphSite], functions: Mapping[str, SiteFunction]) ->
         if function.norm is not None:
             yield function, Region(function.name, start, site.end.name)
         else:
-            behind = None if site.norm is None else site.norm.name
+            behind = site.end.name if site.norms else None
             yield function, Region(function.name, start, end, behind)
 
 
