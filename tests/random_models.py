@@ -19,7 +19,7 @@ from groupfx.nn import Flgc1d, Flgc2d, Flgc3d
 MOST_NODES = 20
 _MOST_CHANNELS = 24
 _SIZES = {1: (9, 19), 2: (6, 10), 3: (4, 6)}
-# What is not larger may be doubled: in 3-d the evaluator of onnx takes half a minute for large ones.
+# What is not larger may be doubled. In 3-d, large ones take the evaluator of onnx half a minute.
 _MAY_GROW = {1: 9, 2: 6, 3: 2}
 _LEARNED = {1: Flgc1d, 2: Flgc2d, 3: Flgc3d}
 _CONTAINERS = (nn.Sequential, nn.ModuleList)

@@ -37,7 +37,7 @@ def image(batch: int = 2) -> Tensor:
 
 @pytest.mark.parametrize(
     "opset",
-    [pytest.param(k, marks=() if k == 16 else pytest.mark.long) for k in range(16, 25)],
+    [pytest.param(k, marks=() if k in (11, 13) else pytest.mark.long) for k in range(11, 25)],
 )
 def test_the_file_has_the_opset_that_was_asked_for(opset: int, tmp_path: Path) -> None:
     model, x, path = net(), image(), tmp_path / "m.onnx"
@@ -51,11 +51,52 @@ def test_the_file_has_the_opset_that_was_asked_for(opset: int, tmp_path: Path) -
     assert_computes(path, model, x)
 
 
-@pytest.mark.long
-def test_an_opset_that_the_model_has_no_form_in_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"cannot be written in opset 13: .* opset 18 works"):
-        groupfx.export(net(), image(), tmp_path / "m.onnx", opset=13)
+OLDER: dict[str, tuple[nn.Module, int, str]] = {
+    "an operator that did not exist": (nn.LayerNorm(7), 16, "LayerNormalization .* opset 17"),
+    "another meaning": (nn.Softmax(1), 12, "Softmax .* means something else .* opset 13"),
+}
+
+
+@pytest.mark.parametrize(("layer", "opset", "words"), OLDER.values(), ids=OLDER)
+def test_an_opset_that_the_model_has_no_form_in_is_refused(
+    layer: nn.Module, opset: int, words: str, tmp_path: Path
+) -> None:
+    model = nn.Sequential(nn.Conv2d(6, 4, 1, groups=2), layer).eval()
+    with pytest.raises(UsageError, match=f"cannot be written in opset {opset}: {words} or newer"):
+        groupfx.export(model, image(), tmp_path / "m.onnx", opset=opset)
     assert not list(tmp_path.iterdir())
+    allowed = opset + 1
+    groupfx.export(model, image(), tmp_path / "m.onnx", opset=allowed)
+    assert groupfx.validate(model, tmp_path / "m.onnx", image()).ok
+
+
+class Older(nn.Module):
+    """Operators whose axes, sizes and parts of a shape were written otherwise before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(6, 9, 3, groups=3)
+        self.head = nn.Linear(9, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.conv(x)
+        rows = y.view(y.shape[0], 3, -1).transpose(1, 2).reshape(y.shape[0], -1)
+        return self.head(y.mean((2, 3)).unsqueeze(1).squeeze(1)), rows.sum(1) + y.amax((1, 2, 3))
+
+
+@pytest.mark.parametrize("opset", [11, 12, 13, 14, 17])
+def test_older_forms_of_operators(opset: int, tmp_path: Path) -> None:
+    model = Older().eval()
+    path = tmp_path / "m.onnx"
+    groupfx.export(model, image(), path, opset=opset, passes=["split-grouped-conv"])
+    proto = onnx.load(path)
+    assert proto.opset_import[0].version == opset
+    least = onnx.helper.find_min_ir_version_for([proto.opset_import[0]])
+    assert proto.ir_version == max(least, 4)
+    verdict = groupfx.validate(model, path, image())
+    assert verdict.ok, verdict.blame
+    for batch in (1, 2, 7):
+        assert_computes(path, model, image(batch))
 
 
 @pytest.mark.parametrize("opset", [10, 25, 99])

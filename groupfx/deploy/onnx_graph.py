@@ -31,6 +31,7 @@ from .files import PRODUCER
 from .forming import apply_form
 from .graph_sites import module_path, numbered
 from .metadata import mark, strip
+from .opsets import FIRST_WRITTEN, lower_opset
 from .regather import PlannedSite
 from .splitting import split_conv
 from .torch_export import ConvName, Sizes, TracedModel
@@ -52,13 +53,16 @@ def onnx_graph(traced: TracedModel, opset: int) -> tuple[ir.Model, tuple[str, ..
     Names of inputs and outputs are those of `traced`. Raises `ModelError` for an operator that the
     exporter does not know, `UsageError` for an opset in which the model cannot be written.
     """
-    model = _translated(traced, opset)
-    _require_opset(model, opset)
+    written = max(opset, FIRST_WRITTEN)
+    model = _translated(traced, written)
+    _require_opset(model, written, opset)
     model.graph.name = _GRAPH_NAME
     _clean(model)
     forms = _mark_convs(model, traced)
     notes = fold_batchnorms(model)
     _apply_forms(model, forms)
+    if opset < written:
+        lower_opset(model, opset)
     _rename(model, traced)
     _finish(model, traced.sizes)
     return model, notes
@@ -119,12 +123,11 @@ def _mentions(text: str, target: Any) -> bool:
     return found is not None and any(name in found[1] for name in names)
 
 
-def _require_opset(model: ir.Model, opset: int) -> None:
+def _require_opset(model: ir.Model, written: int, opset: int) -> None:
     reached = model.graph.opset_imports.get("", 0)
-    if reached != opset:
+    if reached != written:
         raise UsageError(
-            f"the model cannot be written in opset {opset}: an operator in it has no older form; "
-            f"opset {reached} works"
+            f"the exporter cannot write the model in opset {written}, but in opset {reached}"
         )
     wraps = [n for n in model.graph if n.op_type == "Pad" and _mode(n) == "wrap"]
     if wraps and opset < _FIRST_WITH_WRAP:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .conv_nodes import ConvNode, constant_of, conv_nodes
 from .metadata import mark_of
-from .site_functions import Affine, SiteFunction, composed
+from .site_functions import Affine, SiteFunction
 
 _NORM = "BatchNormalization"
 _EPSILON = 1e-5
@@ -81,7 +81,7 @@ def _function(conv: ConvNode, name: str) -> SiteFunction:
         spec=conv.spec,
         weight=_wide(weight),
         bias=None if bias is None else _wide(bias),
-        norm=composed([_affine(norm) for norm in _norms_behind(conv.node.outputs[0])]),
+        norms=tuple(_affine(norm) for norm in _norms_behind(conv.node.outputs[0])),
         pads=pads,
         same_lower=conv.auto_pad == "SAME_LOWER",
         output_shape=conv.output_shape,
@@ -107,7 +107,7 @@ def candidate_regions(
     are as many and alike.
     """
     marked = _marked(model.graph)
-    normed = {function.name for function in functions if function.norm is not None}
+    normed = {function.name for function in functions if function.norms}
     known = {function.name for function in functions}
     if marked:
         regions = [
@@ -235,7 +235,7 @@ def _in_order(
         source, result = conv.node.inputs[0], conv.node.outputs[0]
         assert source is not None
         source = _in_front_of_pad(source, function, conv)
-        regions.append(_region(function.name, source, result, function.norm is not None))
+        regions.append(_region(function.name, source, result, bool(function.norms)))
     return tuple(regions), (
         "the file has no marks of ours: its convolutions are paired with the reference's in order",
     )

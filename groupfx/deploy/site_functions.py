@@ -9,9 +9,8 @@ to probabilistic rounding error analysis, 2019), and never by more than g_K time
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,24 +59,19 @@ class Affine:
         offset = torch.zeros_like(wide) if beta is None else beta.double()
         return cls(scale, mean.double(), offset)
 
-    def then(self, other: Affine) -> Affine:
-        """One for two in a row."""
-        beta = (self.beta - other.mean) * other.scale + other.beta
-        return Affine(self.scale * other.scale, self.mean, beta)
-
 
 @dataclass(frozen=True)
 class SiteFunction:
     """A site of the reference. `weight` and `bias` are in float64.
 
-    `pads` are (begin, end) a dimension where the two differ; `norm` is None without a BatchNorm.
+    `pads` are (begin, end) a dimension where the two differ; `norms` are the BatchNorms behind it.
     """
 
     name: str
     spec: ConvSpec
     weight: Tensor
     bias: Tensor | None
-    norm: Affine | None
+    norms: tuple[Affine, ...] = ()
     pads: tuple[tuple[int, int], ...] | None = None
     same_lower: bool = False
     output_shape: tuple[int, ...] | None = None
@@ -87,24 +81,24 @@ class SiteFunction:
         """How many roundings one output value passes through at most."""
         spec = self.spec
         inputs = spec.in_channels // spec.groups
-        return math.prod(spec.kernel_size) * inputs + _MORE_TERMS
+        return math.prod(spec.kernel_size) * inputs + _MORE_TERMS * max(len(self.norms), 1)
 
     def value(self, x: Tensor) -> Tensor:
         """The site's output for a float64 input."""
         result = self._convolve(x, self.weight, self.bias)
-        if self.norm is None:
-            return result
-        scale, mean, beta = (_channels(v, result) for v in _fields(self.norm))
-        return (result - mean) * scale + beta
+        for norm in self.norms:
+            scale, mean, beta = (_channels(v, result) for v in _fields(norm))
+            result = (result - mean) * scale + beta
+        return result
 
     def magnitudes(self, x: Tensor) -> Tensor:
         """|s| (|W| * |x| + |b| + |mean|) + |beta|: what rounding errors are relative to."""
         bias = None if self.bias is None else self.bias.abs()
         result = self._convolve(x.abs(), self.weight.abs(), bias)
-        if self.norm is None:
-            return result
-        scale, mean, beta = (_channels(v.abs(), result) for v in _fields(self.norm))
-        return (result + mean) * scale + beta
+        for norm in self.norms:
+            scale, mean, beta = (_channels(v.abs(), result) for v in _fields(norm))
+            result = (result + mean) * scale + beta
+        return result
 
     def group(self, number: int) -> SiteFunction:
         """One group of a grouped convolution, as a convolution on that group's channels."""
@@ -113,13 +107,12 @@ class SiteFunction:
         outputs = group_slices(spec.out_channels, spec.groups)[number]
         rows = slice(outputs.start, outputs.stop)
         held = slice(inputs.start, inputs.stop) if spec.transposed else rows
-        norm = self.norm
         return replace(
             self,
             spec=spec.with_channels(len(inputs), len(outputs), groups=1),
             weight=self.weight[held],
             bias=None if self.bias is None else self.bias[rows],
-            norm=None if norm is None else Affine(*(v[rows] for v in _fields(norm))),
+            norms=tuple(Affine(*(v[rows] for v in _fields(norm))) for norm in self.norms),
         )
 
     def factor(self) -> float:
@@ -284,13 +277,8 @@ def _function(graph: fx.GraphModule, site: GraphSite, values: _WideValues) -> Si
     bias = values.of(held) if isinstance(held, fx.Node) else None
     if isinstance(held, fx.Node) and bias is None:
         return "its bias depends on the input"
-    norm = composed([_affine(graph, node) for node in site.norms])
-    return SiteFunction(site.name, call.spec, weight, bias, norm)
-
-
-def composed(norms: Sequence[Affine]) -> Affine | None:
-    """One for all of them in a row; None for none."""
-    return functools.reduce(Affine.then, norms) if norms else None
+    norms = tuple(_affine(graph, node) for node in site.norms)
+    return SiteFunction(site.name, call.spec, weight, bias, norms)
 
 
 def _affine(graph: fx.GraphModule, norm: fx.Node) -> Affine:

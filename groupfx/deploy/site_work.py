@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy.typing as npt
@@ -66,8 +66,14 @@ class SiteWork:
         except CannotTrace as error:
             return [f"sites are not checked on their own: {error}"]
         self.pairs = values.pairs
+        found = {region.name for _, region in self.pairs}
+        missing = [f.name for f in functions if not _is_found(f.name, found)]
         self._values = lambda feeds: values.of(side.given(feeds))
-        return []
+        if not missing:
+            return []
+        more = f" and {len(missing) - _NAMES_SHOWN} more" if len(missing) > _NAMES_SHOWN else ""
+        shown = ", ".join(missing[:_NAMES_SHOWN])
+        return [f"not checked on their own, as the candidate has no such site: {shown}{more}"]
 
     def look(self, run: Run, feeds: Feeds) -> None:
         """Check every site on one run, if it is one of those that are for that."""
@@ -98,6 +104,11 @@ class SiteWork:
     def checks(self) -> tuple[SiteCheck, ...]:
         """What was found, in the order of the graph."""
         return tuple(self._checks.values())
+
+
+def _is_found(name: str, found: Collection[str]) -> bool:
+    """Whether a site, or the branches of it, are among `found`."""
+    return name in found or any(other.rpartition(".")[0] == name for other in found)
 
 
 def _by_reason(left: Sequence[str]) -> Iterator[str]:

@@ -67,7 +67,7 @@ def _pairs(sites: Sequence[GraphSite], functions: Mapping[str, SiteFunction]) ->
         if function is None or not isinstance(site.call, ConvCall):
             continue
         start, end = site.call.input.name, site.call.node.name
-        if function.norm is not None:
+        if function.norms:
             yield function, Region(function.name, start, site.end.name)
         else:
             behind = site.end.name if site.norms else None
