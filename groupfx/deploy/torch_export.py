@@ -6,8 +6,6 @@ is computed from parameters alone computed once, arguments and results flat list
 
 from __future__ import annotations
 
-import copy
-import operator
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,8 +16,7 @@ from torch import Tensor, fx, nn
 
 from ..calls import ConvCall
 from ..errors import ModelError, UsageError
-from ..inputs import ExampleInputs, evaluate, unchanged
-from ..nn import ChannelGather
+from ..inputs import ExampleInputs
 from ..tracing import CannotTrace
 from ..tracing.exporting import export_program, in_order
 from ..tracing.program import copied
@@ -28,6 +25,7 @@ from .constant_folding import fold_constants
 from .frozen_regions import merge_frozen
 from .graph_sites import GraphSite, graph_sites, renamed
 from .io_names import output_names, unique
+from .known_shapes import known_shapes
 from .regather import PlannedSite, rewritten
 from .unsplit import graph_modules, unsplit
 from .unsplit_computed import unsplit_computed
@@ -115,9 +113,10 @@ def _traced_open(
         # A model whose first dimension is no batch, or that computes with its sizes.
         found = _traced(model, inputs, Dynamic(batch=False), planned)
     except CannotTrace as error:
+        why = "; a forward that depends on values of tensors cannot be exported"
+        more = why if "data-dependent" in str(error) else ""
         raise ModelError(
-            f"torch.export does not take {type(model).__name__}: {error}; a forward that depends "
-            "on values of tensors cannot be exported"
+            f"torch.export does not take {type(model).__name__}: {error}{more}"
         ) from error
     return replace(found, fixed=(f"all, since with open ones torch.export says: {reason}",))
 
@@ -131,7 +130,7 @@ def gathered_sites(
         return model, ()
     if "" in graphs:
         graphs = {"": graphs[""]}
-    shapes = _shapes(model, graphs.values(), inputs)
+    shapes = known_shapes(model, graphs.values(), inputs)
     made: dict[fx.GraphModule, fx.GraphModule] = {}
     planned: list[PlannedSite] = []
     for path, graph in graphs.items():
@@ -154,52 +153,6 @@ def _with(model: nn.Module, made: Mapping[fx.GraphModule, fx.GraphModule]) -> nn
         old: SwappedConv.of(new, old) for old, new in made.items()
     }
     return copied(model, share=True, instead=swapped)
-
-
-def _shapes(
-    model: nn.Module, graphs: Collection[fx.GraphModule], inputs: ExampleInputs
-) -> Mapping[fx.Node, torch.Size]:
-    """The shape of each value that is sliced or gathered from: one run tells."""
-    found: dict[fx.Node, torch.Size] = {}
-    own = _with(model, {graph: _probe(graph, found) for graph in graphs})
-    try:
-        with unchanged(own), torch.no_grad():
-            evaluate(own)
-            inputs.call(own)
-    except Exception as error:
-        raise ModelError(
-            f"{type(model).__name__} does not run on the example inputs: {error}"
-        ) from error
-    return found
-
-
-def _probe(root: fx.GraphModule, found: dict[fx.Node, torch.Size]) -> fx.GraphModule:
-    """The same graph, which notes the shape of what is sliced or gathered from in `found`."""
-    wanted = [node.all_input_nodes[0] for node in root.graph.nodes if _picks(node, root)]
-    places = {node: place for place, node in enumerate(dict.fromkeys(wanted))}
-    nodes = list(places)
-
-    def note(place: int, value: Any) -> None:
-        if isinstance(value, Tensor):
-            found[nodes[place]] = value.shape
-
-    graph = fx.Graph()
-    graph.set_codegen(copy.deepcopy(root.graph._codegen))
-    env: dict[fx.Node, fx.Node] = {}
-    for node in root.graph.nodes:
-        env[node] = graph.node_copy(node, env.__getitem__)
-        if node in places:
-            graph.call_function(note, (places[node], env[node]))
-    return fx.GraphModule(root, graph, class_name=type(root).__name__)
-
-
-def _picks(node: fx.Node, root: fx.GraphModule) -> bool:
-    """Whether `node` takes channels, or rows, out of one value."""
-    if not node.all_input_nodes:
-        return False
-    if node.op == "call_module":
-        return isinstance(root.get_submodule(str(node.target)), ChannelGather)
-    return node.op == "call_function" and node.target is operator.getitem
 
 
 def _traced(
