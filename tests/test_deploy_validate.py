@@ -226,6 +226,14 @@ def test_the_users_own_inputs(net: nn.Module, honest: Path, tmp_path: Path) -> N
     assert found.ok
 
 
+def test_what_numpy_saves_by_itself_is_float64(net: nn.Module, honest: Path) -> None:
+    found = groupfx.validate(net, honest, (torch.randn(SHAPE),), data={"x": np.ones((3, 6, 11, 7))})
+    assert "data" in found.runs
+    assert found.ok, found.blame
+    with pytest.raises(UsageError, match=r"\[3, 6, 4, 7\]"):
+        groupfx.validate(net, honest, (torch.randn(SHAPE),), data={"x": np.ones((3, 6, 4, 7))})
+
+
 def test_the_measures_are_what_they_say() -> None:
     generator = np.random.default_rng(0)
     wide = generator.standard_normal((3, 5, 7))

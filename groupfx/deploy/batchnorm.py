@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from .conv_nodes import CONVS
 from .initializers import constant
 
-_CONVS = ("Conv", "ConvTranspose")
 _EPSILON = 1e-5
 Array = npt.NDArray[Any]
 
@@ -29,7 +29,7 @@ def fold_batchnorms(model: ir.Model) -> tuple[str, ...]:
             continue
         source = norm.inputs[0]
         conv = None if source is None else source.producer()
-        if conv is None or conv.op_type not in _CONVS or not _alone(model.graph, norm, conv):
+        if conv is None or conv.op_type not in CONVS or not _alone(model.graph, norm, conv):
             continue
         note = _fold(model.graph, conv, norm)
         if note is not None:

@@ -6,7 +6,6 @@ works out (`auto_pad`), and the size of a transposed convolution's output. Those
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..convs import ConvSpec
+from .graph_sites import numbered
 from .metadata import mark_of
 
 CONVS = ("Conv", "ConvTranspose")
@@ -86,7 +86,7 @@ def conv_nodes(
     nodes = [node for node in model.graph if is_convolution(node)]
     convs: list[ConvNode] = []
     left: list[LeftNode] = []
-    for node, name in zip(nodes, _unique(map(_base_name, nodes)), strict=True):
+    for node, name in zip(nodes, numbered(map(_base_name, nodes)), strict=True):
         found = _read(model, node, name, shapes or {})
         if isinstance(found, ConvNode):
             convs.append(found)
@@ -122,16 +122,6 @@ def _base_name(node: ir.Node) -> str:
     if mark is not None:
         return mark.site
     return node.name or node.outputs[0].name or node.op_type
-
-
-def _unique(names: Iterator[str]) -> list[str]:
-    """The names, `name#2` for the second of one name, as everywhere in groupfx."""
-    seen: Counter[str] = Counter()
-    result = []
-    for name in names:
-        seen[name] += 1
-        result.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
-    return result
 
 
 def _read(model: ir.Model, node: ir.Node, name: str, shapes: Shapes) -> ConvNode | LeftNode:

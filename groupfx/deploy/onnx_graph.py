@@ -26,7 +26,7 @@ from ..errors import InternalError, ModelError, UsageError
 from ..forms import FormPlan
 from ..version import __version__
 from .batchnorm import fold_batchnorms
-from .conv_nodes import ConvNode, conv_nodes
+from .conv_nodes import CONVS, ConvNode, conv_nodes
 from .files import PRODUCER
 from .forming import apply_form
 from .graph_sites import module_path, numbered
@@ -41,7 +41,6 @@ LEAST_OPSET = 11
 _FIRST_WITH_WRAP = 19
 _NEWEST_EXPORTED = 24
 _WEIGHT = ".weight"
-_CONV_TYPES = ("Conv", "ConvTranspose")
 _NO_KERNELS = (ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 _LARGEST_FOLDED = 1 << 24
 _GRAPH_NAME = "main_graph"
@@ -166,7 +165,7 @@ def _mark_convs(model: ir.Model, traced: TracedModel) -> Mapping[str, Any]:
     They come in the order of the torch graph. Where there are others (from a part of the model
     that is a graph of its own, as under autocast), their weights tell.
     """
-    nodes = [node for node in model.graph if node.op_type in _CONV_TYPES and not node.domain]
+    nodes = [node for node in model.graph if node.op_type in CONVS and not node.domain]
     _require_kernels(nodes)
     names = traced.convs
     if len(nodes) != len(names) or any(

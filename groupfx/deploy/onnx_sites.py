@@ -115,7 +115,7 @@ def candidate_regions(
             for name, nodes in marked.items()
             if name in known
         ]
-        missing = [name for name in known if name not in marked]
+        missing = sorted(name for name in known if name not in marked)
         unknown = [name for name in marked if name not in known]
         return tuple(regions), tuple(_unpaired(missing, unknown))
     return _in_order(model, functions)
@@ -123,13 +123,14 @@ def candidate_regions(
 
 def _unpaired(missing: Sequence[str], unknown: Sequence[str]) -> Iterable[str]:
     if missing:
-        yield f"not checked on their own, as the file has no such site: {_some(missing)}"
+        yield f"not checked on their own, as the file has no such site: {some_names(missing)}"
     if unknown:
-        yield f"not checked on their own, as the reference has no such site: {_some(unknown)}"
+        yield f"not checked on their own, as the reference has no such site: {some_names(unknown)}"
 
 
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(sorted(names)[:5])
+def some_names(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    shown = ", ".join(names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
@@ -171,7 +172,7 @@ def _region(name: str, start: ir.Value, end: ir.Value, with_norm: bool) -> Regio
 
 def _values(values: Iterable[ir.Value]) -> str:
     names = [value.name or "?" for value in values]
-    return f"{len(names)} values ({_some(names)})" if names else "no value"
+    return f"{len(names)} values ({some_names(names)})" if names else "no value"
 
 
 def _is_parameter(value: ir.Value) -> bool:

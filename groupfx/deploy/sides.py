@@ -204,11 +204,6 @@ class OnnxSide:
             )
             return None
 
-    @property
-    def has_wide(self) -> bool:
-        """Whether there is a float64 yardstick."""
-        return self._wide_model is not None
-
 
 Side = TorchSide | OnnxSide
 

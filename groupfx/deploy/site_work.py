@@ -11,7 +11,7 @@ import torch
 from ..errors import GroupfxError
 from ..tracing import CannotTrace
 from .locating import locate
-from .onnx_sites import Region, candidate_regions
+from .onnx_sites import Region, candidate_regions, some_names
 from .runs import Run
 from .runtime import Session
 from .sides import OnnxSide, Side, TorchSide
@@ -25,7 +25,6 @@ Feeds = Mapping[str, Array]
 # Runs on which sites are looked at one by one: the first ordinary ones, and these.
 _RUNS = ("large",)
 _MOST_RUNS = 4
-_NAMES_SHOWN = 5
 
 
 class SiteWork:
@@ -71,9 +70,8 @@ class SiteWork:
         self._values = lambda feeds: values.of(side.given(feeds))
         if not missing:
             return []
-        more = f" and {len(missing) - _NAMES_SHOWN} more" if len(missing) > _NAMES_SHOWN else ""
-        shown = ", ".join(missing[:_NAMES_SHOWN])
-        return [f"not checked on their own, as the candidate has no such site: {shown}{more}"]
+        names = some_names(missing)
+        return [f"not checked on their own, as the candidate has no such site: {names}"]
 
     def look(self, run: Run, feeds: Feeds) -> None:
         """Check every site on one run, if it is one of those that are for that."""
@@ -118,5 +116,4 @@ def _by_reason(left: Sequence[str]) -> Iterator[str]:
         name, _, reason = text.partition(": ")
         names.setdefault(reason, []).append(name)
     for reason, found in names.items():
-        more = f" and {len(found) - _NAMES_SHOWN} more" if len(found) > _NAMES_SHOWN else ""
-        yield f"not checked on its own ({reason}): {', '.join(found[:_NAMES_SHOWN])}{more}"
+        yield f"not checked on its own ({reason}): {some_names(found)}"

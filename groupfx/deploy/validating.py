@@ -188,9 +188,15 @@ class _Comparison:
 
     def _example(self) -> Values:
         """One array for each input of the reference, in the candidate's dtypes."""
-        dtypes = _dtypes(self.candidate)
         shapes = self.options.shapes
-        feeds = example_feeds(self.reference, self.candidate, self.inputs, shapes)
+        return self._fitting(example_feeds(self.reference, self.candidate, self.inputs, shapes))
+
+    def _fitting(self, feeds: Feeds) -> Values:
+        """The same arrays in the candidate's dtypes. Raises UsageError for sizes that do not fit.
+
+        What a user saves with numpy is float64 unless it was made otherwise.
+        """
+        dtypes = _dtypes(self.candidate)
         require_fit(self.reference, feeds)
         require_fit(self.candidate, self._for_candidate(feeds))
         made = {}
@@ -208,7 +214,8 @@ class _Comparison:
                 raise UsageError(
                     f"the given data has no {', '.join(missing)}; it has {', '.join(data)}"
                 )
-            found.append({n: data[n] if n in data else data[o] for n, o in self.inputs.items()})
+            named = {n: data[n] if n in data else data[o] for n, o in self.inputs.items()}
+            found.append(self._fitting(named))
         return found
 
     def _for_candidate(self, feeds: Feeds) -> Feeds:
