@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 import groupfx
@@ -140,3 +141,37 @@ def test_a_bfloat16_model_exported_as_float32(tmp_path: Path) -> None:
     assert found.ok, found.blame
     assert found.dtype == "float32"
     assert model.one.weight.dtype == torch.bfloat16
+
+
+def test_an_operator_without_a_float64_form(tmp_path: Path) -> None:
+    """ONNX Runtime's own Gelu: the reference's two runs tell what rounding is there."""
+    generator = np.random.default_rng(0)
+    weights = {"w": (9, 2, 3, 3), "v": (40, 9, 3, 3)}
+    inits = [
+        numpy_helper.from_array(generator.standard_normal(shape).astype(np.float32), name)
+        for name, shape in weights.items()
+    ]
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv", group=3, pads=[1, 1, 1, 1]),
+        helper.make_node("Gelu", ["c"], ["d"], domain="com.microsoft", name="gelu"),
+        helper.make_node("Conv", ["d", "v"], ["y"], name="last"),
+    ]
+    sizes = {"x": ["n", 6, 12, 12], "y": ["n", 40, 10, 10]}
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in sizes.items())
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    graph = helper.make_graph(nodes, "g", [x], [y], inits)
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "m.onnx")
+    result = groupfx.rewrite_onnx(tmp_path / "m.onnx", tmp_path / "split.onnx")
+    assert result.validation is not None
+    assert any("not in float64" in note for note in result.validation.notes)
+    # Measured, and not the floor: a run compared with itself has no error at all.
+    judged = [check for check in result.validation.outputs if "optimisations on" in check.runtime]
+    assert all(check.original_rms > 0 and check.ratio < 0.5 for check in judged)
+    wrong = onnx.load(tmp_path / "split.onnx")
+    (held,) = [t for t in wrong.graph.initializer if t.name == "w.1"]
+    held.CopyFrom(numpy_helper.from_array(1.01 * numpy_helper.to_array(held), held.name))
+    onnx.save(wrong, tmp_path / "wrong.onnx")
+    found = groupfx.validate(tmp_path / "m.onnx", tmp_path / "wrong.onnx")
+    assert found.first_site is not None
+    assert found.first_site.name == "conv"
+    assert not all(check.ok for check in found.outputs)
