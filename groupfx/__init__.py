@@ -10,23 +10,23 @@ from .errors import GroupfxError
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .api import FoundSite, Loaded, find, load, rewrite
+    from .api.models import FoundSite, Loaded, find, load, rewrite
+    from .api.onnx import export, find_onnx, rewrite_onnx, validate
     from .deploy import Export, Validation
-    from .onnx_api import export, find_onnx, rewrite_onnx, validate
     from .rewriting import Pass, Pipeline, Report, Result, Site, Skip
 
 _PUBLIC = {
-    "FoundSite": "api",
-    "Loaded": "api",
-    "find": "api",
-    "load": "api",
-    "rewrite": "api",
+    "FoundSite": "api.models",
+    "Loaded": "api.models",
+    "find": "api.models",
+    "load": "api.models",
+    "rewrite": "api.models",
     "Export": "deploy",
     "Validation": "deploy",
-    "export": "onnx_api",
-    "find_onnx": "onnx_api",
-    "rewrite_onnx": "onnx_api",
-    "validate": "onnx_api",
+    "export": "api.onnx",
+    "find_onnx": "api.onnx",
+    "rewrite_onnx": "api.onnx",
+    "validate": "api.onnx",
     "Pass": "rewriting",
     "Pipeline": "rewriting",
     "Report": "rewriting",

@@ -21,16 +21,8 @@ PASSES: Mapping[str, str] = {
     "discover-groups": "groupfx.passes.discover_groups:DiscoverGroups",
 }
 
-# What runs where no pass is named: by default, and for each target.
-PIPELINES: Mapping[str, tuple[str, ...]] = {
-    "default": ("split-grouped-conv:frozen=keep", "freeze-learned-groups"),
-    "plinio": ("freeze-learned-groups", "split-grouped-conv"),
-    "onnxruntime": ("freeze-learned-groups",),
-}
-
 __all__ = [
     "PASSES",
-    "PIPELINES",
     "DiscoverGroups",
     "FreezeLearnedGroups",
     "SplitGroupedConv",

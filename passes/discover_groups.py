@@ -25,12 +25,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx
 
-from groupfx.blocks import MIN_SAVING, BlockStructure, find_blocks, spread_mask
-from groupfx.calls import ConvCall, Unreadable
+from groupfx.convs.calls import ConvCall, Unreadable
 from groupfx.errors import UsageError
-from groupfx.forms import FormPlan, plan
+from groupfx.plan.blocks import MIN_SAVING, BlockStructure, find_blocks, spread_mask
+from groupfx.plan.cost import likely_slower
+from groupfx.plan.forms import FormPlan, plan
 from groupfx.rewriting import BatchNorm, Pass, Rewritten, Site, Skip, name_matches
-from groupfx.rewriting.sparse_sites import (
+from groupfx.rewriting.block_layers import (
     BlockPicks,
     emit_blocks,
     norm_moves,
@@ -38,8 +39,7 @@ from groupfx.rewriting.sparse_sites import (
     refusal,
     with_bias_only,
 )
-from groupfx.rewriting.sparse_weights import LinearSpec, SparseWeight, read_sparse, sparse_calls
-from groupfx.speed import likely_slower
+from groupfx.rewriting.weights import LinearSpec, SparseWeight, read_sparse, sparse_calls
 
 # More linear layers in place of one than that are slower than it, however small they are.
 _MOST_LINEARS = 64

@@ -25,13 +25,13 @@ from typing import Literal
 
 from torch import fx
 
-from groupfx.blocks import BlockStructure, find_blocks
-from groupfx.calls import ConvCall, Unreadable
-from groupfx.forms import FormPlan, plan
+from groupfx.convs.calls import ConvCall, Unreadable
+from groupfx.plan.blocks import BlockStructure, find_blocks
+from groupfx.plan.cost import likely_slower
+from groupfx.plan.forms import FormPlan, plan
 from groupfx.rewriting import BatchNorm, Pass, Rewritten, Site, Skip, name_matches
 from groupfx.rewriting.frozen_layer import emit_form, norm_is_in_place, norm_stays_because
 from groupfx.rewriting.learned_sites import MaskedLayer, learned_calls, read_layer
-from groupfx.speed import likely_slower
 
 _SHOWN = 4
 

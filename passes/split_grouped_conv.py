@@ -16,12 +16,12 @@ A BatchNorm that follows acts on each channel alone and is cut along with the co
 from dataclasses import dataclass
 from typing import Literal
 
-from groupfx.calls import Recomputed
-from groupfx.channels import Slice, group_slices
-from groupfx.convs import ConvSpec
+from groupfx.convs.calls import Recomputed
+from groupfx.convs.spec import ConvSpec
 from groupfx.errors import UsageError
+from groupfx.nn.marks import FROZEN_MARK
+from groupfx.plan.channels import Slice, group_slices
 from groupfx.rewriting import BatchNorm, Pass, Rewritten, Site, Skip, name_matches
-from groupfx.rewriting.learned_sites import FROZEN_MARK
 
 
 @dataclass(frozen=True)

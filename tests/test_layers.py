@@ -16,37 +16,24 @@ VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 # From the bottom up. A name is a module or a subpackage of groupfx; `groupfx` is the package's own
 # __init__, which re-exports from everywhere, so that nothing below it may import from it.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("channels", "errors", "schema", "version"),
+    ("errors", "schema", "version"),
+    ("plan",),
+    ("nn",),
+    ("convs", "learned"),
     (
-        "blocks",
-        "convs",
-        "forms",
-        "gathers",
-        "learned",
-        "learned_layers",
-        "nn",
-        "speed",
-        "tracking",
-    ),
-    (
-        "archive",
-        "calls",
-        "checkpoints",
         "emit",
-        "flops",
-        "inputs",
-        "learned_flops",
-        "optimizer_state",
-        "plots",
-        "reading",
+        "files",
+        "merging",
+        "report",
         "rewriting",
-        "state_map",
-        "state_pieces",
+        "running",
+        "state",
+        "targets",
         "tracing",
         "verify",
     ),
     ("deploy", "passes"),
-    ("api", "onnx_api", "testing"),
+    ("api", "testing"),
     ("cli",),
     ("__main__", "groupfx"),
 )
@@ -55,16 +42,16 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Side by side on one level, and not to know each other.
 WINGS = frozenset({"deploy", "passes"})
 
-# Packages of others that only one room may import; layer 1 is integers, without torch.
+# Packages of others that only one room may import; a plan is integers, without torch.
 ONLY_IN = {
-    "matplotlib": {"plots"},
+    "matplotlib": {"report"},
     "onnx": {"deploy"},
     "onnx_ir": {"deploy"},
     "onnxruntime": {"deploy"},
     "onnxscript": {"deploy"},
     "rich": {"cli"},
     "typer": {"cli"},
-    "torch": set(LEVEL) - set(LAYERS[0]),
+    "torch": set(LEVEL) - {"errors", "schema", "version", "plan"},
 }
 
 
@@ -215,24 +202,32 @@ def test_files_are_short_and_named_for_what_they_hold() -> None:
 
 WRONG_IMPORTS = {
     "up": ("groupfx/emit/edit.py", "import groupfx.api", "groupfx.api: api is above emit"),
-    "up_from": ("groupfx/convs.py", "from groupfx.emit import x", "emit is above convs"),
-    "up_from_root": ("groupfx/convs.py", "from groupfx import emit", "emit is above convs"),
-    "up_relative": ("groupfx/convs.py", "from .emit import x", "emit is above convs"),
-    "up_relative_name": ("groupfx/convs.py", "from . import emit", "emit is above convs"),
+    "up_from": ("groupfx/convs/spec.py", "from groupfx.emit import x", "emit is above convs"),
+    "up_from_root": ("groupfx/convs/spec.py", "from groupfx import emit", "emit is above convs"),
+    "up_relative": ("groupfx/convs/spec.py", "from ..emit import x", "emit is above convs"),
+    "up_relative_name": ("groupfx/convs/spec.py", "from .. import emit", "emit is above convs"),
     "up_two_dots": ("groupfx/nn/gather.py", "from ..emit.edit import x", "emit is above nn"),
-    "up_in_function": ("groupfx/convs.py", "def f():\n  import groupfx.api", "api is above convs"),
+    "up_in_function": (
+        "groupfx/convs/spec.py",
+        "def f():\n  import groupfx.api",
+        "api is above convs",
+    ),
     "up_from_pass": ("passes/split.py", "import groupfx.cli", "cli is above passes"),
     "up_from_linked_pass": ("passes/__init__.py", "from ..api import x", "api is above passes"),
-    "api_over_cli": ("groupfx/api.py", "from groupfx.cli import x", "cli is above api"),
+    "api_over_cli": ("groupfx/api/models.py", "from groupfx.cli import x", "cli is above api"),
     "own_root": ("groupfx/emit/edit.py", "from groupfx import find", "groupfx is above emit"),
     "wings": ("groupfx/deploy/forms.py", "import groupfx.passes.split", "separate wings"),
     "wings_back": ("passes/split.py", "import groupfx.deploy", "separate wings"),
     "onnx": ("groupfx/verify/sites.py", "import onnx.helper", "imports onnx: not in verify"),
     "onnxruntime": ("passes/split.py", "import onnxruntime", "imports onnxruntime"),
-    "typer": ("groupfx/api.py", "from typer import Typer", "imports typer: not in api"),
-    "torch": ("groupfx/channels.py", "import torch", "imports torch: not in channels"),
+    "typer": ("groupfx/api/models.py", "from typer import Typer", "imports typer: not in api"),
+    "torch": ("groupfx/plan/channels.py", "import torch", "imports torch: not in plan"),
     "unlisted_file": ("groupfx/odds.py", "import math", "odds is not in LAYERS"),
-    "unlisted_import": ("groupfx/api.py", "import groupfx.odds", "groupfx.odds: not in LAYERS"),
+    "unlisted_import": (
+        "groupfx/api/models.py",
+        "import groupfx.odds",
+        "groupfx.odds: not in LAYERS",
+    ),
 }
 
 
@@ -249,13 +244,13 @@ def test_a_wrong_import_is_caught(tmp_path: Path, file: str, source: str, expect
 
 RIGHT_IMPORTS = {
     "down": ("groupfx/emit/edit.py", "from groupfx.convs import x"),
-    "down_relative": ("groupfx/nn/gather.py", "from ..channels import x"),
+    "down_relative": ("groupfx/nn/gather.py", "from ..plan.channels import x"),
     "down_from_root": ("groupfx/cli/table.py", "from groupfx import api, errors"),
     "same_level": ("groupfx/rewriting/driver.py", "from groupfx.verify import x"),
     "same_component": ("passes/fold.py", "from groupfx.passes.split import x"),
     "onnx_in_deploy": ("groupfx/deploy/export.py", "import onnx\nimport onnx_ir as ir"),
-    "torch_in_layer_2": ("groupfx/convs.py", "import torch\nfrom torch import nn"),
-    "own_name_is_a_prefix": ("groupfx/convs.py", "import groupfx_extras, onnx_like"),
+    "torch_in_layer_2": ("groupfx/convs/spec.py", "import torch\nfrom torch import nn"),
+    "own_name_is_a_prefix": ("groupfx/convs/spec.py", "import groupfx_extras, onnx_like"),
     "root_over_all": ("groupfx/__init__.py", "from groupfx.version import __version__"),
 }
 
@@ -267,7 +262,7 @@ def test_a_right_import_is_let_through(tmp_path: Path, file: str, source: str) -
 
 
 BARE_PASSES = {
-    "api": ("groupfx/api.py", "from passes.split import x"),
+    "api": ("groupfx/api/models.py", "from passes.split import x"),
     "pass": ("passes/fold.py", "import passes.split as x"),
     "test": ("tests/test_x.py", "def test():\n  import passes"),
     "example": ("examples/small.py", "from passes import x"),

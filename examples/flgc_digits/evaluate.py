@@ -20,7 +20,7 @@ from torch import nn
 from train import Options, predictions
 
 import groupfx
-from groupfx.flops import count_flops
+from groupfx.running.flops import count_flops
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from typing import Any, TypeVar
 import typer
 
 from ..version import __version__
-from . import groups as learned
-from . import options as opt
-from .early import require_file, require_names
-from .files import PROGRAM
-from .help import Command, Group
+from .commands import groups as learned
+from .input import options as opt
+from .input.early import require_file, require_names
+from .input.files import PROGRAM
+from .text.help import Command, Group
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -78,8 +78,8 @@ def rewrite(
     require_file(model)
     require_names(passes, target)
 
-    from .model_file import ModelOptions
-    from .rewrite import RewriteOptions, run_rewrite
+    from .commands.rewrite import RewriteOptions, run_rewrite
+    from .input.model_file import ModelOptions
 
     source = ModelOptions.of(
         model,
@@ -133,8 +133,8 @@ def inspect(
     require_file(model)
     require_names(passes, target)
 
-    from .inspect import InspectOptions, run_inspect
-    from .model_file import ModelOptions
+    from .commands.inspect import InspectOptions, run_inspect
+    from .input.model_file import ModelOptions
 
     source = ModelOptions.of(
         model,
@@ -198,8 +198,8 @@ def export(
     require_file(model)
     require_names(passes, target)
 
-    from .export import ExportCommand, run_export
-    from .model_file import ModelOptions
+    from .commands.export import ExportCommand, run_export
+    from .input.model_file import ModelOptions
 
     source = ModelOptions.of(
         model,
@@ -263,8 +263,8 @@ def validate(
     require_file(reference)
     require_file(candidate)
 
-    from .model_file import ModelOptions
-    from .validate import ValidateCommand, run_validate
+    from .commands.validate import ValidateCommand, run_validate
+    from .input.model_file import ModelOptions
 
     options = ValidateCommand(
         candidate=candidate,
@@ -300,6 +300,6 @@ def passes(
     """List the passes with their options, and the passes of each target."""
     require_names(None if name is None else [name], None)
 
-    from .catalogue import run_passes
+    from .commands.passes import run_passes
 
     return run_passes(name, json)

@@ -15,7 +15,7 @@ import typer
 
 from ..errors import GroupfxError, InternalError
 from .app import COMMANDS, app
-from .files import PROGRAM
+from .input.files import PROGRAM
 
 # The root of what typer raises for a misuse. It has a name of typer's own since 0.28 only.
 MISUSE: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -62,7 +62,7 @@ def _fail(error: BaseException, message: str, code: int, traced: bool) -> int:
 
 def _say(message: str, *, style: bool = False) -> None:
     # Imported late: --help and --version do without.
-    from .table import printable
+    from .text.table import printable
 
     start = f"{PROGRAM}:"
     text = f"{start} {printable(message)}"

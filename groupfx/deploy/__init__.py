@@ -1,6 +1,6 @@
 """ONNX: export, run, validate; read files of any producer and split what is grouped in them."""
 
-from .exporting import (
+from .export.exporting import (
     DType,
     Export,
     ExportedSite,
@@ -10,16 +10,16 @@ from .exporting import (
     TensorInfo,
     prepare_export,
 )
-from .files import check_onnx, check_target, write_onnx
-from .onnx_graph import DEFAULT_OPSET
-from .output_checks import OutputCheck
-from .reading import read_onnx
-from .rewrite_onnx import OnnxRewrite, OnnxSite, OnnxSkipped, OnnxTotals, split_onnx
-from .rewrite_onnx import find_onnx as find_in_onnx
-from .sides import OnnxSide, TorchSide
-from .site_checks import SiteCheck
-from .torch_export import Dynamic
-from .validating import Progress, Validation, ValidationOptions, validate_sides
+from .export.onnx_graph import DEFAULT_OPSET
+from .export.torch_export import Dynamic
+from .forms.rewrite_onnx import OnnxRewrite, OnnxSite, OnnxSkipped, OnnxTotals, split_onnx
+from .forms.rewrite_onnx import find_onnx as find_in_onnx
+from .graph.files import check_onnx, check_target, write_onnx
+from .graph.reading import read_onnx
+from .validate.output_checks import OutputCheck
+from .validate.sides import OnnxSide, TorchSide
+from .validate.site_checks import SiteCheck
+from .validate.validating import Progress, Validation, ValidationOptions, validate_sides
 
 __all__ = [
     "DEFAULT_OPSET",

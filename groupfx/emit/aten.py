@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from ..calls import CONV_ARGUMENTS, TRANSPOSED_ARGUMENTS
+from ..convs.calls import CONV_ARGUMENTS, TRANSPOSED_ARGUMENTS
 
 
 @dataclass(frozen=True)

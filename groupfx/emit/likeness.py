@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.utils.prune import BasePruningMethod
 
 from ..nn import is_weight_hook
-from ..rewriting.learned_sites import FROZEN_MARK
+from ..nn.marks import FROZEN_MARK
 
 Fingerprint = tuple[object, ...]
 

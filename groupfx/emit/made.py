@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..convs import original_type
+from ..convs.spec import original_type
 from ..errors import RewriteError
 from .constants import constant
 from .imports import Imports

@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from ..convs import CONV_TYPES, original_type
+from ..convs.spec import CONV_TYPES, original_type
 from ..errors import RewriteError
 from ..nn import (
     ChannelGather,

@@ -9,7 +9,7 @@ from torch import fx, nn
 from ..errors import RewriteError
 from ..nn import HookedWeight
 from ..rewriting import Result
-from ..state_map import Rows
+from ..state.map import Rows
 from ..tracing.program import Fragment
 from ..version import __version__
 from .constants import constant

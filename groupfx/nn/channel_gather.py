@@ -8,7 +8,7 @@ from operator import index as as_int
 import torch
 from torch import Tensor, nn
 
-from groupfx.errors import UsageError
+from ..errors import UsageError
 
 _SHOWN = 4
 

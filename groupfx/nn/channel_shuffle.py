@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from groupfx.channels import channels_per_group
-from groupfx.errors import UsageError
+from ..errors import UsageError
+from ..plan.channels import channels_per_group
 
 
 class ChannelShuffle(nn.Module):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from groupfx.errors import UsageError
+from ..errors import UsageError
 
 
 class ChannelTranspose(nn.Module):

@@ -9,7 +9,7 @@ the greatest. A dense weight is masked by that assignment:
 
 The step from probabilities to `B` has no useful gradient, so the backward is straight-through: a
 gradient passes where `B` is 1, and is 0 elsewhere. Two groups of equal score share the channel, and
-a row with a NaN belongs to none. `groupfx.learned` reads an assignment as integers.
+a row with a NaN belongs to none. `groupfx.learned.groups` reads an assignment as integers.
 
 Source: Wang et al., Fully Learnable Group Convolution for Acceleration of Deep Neural Networks
 (CVPR 2019). Parameters have the names and shapes of the public code, so that its checkpoints load.
@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from groupfx.errors import UsageError
+from ..errors import UsageError
 
 
 def group_assignment(scores: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from groupfx.errors import UsageError
+from ..errors import UsageError
 
 Kind = Literal["weight_norm", "spectral_norm", "prune"]
 

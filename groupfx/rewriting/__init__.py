@@ -1,11 +1,11 @@
 """The pass framework: passes, sites, pipelines and reports."""
 
+from ..running.totals import Complexity, Totals, totals
 from .checking import Progress
-from .complexity import totals
 from .driver import PassResult, UnreadableSite, find_sites, run_pass
 from .pass_ import Option, Pass, Rewritten, Skip, name_matches
 from .pipeline import Pipeline, example_inputs
-from .report import Complexity, PassSummary, Report, RewrittenSite, SkippedSite, Totals
+from .report import PassSummary, Report, RewrittenSite, SkippedSite
 from .result import Result
 from .site import BatchNorm, Site
 from .store import Store

@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import fx
 
-from ..calls import Computed, ConvCall, Recomputed, Source, Stored, read_conv
+from ..convs.calls import Computed, ConvCall, Recomputed, Source, Stored, read_conv
 from ..errors import InternalError, MismatchError
-from ..learned import deciding_tensors
-from ..state_map import Entry, Requirement
+from ..learned.groups import deciding_tensors
+from ..state.map import Entry, Requirement
 from ..tracing import Fragment, Program
 from ..verify import Region, SiteVerdict, compare_models, compare_regions, observable_sites
 from .learned_sites import learned_calls

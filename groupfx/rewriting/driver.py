@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..calls import ConvCall, Recomputed, Stored, Unreadable, convs
+from ..convs.calls import ConvCall, Recomputed, Stored, Unreadable, convs
 from ..errors import GroupfxError, InternalError
-from ..state_map import Entry, Requirement
+from ..state.map import Entry, Requirement
 from ..tracing import Fragment, Program, Shapes, SwappedConv
 from .pass_ import Pass, Rewritten, Skip
 from .report import RewrittenSite, SkippedSite

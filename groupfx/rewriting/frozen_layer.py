@@ -12,14 +12,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
-from ..convs import rebuild
-from ..forms import ConvPlan, FormPlan
-from ..gathers import GatherPlan
-from ..learned import CONV, INPUT_SCORES, OUTPUT_SCORES, LearnedGroups, has_learned_groups
+from ..convs.spec import rebuild
+from ..learned.groups import CONV, INPUT_SCORES, OUTPUT_SCORES, LearnedGroups, has_learned_groups
 from ..nn import ChannelGather, ChannelShuffle, ChannelTranspose, ConstantChannels
+from ..nn.marks import FROZEN_MARK
 from ..nn.masked_conv import MASKED
-from ..state_map import Part, Picked
-from .learned_sites import FROZEN_MARK, MaskedLayer
+from ..plan.forms import ConvPlan, FormPlan
+from ..plan.gathers import GatherPlan
+from ..state.map import Part, Picked
+from .learned_sites import MaskedLayer
 from .site import BatchNorm, Emit, Site
 
 # Whatever the default device is.

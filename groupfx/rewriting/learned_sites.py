@@ -8,23 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ..calls import ConvCall, Stored, Unreadable
-from ..convs import CONV_TYPES, ConvSpec, original_type, spec_of_module
+from ..convs.calls import ConvCall, Stored, Unreadable
+from ..convs.spec import CONV_TYPES, ConvSpec, original_type, spec_of_module
 from ..errors import UsageError
-from ..inputs import unchanged
-from ..learned import (
-    CONV,
-    INPUT_SCORES,
-    LearnedGroups,
-    groups_of,
-    has_learned_groups,
-)
+from ..learned.groups import CONV, INPUT_SCORES, LearnedGroups, groups_of, has_learned_groups
 from ..nn import Flgc1d, Flgc2d, Flgc3d
-from ..verify.float64 import Float64
+from ..running.float64 import Float64
+from ..running.unchanged import unchanged
 from .site import Site
-
-# On a convolution that freezing made: the default pipeline does not split it.
-FROZEN_MARK = "frozen_groups"
 
 _TOLERANCE = 1e-12
 _CONVOLVE: Mapping[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}

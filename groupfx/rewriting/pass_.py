@@ -27,7 +27,7 @@ from typing import (
 
 from torch import Tensor, fx
 
-from ..calls import ConvCall, Unreadable, convs
+from ..convs.calls import ConvCall, Unreadable, convs
 from ..errors import UsageError
 from .site import Site
 

@@ -10,15 +10,16 @@ import torch
 from torch import nn
 
 from ..errors import UsageError
-from ..inputs import ExampleInputs, infer_inputs
-from ..state_map import Entry, Requirement, Rows, StateDictMap
+from ..running.guess import infer_inputs
+from ..running.inputs import ExampleInputs
+from ..running.totals import Complexity, totals
+from ..state.map import Entry, Requirement, Rows, StateDictMap
 from ..tracing import Program, open_model
 from ..version import __version__
 from .checking import Progress, check_program, require_ok
-from .complexity import totals
 from .driver import PassResult, run_pass
 from .pass_ import Pass
-from .report import Complexity, PassSummary, Report, SkippedSite
+from .report import PassSummary, Report, SkippedSite
 from .result import Result
 
 

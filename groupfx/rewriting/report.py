@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..convs import ConvSpec
+from ..convs.spec import ConvSpec
+from ..running.totals import Complexity
 from ..tracing.program import Fragment
 from ..verify import ModelVerdict, SiteVerdict
 
@@ -79,24 +80,6 @@ class PassSummary:
     options: Mapping[str, Any]
     rewritten: int
     skipped: int
-
-
-@dataclass(frozen=True)
-class Totals:
-    """Size of a model. `macs` counts convolutions and linear layers for one sample."""
-
-    convs: int
-    grouped_convs: int
-    parameters: int
-    macs: int | None
-
-
-@dataclass(frozen=True)
-class Complexity:
-    """Size before and after."""
-
-    before: Totals
-    after: Totals
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..archive import Archive, check_replaceable, write
-from ..archive.atomic import whole_file
 from ..errors import MismatchError, ModelError
-from ..state_map import StateDictMap
+from ..files.archive import Archive, check_replaceable, write
+from ..files.atomic import whole_file
+from ..state.map import StateDictMap
 from ..tracing import CannotTrace, Program, export_program
 from ..verify import compare_models
 from .report import Report

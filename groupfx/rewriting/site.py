@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..calls import Computed, ConvCall, Source, Stored, attribute
-from ..channels import Slice
-from ..convs import CONV_TYPES, ConvSpec, module_from_spec, rebuild
+from ..convs.calls import Computed, ConvCall, Source, Stored, attribute
+from ..convs.spec import BATCHNORMS, CONV_TYPES, ConvSpec, module_from_spec, rebuild
 from ..nn import HookedWeight
-from ..state_map import Part, Picked
+from ..plan.channels import Slice
+from ..state.map import Part, Picked
 from ..tracing.program import Fragment, Shapes
-from .store import BATCHNORMS, Store
+from .store import Store
 
 Emit = Callable[[fx.Node], fx.Node]
 

@@ -12,22 +12,17 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import torch
 from torch import fx, nn
 
-from ..calls import ConvCall, Stored
-from ..channels import Slice
-from ..convs import rows_of
-from ..learned import LearnedGroups
+from ..convs.calls import ConvCall, Stored
+from ..convs.spec import BATCHNORMS, rows_of
+from ..learned.groups import LearnedGroups
 from ..nn import HookedWeight, is_weight_hook
-from ..state_map import Entry, Fixed, Picked, Requirement, Rows, Zeros
-from ..state_pieces import compose
+from ..plan.channels import Slice
+from ..state import compose
+from ..state.map import Entry, Fixed, Picked, Requirement, Rows, Zeros
 from ..tracing.program import Fragment, Program
 from ..tracing.tracer import hooked
 
 Place = tuple[int, str]
-BATCHNORMS: dict[type[nn.Module], int] = {
-    nn.BatchNorm1d: 1,
-    nn.BatchNorm2d: 2,
-    nn.BatchNorm3d: 3,
-}
 _HOOKED = "hooked"
 _COUNTER = "num_batches_tracked"
 

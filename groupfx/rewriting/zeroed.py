@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from ..inputs import ExampleInputs, evaluate, unchanged
+from ..running.inputs import ExampleInputs
+from ..running.unchanged import evaluate, unchanged
 from ..tracing.graphs import copied_graph
 from ..tracing.program import Fragment, Program, copied
 from .report import RewrittenSite

@@ -1,9 +1,9 @@
 """Three ways into a model: a symbolic trace, its convolution modules, or `torch.export`."""
 
+from ..nn.swapped import SwappedConv
 from .exporting import ExportedModule, export_program
 from .opening import open_model
 from .program import WAYS, Fragment, Program, Shapes, Way
-from .swapped import SwappedConv
 from .tracer import CannotTrace
 
 __all__ = [

@@ -8,12 +8,13 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..convs import CONV_TYPES, original_type
+from ..convs.spec import CONV_TYPES, original_type
 from ..errors import ModelError
-from ..inputs import ExampleInputs, evaluate, unchanged
-from ..learned import has_learned_groups
+from ..learned.groups import has_learned_groups
+from ..running.inputs import ExampleInputs
+from ..running.macs import MacCounter
+from ..running.unchanged import evaluate, unchanged
 from .graphs import forward_failed
-from .macs import MacCounter
 from .program import Shapes
 
 

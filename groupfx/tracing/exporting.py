@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..errors import UsageError
-from ..inputs import ExampleInputs, evaluate, unchanged
+from ..running.inputs import ExampleInputs, in_order
+from ..running.unchanged import evaluate, unchanged
 from .graphs import adopt, restore_order
 from .tracer import CannotTrace
 
@@ -48,20 +48,6 @@ Axes = Callable[[torch.Tensor], Collection[int]]
 def all_axes(tensor: torch.Tensor) -> Collection[int]:
     """Every dimension."""
     return range(tensor.dim())
-
-
-def in_order(model: nn.Module, inputs: ExampleInputs) -> ExampleInputs:
-    """The same arguments in the order of `forward`, positional where they can be.
-
-    `torch.export` would give keyword arguments in another order to the wrong parameters of a graph.
-    """
-    try:
-        bound = inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs)
-    except TypeError as error:
-        raise UsageError(
-            f"the example inputs do not fit {type(model).__name__}.forward: {error}"
-        ) from error
-    return ExampleInputs(bound.args, bound.kwargs)
 
 
 def export_program(

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..convs import CONV_TYPES, original_type
+from ..convs.spec import CONV_TYPES, original_type
 from ..errors import ModelError
-from ..inputs import ExampleInputs, evaluate, unchanged
-from ..learned import has_learned_groups
-from .macs import MacCounter
+from ..learned.groups import has_learned_groups
+from ..nn.swapped import SwappedConv
+from ..running.inputs import ExampleInputs
+from ..running.macs import MacCounter
+from ..running.unchanged import evaluate, unchanged
 from .program import FRAGMENT_MODULE, copied
-from .swapped import SwappedConv
 from .tracer import CannotTrace, Trace, Tracer, trace
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)

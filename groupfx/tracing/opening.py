@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ..calls import attribute
-from ..convs import CONV_TYPES, original_type
+from ..convs.calls import attribute
+from ..convs.spec import CONV_TYPES, original_type
 from ..errors import ModelError, UsageError
-from ..inputs import ExampleInputs
-from ..learned import has_learned_groups
+from ..learned.groups import has_learned_groups
 from ..nn.masked_conv import MASKED
+from ..running.inputs import ExampleInputs
 from .counting import Counted, ModuleCalls, count_calls, site_modules
 from .exporting import FIXED, exported
 from .graphs import (

@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 
 from ..errors import ModelError
-from ..inputs import ExampleInputs
+from ..running.inputs import ExampleInputs
 
 Way = Literal["trace", "modules", "export"]
 WAYS: tuple[Way, ...] = ("trace", "modules", "export")

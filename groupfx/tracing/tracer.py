@@ -29,10 +29,10 @@ import torch
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
-from ..convs import CONV_TYPES, original_type
-from ..inputs import unchanged
-from ..learned import has_learned_groups
+from ..convs.spec import CONV_TYPES, original_type
+from ..learned.groups import has_learned_groups
 from ..nn import is_weight_hook
+from ..running.unchanged import unchanged
 
 _RAISES = "LOAD_ASSERTION_ERROR"
 _HOOK_FIELDS = (

@@ -5,7 +5,7 @@ which sites the end of a model can see, and `rms_within` is the yardstick for lo
 other runtimes. `Float64` runs a model in float64 as it is. `Fingerprint` notices a changed model.
 """
 
-from .float64 import Float64
+from ..running.float64 import Float64
 from .measures import Difference, Yardstick, difference, rms_within
 from .models import Float64Runner, ModelVerdict, OutputVerdict, compare_models, other_spatial
 from .observable import observable_sites

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..channels import group_slices
+from ..plan.channels import group_slices
+from ..running.float64 import operator_name
 from .bounds import SIGNATURES
-from .float64 import operator_name
 
 
 class AlignedConvs(TorchFunctionMode):

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from ..state_pieces import Entry, Rows, coverage
+from ..state import Entry, Rows, coverage
 from .measures import identical
 from .region import Float64Copy
 

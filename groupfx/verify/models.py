@@ -13,15 +13,10 @@ import torch
 from torch import nn
 
 from ..errors import GroupfxError, ModelError
-from ..inputs import ExampleInputs, evaluate, unchanged
-from .float64 import Float64, named_state, widen
-from .measures import (
-    StructureMismatchError,
-    difference,
-    identical,
-    paired_leaves,
-    plain_number,
-)
+from ..running.float64 import Float64, named_state, widen
+from ..running.inputs import ExampleInputs
+from ..running.unchanged import evaluate, unchanged
+from .measures import StructureMismatchError, difference, identical, paired_leaves, plain_number
 from .sites import first_line
 
 _SEEDS = (11, 23, 47)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..inputs import ExampleInputs, evaluate, unchanged
+from ..running.inputs import ExampleInputs
+from ..running.unchanged import evaluate, unchanged
 
 _SEED = 101
 

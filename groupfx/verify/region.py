@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ..errors import InternalError
-from .float64 import Float64, widen
+from ..running.float64 import Float64, widen
 
 
 def _same_name(path: str) -> str:

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InternalError
-from ..inputs import unchanged
-from ..state_pieces import Entry
+from ..running.unchanged import unchanged
+from ..state import Entry
 from .aligned import AlignedConvs
 from .bounds import Magnitudes, bound_ratio, rounding_bound
 from .carry import Carrier, placed

@@ -8,11 +8,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from groupfx.inputs import ExampleInputs
 from groupfx.nn import Flgc2d
 from groupfx.passes import FreezeLearnedGroups
 from groupfx.rewriting import run_pass
-from groupfx.state_map import Rows
+from groupfx.running.inputs import ExampleInputs
+from groupfx.state.map import Rows
 from groupfx.tracing import open_model
 
 LENGTHS = (10, 100, 1000)

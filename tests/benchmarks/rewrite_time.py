@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from groupfx.inputs import ExampleInputs
 from groupfx.passes import SplitGroupedConv
 from groupfx.rewriting import run_pass
-from groupfx.state_map import Rows
+from groupfx.running.inputs import ExampleInputs
+from groupfx.state.map import Rows
 from groupfx.tracing import open_model
 
 GROUPS = (64, 256, 1024, 4096)

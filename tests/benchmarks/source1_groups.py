@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from groupfx.channels import shuffle_permutation
 from groupfx.nn import ChannelGather, ChannelShuffle
 from groupfx.passes import SplitGroupedConv
+from groupfx.plan.channels import shuffle_permutation
 from groupfx.rewriting import Pipeline
 
 GROUPS = (1, 2, 5, 10)

@@ -1,0 +1,1 @@
+"""The functions that users call: on torch models, and on ONNX files."""

@@ -1,0 +1,285 @@
+"""The functions that users call for ONNX: export, validate, and what reads or rewrites a file."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from ..deploy import (
+    DEFAULT_OPSET,
+    DType,
+    Dynamic,
+    Export,
+    ExportOptions,
+    OnnxRewrite,
+    OnnxSide,
+    OnnxSite,
+    Progress,
+    TorchSide,
+    Validation,
+    ValidationOptions,
+    check_onnx,
+    check_target,
+    find_in_onnx,
+    prepare_export,
+    read_onnx,
+    split_onnx,
+    validate_sides,
+    write_onnx,
+)
+from ..errors import FileError, MismatchError, UsageError
+from ..files.models import read_model
+from ..passes.split_grouped_conv import SplitGroupedConv
+from ..rewriting import Pass, Result
+from ..running.guess import infer_inputs
+from ..running.inputs import ExampleInputs
+from .models import Loaded, make_pipeline, rewrite
+
+Array = npt.NDArray[Any]
+Model = nn.Module | Result | Loaded
+Side = Model | str | Path
+Data = Mapping[str, Array] | str | Path
+
+ONNX = ".onnx"
+
+
+def export(
+    model: Model,
+    inputs: object = None,
+    path: str | Path = "model.onnx",
+    *,
+    passes: Sequence[str | Pass[Any]] | None = None,
+    target: str | None = None,
+    way: str = "auto",
+    dtype: DType | None = None,
+    opset: int = DEFAULT_OPSET,
+    dynamic_batch: bool = True,
+    dynamic_sizes: bool = False,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    external_data: bool | None = None,
+    overwrite: bool = False,
+) -> Export:
+    """Write `model`, or the result of a rewrite, to an ONNX file, as it is in eval mode.
+
+    Nothing is rewritten unless `passes` or a `target` are given. The sites of a result, or of a
+    model that was read from a file of ours, are in the file in the form that the rewrite gave them.
+    A BatchNorm behind a convolution is folded into it. The first dimension of the inputs is open
+    (`dynamic_batch`), the spatial ones on request (`dynamic_sizes`). `dtype` is `float32` or
+    `float16`, by default the model's own; a model in another one is refused without it.
+    `external_data` puts the weights into `<name>.data`; by default only where one file cannot hold
+    them. Nodes carry the name of their site; no path, user or source text is in the file, and the
+    same model gives the same bytes.
+
+    Raises `ModelError` where torch cannot export the model, `UsageError` for options that do not
+    fit it, and `FileError` where `path` exists and groupfx did not write it (`overwrite=True`).
+    """
+    options = ExportOptions(
+        dtype=dtype,
+        opset=opset,
+        dynamic=Dynamic(dynamic_batch, dynamic_sizes),
+        input_names=input_names,
+        output_names=output_names,
+        external_data=external_data,
+    )
+    plain, example = _opened(model, inputs)
+    if passes is not None or target is not None:
+        plain = rewrite(plain, example, passes=passes, target=target, way=way).model
+    check_target(Path(path), overwrite=overwrite)
+    return prepare_export(plain, example, options).write(Path(path), overwrite=overwrite)
+
+
+def validate(
+    reference: Side,
+    candidate: Side,
+    inputs: object = None,
+    *,
+    atol: Mapping[str, float] | None = None,
+    data: Data | Sequence[Data] = (),
+    shapes: Mapping[str | int, tuple[int, ...]] | None = None,
+    trust_pickle: bool = False,
+    progress: Progress | None = None,
+) -> Validation:
+    """Whether `candidate` computes what `reference` does, and which site is wrong if it does not.
+
+    Either may be a torch model, the result of a rewrite (as reference: the original), what
+    `groupfx.load` gave, or a file: one of ours, a `.pt2` (with `trust_pickle`), or an `.onnx`.
+
+    The yardstick is float64: the root-mean-square error of each output may be at most 4 times that
+    of the reference run in the candidate's dtype, with a floor of u max|y|; `atol` gives an output
+    of the candidate a limit of its own, for max|d|. Each convolution is also recomputed in float64
+    from the candidate's own input of it. An ONNX file runs in ONNX Runtime with graph optimisations
+    off and on, on several batch and spatial sizes, seeds and adversarial inputs, and on `data`:
+    arrays by the names of inputs, or `.npz` files that hold them. `shapes` of inputs, by name or
+    position, are for two files that leave their sizes open.
+
+    Raises `UsageError` where inputs or outputs cannot be paired, `FileError` for a file that cannot
+    be read or that ONNX Runtime cannot load, `ModelError` where the reference does not run.
+    """
+    given = None if inputs is None else ExampleInputs.of(inputs)
+    known = given or _known_inputs(reference) or _known_inputs(candidate)
+    sides = [
+        _side(side, known, trust_pickle=trust_pickle, original=position == 0)
+        for position, side in enumerate((reference, candidate))
+    ]
+    options = ValidationOptions(atol or {}, read_arrays(data), given is not None, shapes or {})
+    return validate_sides(sides[0], sides[1], options, progress)
+
+
+@dataclass(frozen=True)
+class OnnxResult:
+    """An ONNX file that was split: what was done, where it was written, and the check of it."""
+
+    rewrite: OnnxRewrite
+    files: tuple[Path, ...]
+    validation: Validation | None
+
+
+def find_onnx(
+    path: str | Path,
+    *,
+    passes: Sequence[str | Pass[Any]] | None = None,
+    target: str | None = None,
+) -> tuple[OnnxSite, ...]:
+    """Every grouped convolution of an ONNX file, in order, and what a rewrite would make of it."""
+    split = onnx_pass(passes, target)
+    return find_in_onnx(read_onnx(path), _declines(split), norms=_norms(split))
+
+
+def rewrite_onnx(
+    path: str | Path,
+    output: str | Path | None,
+    *,
+    passes: Sequence[str | Pass[Any]] | None = None,
+    target: str | None = None,
+    verify: bool = True,
+    overwrite: bool = False,
+    shapes: Mapping[str | int, tuple[int, ...]] | None = None,
+    progress: Progress | None = None,
+) -> OnnxResult:
+    """Split the grouped convolutions of an ONNX file of any producer, and write the result.
+
+    What is written is first validated against the original, in ONNX Runtime, on inputs of `shapes`
+    (by name or position), which are guessed where the file leaves them open. `output=None` writes
+    nothing. Raises `MismatchError` where the two differ, with the validation as its `report`.
+    """
+    split = onnx_pass(passes, target)
+    if output is not None:
+        check_target(Path(output), overwrite=overwrite)
+    original = read_onnx(path)
+    made = split_onnx(original, _declines(split), norms=_norms(split))
+    verdict = None
+    try:
+        check_onnx(original, FileError)
+    except FileError as error:
+        made = replace(made, notes=(*made.notes, f"as it was read, {error}"))
+    else:
+        check_onnx(made.model)
+    if verify and made.sites:
+        sides = OnnxSide(str(path), original), OnnxSide("the rewritten model", made.model)
+        verdict = validate_sides(*sides, ValidationOptions(shapes=shapes or {}), progress)
+        if not verdict.ok:
+            raise MismatchError(
+                f"the rewritten model is not the same function: {verdict.blame}", report=verdict
+            )
+    files: tuple[Path, ...] = ()
+    if output is not None:
+        files = write_onnx(made.model, output, overwrite=overwrite)
+    return OnnxResult(made, files, verdict)
+
+
+def onnx_pass(
+    passes: Sequence[str | Pass[Any]] | None, target: str | None
+) -> SplitGroupedConv | None:
+    """The one pass that works on ONNX files, with its options; None where it is not asked for.
+
+    Raises `UsageError` for passes that need a torch model.
+    """
+    chosen = make_pipeline(passes, target).passes
+    splits = [entry for entry in chosen if isinstance(entry, SplitGroupedConv)]
+    others = [entry for entry in chosen if not isinstance(entry, SplitGroupedConv)]
+    if passes is not None and others:
+        raise UsageError(
+            f"{others[0].pass_name()} works on torch models, not on ONNX files: only "
+            "split-grouped-conv does"
+        )
+    if len(splits) > 1:
+        raise UsageError("give split-grouped-conv once: an ONNX file is split in one go")
+    return splits[0] if splits else None
+
+
+def _declines(split: SplitGroupedConv | None) -> Any:
+    if split is None:
+        return lambda name, spec, frozen: "the target leaves grouped convolutions as they are"
+    return split.declines
+
+
+def _norms(split: SplitGroupedConv | None) -> bool:
+    return split is not None and split.batchnorm == "branches"
+
+
+def _opened(model: Model, inputs: object) -> tuple[nn.Module, ExampleInputs]:
+    plain = _module(model, original=False)
+    if inputs is not None:
+        return plain, ExampleInputs.of(inputs)
+    return plain, _known_inputs(model) or infer_inputs(plain).inputs
+
+
+def _module(model: Model, *, original: bool) -> nn.Module:
+    if isinstance(model, Result):
+        return model.program.model if original else model.model
+    return model.model if isinstance(model, Loaded) else model
+
+
+def _known_inputs(side: Side) -> ExampleInputs | None:
+    """The example inputs that come with a side."""
+    if isinstance(side, Result):
+        return side.program.inputs
+    return side.inputs if isinstance(side, Loaded) else None
+
+
+def _side(
+    side: Side, inputs: ExampleInputs | None, *, trust_pickle: bool, original: bool
+) -> TorchSide | OnnxSide:
+    if not isinstance(side, (str, Path)):
+        model = _module(side, original=original)
+        example = inputs or infer_inputs(model).inputs
+        return TorchSide.of(model, example, type(model).__name__)
+    if Path(side).suffix == ONNX:
+        return OnnxSide(str(side), read_onnx(side))
+    read = read_model(side, trust_pickle=trust_pickle)
+    if inputs is None and read.inputs:
+        inputs = ExampleInputs.from_description(read.inputs)
+    return TorchSide.of(read.model, inputs or infer_inputs(read.model).inputs, str(side))
+
+
+def read_arrays(data: Data | Sequence[Data]) -> tuple[Mapping[str, Array], ...]:
+    """The user's own inputs, one table of arrays a run; `.npz` files are read."""
+    if isinstance(data, (str, Path, Mapping)):
+        data = (data,)
+    return tuple(d if isinstance(d, Mapping) else read_npz(Path(d)) for d in data)
+
+
+def read_npz(path: Path) -> Mapping[str, Array]:
+    """The arrays of a `.npz` file; nothing in it is executed. Raises `FileError`."""
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            if not isinstance(found, np.lib.npyio.NpzFile):
+                raise FileError(f"{path} is not an .npz file: {_NPZ}")
+            arrays = {name: found[name] for name in found.files}
+            if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+                raise FileError(f"{path} is no .npz file but a zip file of something else: {_NPZ}")
+            return arrays
+    except FileError:
+        raise
+    except Exception as error:
+        raise FileError(
+            f"{path} cannot be read as an .npz file ({type(error).__name__}: {error}): {_NPZ}"
+        ) from error
+
+
+_NPZ = "write one with numpy.savez, an array for each input"

@@ -1,0 +1,80 @@
+"""`groupfx passes`: each pass, its options, and what it refuses."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from ...passes import PASSES, pass_class
+from ...targets.pipelines import PIPELINES
+from ..input.files import STDOUT, check_folder, json_text, write_text
+from ..text.screen import Screen
+
+SCHEMA = "groupfx.passes/1"
+
+
+def run_passes(name: str | None, json: Path | None) -> int:
+    """Show all passes, or one."""
+    if json is not None:
+        check_folder(json, "--json")
+    names = list(PASSES) if name is None else [name]
+    entries = [_entry(one) for one in names]
+    pipelines = {target: list(passes) for target, passes in PIPELINES.items()}
+    screen = Screen(data=json != STDOUT)
+    for entry in entries:
+        _show(screen, entry)
+    if name is None:
+        screen.line("What runs where no pass is named:")
+        rows = [
+            ("by default" if target == "default" else f"--target {target}", ", ".join(passes))
+            for target, passes in pipelines.items()
+        ]
+        for left, right in rows:
+            screen.paragraph(f"{left}: {right}", indent="  ")
+    if json is not None:
+        document = {"schema": SCHEMA, "passes": entries, "pipelines": pipelines}
+        write_text(json, json_text(document))
+    return 0
+
+
+def _entry(name: str) -> dict[str, Any]:
+    """One pass as plain data."""
+    kind = pass_class(name)
+    return {
+        "name": name,
+        "text": (inspect.getdoc(kind) or "").partition("\n")[0],
+        "options": [
+            {
+                "name": option.name,
+                "default": option.default,
+                "choices": list(option.choices),
+                "several": isinstance(option.default, tuple),
+                "text": option.text,
+            }
+            for option in kind.options()
+        ],
+        "refuses": list(getattr(kind, "refuses", ())),
+    }
+
+
+def _show(screen: Screen, entry: dict[str, Any]) -> None:
+    screen.line(Text(entry["name"], style="bold"))
+    screen.paragraph(entry["text"], indent="  ")
+    screen.line()
+    for option in entry["options"]:
+        screen.line(f"  {_form(option)}")
+        screen.paragraph(option["text"], indent="      ")
+    if entry["refuses"]:
+        screen.line("  leaves as it is, with the reason in the report:")
+        for refusal in entry["refuses"]:
+            screen.paragraph(f"- {refusal}", indent="      ")
+    screen.line()
+
+
+def _form(option: dict[str, Any]) -> str:
+    values = "|".join(option["choices"]) or "..."
+    if option["several"]:
+        return f"{option['name']}={values}  (may be given several times)"
+    default = "none" if option["default"] is None else option["default"]
+    return f"{option['name']}={values}  (default: {default})"

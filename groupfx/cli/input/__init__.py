@@ -1,0 +1,1 @@
+"""What a user gives: options, shapes, model files, and where results may be written."""

@@ -1,0 +1,130 @@
+"""From the options of a command to a model in memory and inputs for it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ...errors import UsageError
+from ...files.archive import Archive
+from ...files.models import read_model
+from ...running.guess import InferredInputs, infer_inputs
+from ...running.inputs import ExampleInputs
+from .shapes import InputShape, inputs_of_shapes, parse_input_shape
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model to read, how, and what to run it on."""
+
+    path: Path
+    input_shapes: tuple[InputShape, ...]
+    arch: str | None
+    arch_args: Mapping[str, Any]
+    key: str | None
+    trust_pickle: bool
+    python_path: tuple[Path, ...]
+
+    @classmethod
+    def of(
+        cls,
+        path: Path,
+        input_shapes: Sequence[str],
+        *,
+        arch: str | None,
+        arch_args: str | None,
+        key: str | None,
+        trust_pickle: bool,
+        python_path: tuple[Path, ...],
+    ) -> "ModelOptions":
+        """Read the texts; what is wrong with them is said before anything is loaded."""
+        if arch_args is not None and arch is None:
+            raise UsageError("--arch-args are the arguments of --arch: give --arch as well")
+        for folder in python_path:
+            if not folder.is_dir():
+                raise UsageError(f"--python-path {folder} is not a folder")
+        return cls(
+            path=path,
+            input_shapes=tuple(parse_input_shape(text) for text in input_shapes),
+            arch=arch,
+            arch_args={} if arch_args is None else _arguments(arch_args),
+            key=key,
+            trust_pickle=trust_pickle,
+            python_path=python_path,
+        )
+
+
+@dataclass(frozen=True)
+class OpenedFile:
+    """A model that was read.
+
+    `kind` is what the file is (see `ReadModel.source`), `inputs_source` says where the inputs came
+    from, and `archive` is there for a file of ours.
+    """
+
+    path: Path
+    model: nn.Module
+    kind: str
+    inputs: ExampleInputs
+    inputs_source: str
+    archive: Archive | None
+
+    @property
+    def text(self) -> str:
+        """What was read, in words."""
+        model = type(self.model).__name__
+        words = {
+            "archive": "a file of groupfx",
+            "module": f"a pickled {model}",
+            "state_dict": f"weights of {model}",
+            "safetensors": f"weights of {model} (safetensors)",
+            "exported": "a program that torch.export wrote",
+        }
+        return f"{self.path}: {words.get(self.kind, self.kind)}"
+
+
+def read_source(options: ModelOptions) -> OpenedFile:
+    """Read the model and make the inputs. Raises `FileError`, `ModelError` or `UsageError`."""
+    read = read_model(
+        options.path,
+        trust_pickle=options.trust_pickle,
+        arch=options.arch,
+        arch_args=options.arch_args,
+        key=options.key,
+        # The console script, unlike `python -m`, does not look in the current folder by itself.
+        python_path=options.python_path if options.arch is None else (*options.python_path, Path()),
+    )
+    if options.input_shapes:
+        inputs = inputs_of_shapes(options.input_shapes, read.model)
+        inputs_source = "as given"
+    elif read.inputs:
+        inputs = ExampleInputs.from_description(read.inputs)
+        inputs_source = "as in the file"
+    else:
+        inferred = infer_inputs(read.model)
+        inputs, inputs_source = inferred.inputs, _inferred(inferred)
+    return OpenedFile(options.path, read.model, read.source, inputs, inputs_source, read.archive)
+
+
+def _inferred(inferred: InferredInputs) -> str:
+    """Where the inputs came from; their shape is told anyway."""
+    shape = f"{list(next(inferred.inputs.tensors()).shape)} from "
+    if inferred.source.startswith(shape):
+        return f"inferred from {inferred.source.removeprefix(shape)}"
+    return f"inferred: {inferred.source}"
+
+
+def _arguments(text: str) -> Mapping[str, Any]:
+    try:
+        arguments = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"--arch-args {text!r} is not JSON: {error}; {_EXAMPLE}") from error
+    if not isinstance(arguments, dict):
+        raise UsageError(f"--arch-args {text!r} is not a JSON object: {_EXAMPLE}")
+    return arguments
+
+
+_EXAMPLE = "write keyword arguments, such as '{\"num_classes\": 10}'"

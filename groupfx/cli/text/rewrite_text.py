@@ -1,0 +1,210 @@
+"""A rewrite's report as text: the sites, what was left and why, the sizes, and the verdict."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.text import Text
+
+from ...rewriting import Report, RewrittenSite
+from ..input.model_file import OpenedFile
+from .numbers import count, plural, short, sizes
+from .screen import Screen
+from .table import Column, Table
+
+WAYS = {
+    "trace": "traced as one graph",
+    "modules": "by its convolution modules, which are swapped in a copy",
+    "export": "exported as one graph",
+}
+_FULL = [Column(t) for t in ("site", "kind", "before", "after", "branches", "check")]
+_BRIEF = [Column(t) for t in ("site", "kind", "before", "after", "check")]
+_UNSEEN = "*"
+_NAMES_SHOWN = 3
+_WRONG_SHOWN = 5
+_FEW_NOTES = 2
+
+
+def show_report(screen: Screen, opened: OpenedFile, report: Report) -> None:
+    """The whole report."""
+    show_opening(screen, opened, report.way, report.notes)
+    screen.line()
+    if report.sites:
+        _show_sites(screen, report)
+    _show_summary(screen, report)
+    show_left(screen, [(site.name, site.kind, site.reason) for site in report.skipped])
+    _show_sizes(screen, report)
+    _show_verdict(screen, report)
+
+
+def show_opening(screen: Screen, opened: OpenedFile, way: str | None, notes: Sequence[str]) -> None:
+    """What was read, how it was opened, and on which inputs it was run."""
+    screen.paragraph(opened.text)
+    if way is not None:
+        screen.paragraph(f"opened: {WAYS.get(way, way)}")
+    for note in notes:
+        screen.paragraph(note, indent="  ")
+    entries = opened.inputs.describe()
+    screen.paragraph(f"input: {', '.join(map(_input_text, entries))}, {opened.inputs_source}")
+
+
+def _input_text(entry: Mapping[str, Any]) -> str:
+    name = "" if entry["name"] is None else f"{entry['name']}: "
+    if "shape" not in entry:
+        return f"{name}{entry.get('kind', entry.get('value'))}"
+    return f"{name}{entry['dtype']} {entry['shape']}"
+
+
+def _show_sites(screen: Screen, report: Report) -> None:
+    full = Table(_FULL, [_full_row(site) for site in report.sites])
+    brief = Table(_BRIEF, [_brief_row(site) for site in report.sites])
+    screen.table(full, brief)
+    if any(site.observable is False for site in report.sites):
+        screen.paragraph(
+            f"{_UNSEEN} not observable end to end: its weights do not reach the output now, so "
+            "only the check of the site itself tells"
+        )
+    _show_notes(screen, report.sites)
+    screen.line()
+
+
+def _show_notes(screen: Screen, sites: Sequence[RewrittenSite]) -> None:
+    """What to know of single sites; many notes that differ in their numbers only are one line."""
+    noted: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for site in sites:
+        for note in site.notes:
+            topic = re.sub(r"^[\d,]+ ", "", note.partition(":")[0])
+            noted[note if screen.verbose else topic][note].append(site.name)
+    for topic, notes in noted.items():
+        if len(notes) <= _FEW_NOTES:
+            for note, names in notes.items():
+                screen.paragraph(f"{note}: {_some(screen, names)}", indent="  ")
+        else:
+            count = sum(map(len, notes.values()))
+            screen.paragraph(f"{topic}: {plural(count, 'site')} (-v tells each)", indent="  ")
+
+
+def _full_row(site: RewrittenSite) -> tuple[str | Text, ...]:
+    return (site.name, site.kind, site.before, site.after, str(site.branches), _check(site))
+
+
+def _brief_row(site: RewrittenSite) -> tuple[str | Text, ...]:
+    """As few words as will do: what `before` says is not said again by `after`."""
+    spec = site.spec
+    kernel = sizes(spec.kernel_size)
+    before = f"{spec.type_name} {kernel} {spec.in_channels}->{spec.out_channels}"
+    after = site.after.replace(f"{spec.type_name} ", "").replace(f", kernel {kernel}", "")
+    after = after.replace("BatchNorm", "BN")
+    return (site.name, f"{site.kind} {spec.groups}", before, after, _check(site))
+
+
+def _check(site: RewrittenSite) -> Text:
+    mark = _UNSEEN if site.observable is False else ""
+    if site.verdict is None:
+        return Text("not checked", style="yellow")
+    if not site.verdict.ok:
+        return Text(f"MISMATCH{mark}", style="bold red")
+    return Text(f"{'identical' if site.verdict.identical else 'within bound'}{mark}", style="green")
+
+
+def _show_summary(screen: Screen, report: Report) -> None:
+    if not report.sites:
+        screen.line(f"Nothing to rewrite{_why_nothing(report)}.")
+        return
+    branches = sum(site.branches for site in report.sites)
+    names = ", ".join(dict.fromkeys(site.pass_name for site in report.sites))
+    sites = plural(len(report.sites), "site")
+    screen.line(f"{sites} rewritten by {names}, {plural(branches, 'branch')}.")
+
+
+def _why_nothing(report: Report) -> str:
+    if report.skipped:
+        return ""
+    grouped = 0 if report.complexity is None else report.complexity.before.grouped_convs
+    if not grouped:
+        return ": there is no grouped convolution"
+    return f": these passes are not about its {plural(grouped, 'grouped convolution')}"
+
+
+def show_left(screen: Screen, left: Sequence[tuple[str, str, str]]) -> None:
+    """Sites that stay as they are, as (name, kind, reason): by reason, or each where wanted."""
+    if not left:
+        return
+    screen.line()
+    screen.line(f"{plural(len(left), 'site')} left as {'it is' if len(left) == 1 else 'they are'}:")
+    if screen.verbose or not screen.terminal:
+        screen.table(Table([Column("site"), Column("kind"), Column("reason")], left))
+        return
+    by_reason = defaultdict(list)
+    for name, _, reason in left:
+        by_reason[reason].append(name)
+    for reason, names in by_reason.items():
+        screen.paragraph(f"{len(names)}: {reason}", indent="  ")
+        screen.paragraph(_some(screen, names), indent="     ")
+
+
+def _some(screen: Screen, names: Sequence[str]) -> str:
+    """The first names, and how many more there are; all of them where no person reads."""
+    if screen.verbose or not screen.terminal or len(names) <= _NAMES_SHOWN + 1:
+        return ", ".join(names)
+    more = len(names) - _NAMES_SHOWN
+    return f"{', '.join(names[:_NAMES_SHOWN])} and {more} more (-v names them)"
+
+
+def _show_sizes(screen: Screen, report: Report) -> None:
+    size = report.complexity
+    if size is None:
+        return
+    before, after = size.before, size.after
+    branches = sum(site.branches for site in report.sites)
+    rows = [
+        ("convolutions", count(before.convs), count(after.convs)),
+        ("  grouped", count(before.grouped_convs), count(after.grouped_convs)),
+        ("  branches", "0", count(branches)),
+        ("parameters", count(before.parameters), count(after.parameters)),
+        ("MACs, one sample", short(before.macs), short(after.macs)),
+    ]
+    screen.line()
+    screen.table(
+        Table([Column(""), Column("before", right=True), Column("after", right=True)], rows)
+    )
+
+
+def _show_verdict(screen: Screen, report: Report) -> None:
+    if not report.sites:
+        return
+    screen.line()
+    if report.model is None:
+        screen.line(Text("Not checked (--no-verify).", style="yellow"))
+        return
+    ok, style = ("Same function", "green") if report.ok else ("NOT the same function", "bold red")
+    screen.line(Text.assemble((ok, style), ", checked in float64:"))
+    for line in (*_site_counts(report), _end_to_end(report)):
+        screen.paragraph(line, indent="  ")
+
+
+def _site_counts(report: Report) -> Iterable[str]:
+    verdicts = [site.verdict for site in report.sites if site.verdict is not None]
+    wrong = [site for site in report.sites if site.verdict is not None and not site.verdict.ok]
+    identical = sum(verdict.ok and verdict.identical for verdict in verdicts)
+    close = sum(verdict.ok and not verdict.identical for verdict in verdicts)
+    parts = [(identical, "bit-identical"), (close, "within the rounding bound")]
+    good = ", ".join(f"{number} {what}" for number, what in parts if number)
+    if good:
+        yield f"sites: {good}"
+    for site in wrong[:_WRONG_SHOWN]:
+        assert site.verdict is not None
+        yield f"MISMATCH at {site.name}: {site.verdict.reason}"
+    if len(wrong) > _WRONG_SHOWN:
+        yield f"and at {len(wrong) - _WRONG_SHOWN} more sites, marked above"
+
+
+def _end_to_end(report: Report) -> str:
+    verdict = report.model
+    assert verdict is not None
+    if not verdict.ok:
+        return f"end to end: MISMATCH: {verdict.reason}"
+    if verdict.identical:
+        return f"end to end: bit-identical in {plural(len(verdict.runs), 'run')}"
+    return f"end to end: max|d| / max|y| = {verdict.relative_error:.1e}, at most 1e-12"

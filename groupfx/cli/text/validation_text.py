@@ -1,0 +1,141 @@
+"""A validation as text: every output in every runtime, the sites, and the verdict."""
+
+from collections.abc import Iterable
+
+from rich.text import Text
+
+from ...deploy import OutputCheck, SiteCheck, Validation
+from .numbers import plural
+from .screen import Screen
+from .table import Column, Table
+
+_COLUMNS = [
+    Column("output"),
+    Column("runtime"),
+    *(Column(t, right=True) for t in ("max|d|", "max|d|/max|y|", "rms", "allowed", "SNR dB")),
+    Column("check"),
+]
+_BRIEF = [
+    Column("output"),
+    Column("runtime"),
+    *(Column(t, right=True) for t in ("max|d|", "rms", "allowed")),
+    Column("check"),
+]
+_SITES = [
+    Column("site"),
+    *(Column(t, right=True) for t in ("error", "allowed", "ratio")),
+    Column("check"),
+]
+_WRONG_SHOWN = 5
+
+
+def show_validation(screen: Screen, validation: Validation) -> None:
+    """The whole verdict."""
+    runs = validation.runs
+    screen.line()
+    screen.paragraph(
+        f"compared in {validation.dtype} on {plural(len(runs), 'run')}: {', '.join(runs)}"
+    )
+    for note in validation.notes:
+        screen.paragraph(note, indent="  ")
+    screen.line()
+    _show_outputs(screen, validation)
+    _show_sites(screen, validation)
+    _show_verdict(screen, validation)
+
+
+def _show_outputs(screen: Screen, validation: Validation) -> None:
+    full = Table(_COLUMNS, [_full_row(check) for check in validation.outputs])
+    brief = Table(_BRIEF, [_brief_row(check) for check in validation.outputs])
+    screen.table(full, brief)
+    for check in _wrong(validation.outputs):
+        place = ", ".join(map(str, check.index))
+        screen.paragraph(f"{check.name} ({check.runtime}, {check.run}) {check.reason}", indent="  ")
+        if check.expected is not None:
+            screen.paragraph(
+                f"worst at [{place}]: {_value(check.found)} instead of {_value(check.expected)}; "
+                f"mean |d| {_number(check.mean_abs)}, 99.9 % below {_number(check.quantile_999)}, "
+                f"cosine {check.cosine:.9f}",
+                indent="    ",
+            )
+
+
+def _wrong(checks: Iterable[OutputCheck]) -> list[OutputCheck]:
+    return [check for check in checks if not check.ok][:_WRONG_SHOWN]
+
+
+def _full_row(check: OutputCheck) -> tuple[str | Text, ...]:
+    numbers = (check.max_abs, check.max_rel, check.rms, check.limit, check.snr_db)
+    return (check.name, check.runtime, *map(_number, numbers), _mark(check.ok))
+
+
+def _brief_row(check: OutputCheck) -> tuple[str | Text, ...]:
+    runtime = check.runtime.replace("onnxruntime, optimisations", "optimised")
+    numbers = (check.max_abs, check.rms, check.limit)
+    return (check.name, runtime, *map(_number, numbers), _mark(check.ok))
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _value(value: float | None) -> str:
+    return "-" if value is None else f"{value:.7g}"
+
+
+def _mark(ok: bool) -> Text:
+    return Text("ok", style="green") if ok else Text("MISMATCH", style="bold red")
+
+
+def _show_sites(screen: Screen, validation: Validation) -> None:
+    sites, worst = validation.sites, validation.worst_site
+    if not sites or worst is None:
+        return
+    screen.line()
+    unseen = [site.name for site in sites if not site.seen and site.ok]
+    if screen.verbose:
+        screen.table(Table(_SITES, [_site_row(site) for site in sites]))
+    number = plural(len(sites), "convolution")
+    screen.paragraph(
+        f"{number} recomputed in float64 from the candidate's own inputs; {_worst(worst)}"
+    )
+    if unseen:
+        screen.paragraph(
+            f"nothing but zeros went into {', '.join(unseen)}, which says little about them",
+            indent="  ",
+        )
+
+
+def _worst(site: SiteCheck) -> str:
+    return f"the largest error is {site.ratio:.2g} of what rounding explains, at {site.name}"
+
+
+def _site_row(site: SiteCheck) -> tuple[str | Text, ...]:
+    return (site.name, *map(_number, (site.error, site.limit, site.ratio)), _mark(site.ok))
+
+
+def _show_verdict(screen: Screen, validation: Validation) -> None:
+    screen.line()
+    if validation.ok:
+        screen.line(Text("Same function, to rounding.", style="green"))
+        return
+    screen.line(Text("NOT the same function.", style="bold red"))
+    screen.paragraph(f"to blame: {validation.blame}", indent="  ")
+    first, worst = validation.first_site, validation.worst_site
+    if first is not None:
+        screen.paragraph(f"first wrong site: {_site_text(first)}", indent="  ")
+    if worst is not None and first is not None and worst.name != first.name:
+        screen.paragraph(f"worst site: {_site_text(worst)}", indent="  ")
+    wrong = [site.name for site in validation.sites if not site.ok]
+    if len(wrong) > 1:
+        screen.paragraph(f"all wrong sites: {', '.join(wrong)}", indent="  ")
+
+
+def _site_text(site: SiteCheck) -> str:
+    if site.expected is None:
+        return f"{site.name}, {site.reason}"
+    place = ", ".join(map(str, site.index))
+    return (
+        f"{site.name}, {_value(site.found)} instead of {_value(site.expected)} at [{place}] "
+        f"({site.run}); its error is {site.ratio:.3g} x what rounding explains"
+    )

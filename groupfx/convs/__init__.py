@@ -1,0 +1,1 @@
+"""What a convolution is, where it is called, and what we call it."""

@@ -1,0 +1,191 @@
+"""A convolution's fields, read from a module or from a call, and modules rebuilt from all of them.
+
+A `ConvSpec` is integers only. It says what a convolution does, whoever calls it: a module, a
+function of `torch.nn.functional`, or an `aten` operator that `torch.export` left.
+"""
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+Kind = Literal["dense", "grouped", "depthwise", "depthwise-multiplier", "transposed"]
+
+# Only these exact types compute what their fields say: a subclass may override `forward`.
+CONV_TYPES: Mapping[type[nn.Module], tuple[int, bool]] = {
+    nn.Conv1d: (1, False),
+    nn.Conv2d: (2, False),
+    nn.Conv3d: (3, False),
+    nn.ConvTranspose1d: (1, True),
+    nn.ConvTranspose2d: (2, True),
+    nn.ConvTranspose3d: (3, True),
+}
+
+
+_MUTABLE = (dict, list, set)
+
+
+@dataclass(frozen=True)
+class ConvSpec:
+    """What one convolution computes, without its weights.
+
+    `in_channels` and `out_channels` count all groups together. The weight has the shape
+    `[out_channels, in_channels / groups, *kernel_size]`, or, where `transposed`,
+    `[in_channels, out_channels / groups, *kernel_size]`.
+    """
+
+    dims: int
+    transposed: bool
+    in_channels: int
+    out_channels: int
+    groups: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | str
+    dilation: tuple[int, ...]
+    output_padding: tuple[int, ...]
+    padding_mode: str
+    bias: bool
+
+    @property
+    def kind(self) -> Kind:
+        """One of `dense`, `grouped`, `depthwise`, `depthwise-multiplier`, `transposed`."""
+        if self.groups == 1:
+            return "dense"
+        if self.transposed:
+            return "transposed"
+        if self.groups != self.in_channels:
+            return "grouped"
+        return "depthwise" if self.out_channels == self.in_channels else "depthwise-multiplier"
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights and biases."""
+        rows, columns = self.out_channels, self.in_channels // self.groups
+        return rows * columns * math.prod(self.kernel_size) + (
+            self.out_channels if self.bias else 0
+        )
+
+    def macs(self, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> int:
+        """Multiply-accumulates for one sample, the bias not counted.
+
+        A convolution does `in_channels / groups * taps` of them for each output element, a
+        transposed one `out_channels / groups * taps` for each input element.
+        """
+        taps = math.prod(self.kernel_size)
+        if self.transposed:
+            positions = math.prod(input_shape[-self.dims :])
+        else:
+            positions = math.prod(output_shape[-self.dims :])
+        return positions * taps * self.in_channels * self.out_channels // self.groups
+
+    def with_channels(self, in_channels: int, out_channels: int, *, groups: int) -> "ConvSpec":
+        """The same convolution on other channels."""
+        return replace(self, in_channels=in_channels, out_channels=out_channels, groups=groups)
+
+    @property
+    def type_name(self) -> str:
+        """Name of the `torch.nn` class, such as `Conv2d`."""
+        return f"Conv{'Transpose' if self.transposed else ''}{self.dims}d"
+
+    def describe(self) -> str:
+        """One line, such as `Conv2d 64->64, kernel 3x3, groups 32`."""
+        kernel = "x".join(map(str, self.kernel_size))
+        groups = f", groups {self.groups}" if self.groups > 1 else ""
+        return f"{self.type_name} {self.in_channels}->{self.out_channels}, kernel {kernel}{groups}"
+
+
+def original_type(module: nn.Module) -> type[nn.Module]:
+    """Class of `module` before a parametrisation put a generated subclass in its place."""
+    kind = type(module)
+    if nn.utils.parametrize.is_parametrized(module):
+        return kind.__bases__[0]
+    return kind
+
+
+def spec_of_module(module: nn.Module) -> ConvSpec | None:
+    """Fields of a plain convolution module (parametrised or not); None for anything else."""
+    found = CONV_TYPES.get(original_type(module))
+    if found is None or not isinstance(module, _ConvNd):
+        return None
+    dims, transposed = found
+    return fields_of(module, dims, transposed)
+
+
+def fields_of(module: _ConvNd, dims: int, transposed: bool) -> ConvSpec:
+    """Fields of a convolution module, whatever its class does with them."""
+    padding = module.padding if isinstance(module.padding, str) else tuple(module.padding)
+    return ConvSpec(
+        dims=dims,
+        transposed=transposed,
+        in_channels=module.in_channels,
+        out_channels=module.out_channels,
+        groups=module.groups,
+        kernel_size=tuple(module.kernel_size),
+        stride=tuple(module.stride),
+        padding=padding,
+        dilation=tuple(module.dilation),
+        output_padding=tuple(module.output_padding),
+        padding_mode=module.padding_mode,
+        bias=module.bias is not None,
+    )
+
+
+def module_from_spec(spec: ConvSpec) -> nn.Module:
+    """A module with the fields of `spec` and no memory for weights (they lie on `meta`)."""
+    types = {fields: kind for kind, fields in CONV_TYPES.items()}
+    options: dict[str, Any] = {"output_padding": spec.output_padding} if spec.transposed else {}
+    return types[spec.dims, spec.transposed](
+        spec.in_channels,
+        spec.out_channels,
+        spec.kernel_size,
+        stride=spec.stride,
+        padding=spec.padding,
+        dilation=spec.dilation,
+        groups=spec.groups,
+        bias=spec.bias,
+        padding_mode=spec.padding_mode,
+        device="meta",
+        **options,
+    )
+
+
+def rebuild(
+    module: nn.Module, tensors: Mapping[str, torch.Tensor | None], **fields: object
+) -> nn.Module:
+    """A module of the same class with all fields of `module`, but for `fields` and `tensors`.
+
+    The constructor is not called: what the user set on the module later (a flag, a mode) is a
+    field too, and initialising thousands of branches that are overwritten at once would cost
+    more than the rewrite. `tensors` names every parameter and buffer of the new module.
+    """
+    twin = type(module).__new__(type(module))
+    for key, value in module.__dict__.items():
+        # What can be changed in place must not be shared; most fields are numbers and tuples.
+        twin.__dict__[key] = copy.copy(value) if isinstance(value, _MUTABLE) else value
+    twin.__dict__.update(fields)
+    for name in list(twin._parameters):
+        twin._parameters[name] = tensors[name]  # type: ignore[assignment]
+    for name in list(twin._buffers):
+        twin._buffers[name] = tensors[name]
+    return twin
+
+
+def rows_of(tensor: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    """A copy of rows `[start, stop)`, a leaf: class, memory format and `requires_grad` kept."""
+    rows = tensor.detach()[start:stop].clone(memory_format=torch.preserve_format)
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(rows, requires_grad=tensor.requires_grad)
+    return rows
+
+
+BATCHNORMS: dict[type[nn.Module], int] = {
+    nn.BatchNorm1d: 1,
+    nn.BatchNorm2d: 2,
+    nn.BatchNorm3d: 3,
+}

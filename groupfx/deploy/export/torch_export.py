@@ -1,0 +1,265 @@
+"""From a torch model to a graph of `torch.export` that is ready to become ONNX.
+
+The model is exported in eval mode, on a copy: split and frozen sites as one convolution each, what
+is computed from parameters alone computed once, arguments and results flat lists of tensors.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ...convs.calls import ConvCall
+from ...errors import ModelError, UsageError
+from ...merging.computed_sites import unsplit_computed
+from ...merging.frozen_sites import merge_frozen
+from ...merging.graph import PlannedSite, rewritten
+from ...merging.shapes import known_shapes
+from ...merging.split_sites import graph_modules, unsplit
+from ...nn.swapped import SwappedConv
+from ...running.inputs import ExampleInputs, in_order
+from ...tracing import CannotTrace
+from ...tracing.exporting import export_program
+from ...tracing.program import copied
+from .constant_folding import fold_constants
+from .graph_sites import GraphSite, graph_sites, renamed
+from .io_names import output_names, unique
+
+
+@dataclass(frozen=True)
+class ConvName:
+    """A convolution of the exported graph: its site, the form it gets, and whether it has a bias.
+
+    `same` says that it pads by itself to the size of its input, for which the exporter may put a
+    node of its own in front.
+    """
+
+    name: str
+    form: Any
+    bias: bool
+    groups: int | None
+    same: bool = False
+
+
+Sizes = Mapping[tuple[int, int], int]
+"""Sizes of inputs, by the position of the input and the axis."""
+
+
+@dataclass(frozen=True)
+class TracedModel:
+    """A model as `torch.export` left it. Inputs and outputs are tensors, in the order of ONNX.
+
+    `sizes` were to stay open, and the model fixes them; `fixed` says so in words.
+    """
+
+    program: torch.export.ExportedProgram
+    convs: tuple[ConvName, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    fixed: tuple[str, ...]
+    planned: tuple[PlannedSite, ...] = ()
+    sizes: Sizes = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Dynamic:
+    """Which sizes of the inputs stay open: that of the batch, and the spatial ones."""
+
+    batch: bool = True
+    sizes: bool = False
+
+    def axes(self, inputs: ExampleInputs) -> Any:
+        """The dimensions of a tensor of `inputs` that stay open."""
+        batch, spatial = inputs.batch, inputs.spatial
+
+        def of(tensor: Tensor) -> Collection[int]:
+            found = set()
+            if self.batch and batch and tensor.dim() and tensor.shape[0] == batch:
+                found.add(0)
+            first = tensor.dim() - len(spatial)
+            if self.sizes and spatial and tuple(tensor.shape[first:]) == spatial and first > 0:
+                found.update(range(first, tensor.dim()))
+            return found
+
+        return of
+
+
+def trace_model(model: nn.Module, inputs: ExampleInputs, dynamic: Dynamic) -> TracedModel:
+    """Export `model`, which is not changed, on a batch of 2.
+
+    Raises `ModelError` where `torch.export` does not take it, with the reason.
+    """
+    own, planned = gathered_sites(model, inputs)
+    with warnings.catch_warnings():
+        # An old `weight_norm` or a pruning assigns its weight in each call; nothing is lost.
+        warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during export")
+        return _traced_open(own, inputs, dynamic, planned)
+
+
+def _traced_open(
+    model: nn.Module, inputs: ExampleInputs, dynamic: Dynamic, planned: Sequence[PlannedSite]
+) -> TracedModel:
+    """With open sizes where that can be, else with those of the inputs."""
+    try:
+        return _traced(model, inputs, dynamic, planned)
+    except CannotTrace as error:
+        reason = error
+    try:
+        # A model whose first dimension is no batch, or that computes with its sizes.
+        found = _traced(model, inputs, Dynamic(batch=False), planned)
+    except CannotTrace as error:
+        why = "; a forward that depends on values of tensors cannot be exported"
+        more = why if "data-dependent" in str(error) else ""
+        raise ModelError(
+            f"torch.export does not take {type(model).__name__}: {error}{more}"
+        ) from error
+    return replace(found, fixed=(f"all, since with open ones torch.export says: {reason}",))
+
+
+def gathered_sites(
+    model: nn.Module, inputs: ExampleInputs
+) -> tuple[nn.Module, tuple[PlannedSite, ...]]:
+    """A copy of `model` that shares its tensors and has each rewritten site in one piece."""
+    graphs = dict(graph_modules(model))
+    if not graphs:
+        return model, ()
+    if "" in graphs:
+        graphs = {"": graphs[""]}
+    shapes = known_shapes(model, graphs.values(), inputs)
+    made: dict[fx.GraphModule, fx.GraphModule] = {}
+    planned: list[PlannedSite] = []
+    for path, graph in graphs.items():
+        found = unsplit(graph, path, shapes)
+        found.extend(unsplit_computed(graph, path, shapes))
+        found.extend(merge_frozen(graph, path, shapes))
+        if found.calls:
+            made[graph] = rewritten(graph, found)
+            planned += found.planned
+    if not made:
+        return model, ()
+    return _with(model, made), tuple(planned)
+
+
+def _with(model: nn.Module, made: Mapping[fx.GraphModule, fx.GraphModule]) -> nn.Module:
+    """A copy of `model` over the same tensors with other graphs in it."""
+    if isinstance(model, fx.GraphModule):
+        return made[model]
+    swapped: dict[nn.Module, nn.Module] = {
+        old: SwappedConv.of(new, old) for old, new in made.items()
+    }
+    return copied(model, share=True, instead=swapped)
+
+
+def _traced(
+    model: nn.Module, inputs: ExampleInputs, dynamic: Dynamic, planned: Sequence[PlannedSite]
+) -> TracedModel:
+    pair = in_order(model, inputs.with_batch(2) if dynamic.batch else inputs)
+    axes = dynamic.axes(pair)
+    program = export_program(model, pair, axes, batch=None)
+    graph = program.module(check_guards=False)
+    assert isinstance(graph, fx.GraphModule)
+    sites = graph_sites(graph)
+    names = _output_names(program, graph)
+    placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    tensors = [node for node in placeholders if _is_tensor(node)]
+    convs = tuple(_conv_name(site, planned) for site in sites)
+    folded = fold_constants(graph, sites)
+    if folded or len(tensors) != len(placeholders) or not _plain_outputs(graph):
+        flat = _flattened(graph)
+        program = export_program(flat, ExampleInputs(tuple(pair.tensors())), axes, batch=None)
+    sizes = _fixed_sizes(tensors, axes, list(pair.tensors()))
+    return TracedModel(
+        program,
+        convs,
+        unique([str(node.target) for node in tensors]),
+        unique(names),
+        tuple(f"{tensors[k].target}: dimension {axis} = {n}" for (k, axis), n in sizes.items()),
+        tuple(planned),
+        sizes,
+    )
+
+
+def _conv_name(site: GraphSite, planned: Sequence[PlannedSite]) -> ConvName:
+    base = site.name.partition("#")[0]
+    plan = next((entry for entry in planned if entry.path == base), None)
+    name = site.name if plan is None else renamed(site.name, lambda _: plan.name)
+    spec = site.call.spec if isinstance(site.call, ConvCall) else None
+    return ConvName(
+        name=name,
+        form=None if plan is None else plan.form,
+        bias=spec is None or spec.bias,
+        groups=site.call.groups if spec is None else spec.groups,  # type: ignore[union-attr]
+        same=spec is not None and spec.padding == "same",
+    )
+
+
+def _output_names(program: torch.export.ExportedProgram, graph: fx.GraphModule) -> list[str]:
+    """A name for each output that is a tensor."""
+    spec = program.call_spec.out_spec
+    assert spec is not None
+    leaves = _outputs(graph)
+    structure = torch.utils._pytree.tree_unflatten(list(range(len(leaves))), spec)
+    named = {position: name for name, position in output_names(structure)}
+    return [named.get(k, f"output_{k}") for k, leaf in enumerate(leaves) if _is_value(leaf)]
+
+
+def _outputs(graph: fx.GraphModule) -> list[Any]:
+    found = graph.graph.output_node().args[0]
+    return list(found) if isinstance(found, (tuple, list)) else [found]
+
+
+def _is_value(leaf: Any) -> bool:
+    return isinstance(leaf, fx.Node) and _is_tensor(leaf)
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return node.op == "get_attr" or isinstance(node.meta.get("val"), Tensor)
+
+
+def _plain_outputs(graph: fx.GraphModule) -> bool:
+    """Whether every output is a tensor, each of its own, that some operator computes."""
+    leaves = _outputs(graph)
+    computed = all(_is_value(leaf) and leaf.op == "call_function" for leaf in leaves)
+    return computed and len({leaf.name for leaf in leaves}) == len(leaves)
+
+
+def _flattened(graph: fx.GraphModule) -> fx.GraphModule:
+    """The same graph with tensors alone that come in and go out, positional and as a tuple."""
+    output = graph.graph.output_node()
+    leaves = [leaf for leaf in _outputs(graph) if _is_value(leaf)]
+    if not leaves:
+        raise UsageError("the model returns no tensor: there is nothing to export")
+    with graph.graph.inserting_before(output):
+        # A copy of each: an output that is an input, or one that comes twice, gets its own name.
+        copies = tuple(
+            graph.graph.call_function(torch.ops.aten.clone.default, (leaf,))
+            if leaf.op != "call_function" or leaves.count(leaf) > 1
+            else leaf
+            for leaf in leaves
+        )
+    output.args = (copies,)
+    for node in list(graph.graph.nodes):
+        if node.op == "placeholder" and not _is_tensor(node):
+            node.replace_all_uses_with(None)
+            graph.graph.erase_node(node)
+    graph.graph._codegen = fx.graph.CodeGen()
+    graph.graph.lint()
+    # A new module, without the hooks that look at how the old one's arguments are nested.
+    return fx.GraphModule(graph, graph.graph)
+
+
+def _fixed_sizes(placeholders: Sequence[fx.Node], axes: Any, tensors: Sequence[Tensor]) -> Sizes:
+    """Sizes that were to stay open, and that the exporter took for constants."""
+    found = {}
+    for position, (node, tensor) in enumerate(zip(placeholders, tensors, strict=False)):
+        for axis in sorted(axes(tensor)):
+            size = node.meta["val"].shape[axis]
+            known = size if isinstance(size, int) else size.node.maybe_as_int()
+            if known is not None:
+                found[position, axis] = known
+    return found

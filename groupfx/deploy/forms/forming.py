@@ -1,0 +1,202 @@
+"""Execute a convolution of an ONNX graph in another form: a plan of integers becomes nodes.
+
+    y = conv(x, W)   becomes   y = output_gather(concat(conv_k(input_gather(x)[:, part_k]), ...))
+
+The weight of each convolution holds rows and columns of `W`, as `groupfx.plan.forms` says, and
+zeros where the plan has padding. Nothing is computed anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ...plan.forms import ConvPlan, FormPlan
+from ...plan.gathers import GatherPlan
+from ..graph.conv_nodes import ConvNode
+from ..graph.initializers import constant
+from ..graph.metadata import mark
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def apply_form(model: ir.Model, conv: ConvNode, plan: FormPlan) -> None:
+    """Replace `conv`, a dense convolution with constant weights, by its execution as `plan` says.
+
+    The output keeps its name. The new nodes carry the mark of the site, and each convolution its
+    position in the plan.
+    """
+    if _is_plain(plan):
+        mark(conv.node, conv.name)
+        return
+    _Emission(model, conv, plan).run()
+
+
+def _is_plain(plan: FormPlan) -> bool:
+    """Whether the plan is the convolution as it stands."""
+    gathers = (plan.input_gather.kind, plan.output_gather.kind)
+    one = len(plan.convs) == 1 and plan.convs[0].groups == 1 and not plan.constants
+    return one and gathers == ("identity", "identity")
+
+
+class _Emission:
+    def __init__(self, model: ir.Model, conv: ConvNode, plan: FormPlan) -> None:
+        self.graph = model.graph
+        self.conv = conv
+        self.plan = plan
+        self.old = conv.node
+        weight, bias = conv.weight_array(), conv.bias_array()
+        assert weight is not None
+        self.weight: Array = weight
+        self.bias = bias
+        self.nodes: list[ir.Node] = []
+
+    def run(self) -> None:
+        plan, result = self.plan, self.old.outputs[0]
+        source = self.old.inputs[0]
+        assert source is not None
+        gathered = self._gather(source, plan.input_gather, "input_gather")
+        values = [
+            self._conv(self._part(gathered, conv, position), conv, position)
+            for position, conv in enumerate(plan.convs)
+        ]
+        if plan.constants:
+            values.append(self._constants(values[0]))
+        joined = values[0]
+        if len(values) > 1:
+            joined = self._node("Concat", values, "concat", {"axis": 1})
+        output = self._gather(joined, plan.output_gather, "output_gather")
+        self._replace(result, output)
+
+    def _replace(self, result: ir.Value, output: ir.Value) -> None:
+        name, shape, type_ = result.name, result.shape, result.type
+        self.graph.insert_before(self.old, self.nodes)
+        ir.convenience.replace_all_uses_with(result, output, replace_graph_outputs=True)
+        held = [value for value in (self.conv.weight, self.conv.bias) if value is not None]
+        self.graph.remove(self.old, safe=True)
+        result.name = f"{name}.replaced"
+        output.name, output.shape, output.type = name, shape, type_
+        for value in held:
+            if not value.uses():
+                self.graph.initializers.pop(value.name or "", None)
+
+    def _part(self, gathered: ir.Value, conv: ConvPlan, position: int) -> ir.Value:
+        width = len(self.plan.input_gather.indices)
+        if len(conv.inputs) == width:
+            return gathered
+        bounds = [conv.inputs.start, conv.inputs.stop, 1]
+        arguments = [
+            self._constant(np.array([bound], np.int64), f"slice.{position}.{name}")
+            for bound, name in zip(bounds, ("start", "end", "axis"), strict=True)
+        ]
+        return self._node("Slice", [gathered, *arguments], f"slice.{position}", group=position)
+
+    def _conv(self, value: ir.Value, plan: ConvPlan, position: int) -> ir.Value:
+        inputs = [value, self._constant(self._weight_of(plan), f"{position}.weight")]
+        if self.bias is not None:
+            inputs.append(self._constant(_picked(self.bias, plan.rows), f"{position}.bias"))
+        attributes = {
+            name: attribute for name, attribute in self.old.attributes.items() if name != "group"
+        }
+        node = ir.Node(
+            "",
+            self.old.op_type,
+            inputs,
+            [*attributes.values(), ir.AttrInt64("group", plan.groups)],
+            name=f"{self.conv.name}.{position}",
+        )
+        return self._added(node, position)
+
+    def _weight_of(self, plan: ConvPlan) -> Array:
+        """`[rows, columns a group, *kernel]` out of `[out, in, *kernel]`."""
+        height = plan.out_channels // plan.groups
+        size = plan.in_channels // plan.groups
+        shape = (plan.out_channels, size, *self.weight.shape[2:])
+        made: Array = np.zeros(shape, self.weight.dtype)
+        for group, columns in enumerate(plan.columns):
+            kept = [place for place, column in enumerate(columns) if column is not None]
+            read = [column for column in columns if column is not None]
+            places = range(group * height, (group + 1) * height)
+            rows = [(place, row) for place in places if (row := plan.rows[place]) is not None]
+            if not rows or not kept:
+                continue
+            picked = self.weight[np.ix_([row for _, row in rows], read)]
+            made[np.ix_([place for place, _ in rows], kept)] = picked
+        return made
+
+    def _constants(self, like: ir.Value) -> ir.Value:
+        """Channels that are their bias everywhere, in the batch and the size of `like`."""
+        chosen, taps = self.plan.constants, (1,) * self.conv.spec.dims
+        bias = np.zeros(len(chosen), self.weight.dtype)
+        if self.bias is not None:
+            bias = self.bias[list(chosen)]
+        shape = self._node("Shape", [like], "constants.shape")
+        ends = [self._slice(shape, 0, 1, "batch"), self._slice(shape, 2, 2 + len(taps), "size")]
+        channels = self._constant(np.array([len(chosen)], np.int64), "constants.channels")
+        wanted = self._node("Concat", [ends[0], channels, ends[1]], "constants.to", {"axis": 0})
+        value = self._constant(bias.reshape(1, -1, *taps), "constants.bias")
+        return self._node("Expand", [value, wanted], "constants")
+
+    def _slice(self, value: ir.Value, start: int, end: int, name: str) -> ir.Value:
+        arguments = [
+            self._constant(np.array([bound], np.int64), f"constants.{name}.{which}")
+            for bound, which in ((start, "start"), (end, "end"))
+        ]
+        return self._node("Slice", [value, *arguments], f"constants.{name}")
+
+    def _gather(self, value: ir.Value, gather: GatherPlan, name: str) -> ir.Value:
+        if gather.kind == "identity":
+            return value
+        if gather.kind == "gather":
+            indices = self._constant(np.array(gather.indices, np.int64), f"{name}.indices")
+            return self._node("Gather", [value, indices], name, {"axis": 1})
+        shape: Sequence[int] = gather.shape
+        axes: Sequence[int] = gather.axes
+        if gather.kind == "shuffle":
+            assert gather.groups is not None
+            shape, axes = (gather.groups, len(gather.indices) // gather.groups), (1, 0)
+        return self._transpose(value, shape, axes, name)
+
+    def _transpose(
+        self, value: ir.Value, shape: Sequence[int], axes: Sequence[int], name: str
+    ) -> ir.Value:
+        """See the channels as `shape`, reorder its axes, and see them as one axis again."""
+        size = self._node("Shape", [value], f"{name}.shape")
+        laid_out = self._constant(np.array([0, *shape, -1], np.int64), f"{name}.layout")
+        apart = self._node("Reshape", [value, laid_out], f"{name}.apart")
+        order = [0, *(1 + axis for axis in axes), 1 + len(shape)]
+        moved = self._node("Transpose", [apart], f"{name}.transpose", {"perm": order})
+        return self._node("Reshape", [moved, size], name)
+
+    def _node(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value],
+        name: str,
+        attributes: dict[str, Any] | None = None,
+        *,
+        group: int | None = None,
+    ) -> ir.Value:
+        node = ir.node(op_type, list(inputs), attributes, name=f"{self.conv.name}.{name}")
+        return self._added(node, group)
+
+    def _added(self, node: ir.Node, group: int | None) -> ir.Value:
+        mark(node, self.conv.name, group)
+        node.outputs[0].name = node.name
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def _constant(self, array: Array, name: str) -> ir.Value:
+        return constant(self.graph, f"{self.conv.name}.{name}", array)
+
+
+def _picked(values: Array, rows: Sequence[int | None]) -> Array:
+    """`values[rows]`, 0 for padding."""
+    made: Array = np.zeros(len(rows), values.dtype)
+    for place, row in enumerate(rows):
+        if row is not None:
+            made[place] = values[row]
+    return made

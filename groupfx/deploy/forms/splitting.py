@@ -1,0 +1,324 @@
+"""Split a grouped convolution of an ONNX graph into one `group=1` convolution a group.
+
+Before:  y = Conv(x, W, b)                                             group = g
+After:   x_0, ..., x_g = Split(x, axis=1)
+         y = Concat(Conv(x_0, W_0, b_0), ..., Conv(x_g, W_g, b_g), axis=1)
+
+W_k are the rows of group k, of the output channels, or of the input channels where the
+convolution is transposed; b_k goes by output channels in both. No number is computed anew. A
+BatchNormalization that follows acts on each channel alone and may go into the branches.
+
+The work grows with the number of branches and not with its square: each name is looked up in one
+set, and the users of the old output are turned to the new one once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from ...errors import InternalError
+from ...plan.channels import Slice, group_slices
+from ..graph.conv_nodes import FIRST_IR_WITH_DEFAULTS, ConvNode, constant_of
+from ..graph.metadata import mark
+
+_FIRST_OPSET_WITH_SIZES_AS_INPUT = 13
+_PARAMETERS = frozenset({"weight", "bias", "running_mean", "running_var"})
+_NORM_INPUTS = 5
+
+
+class Names:
+    """The names of a model that are taken. One for all sites of a model saves a walk for each."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._values: set[str] = set()
+        self._nodes: set[str] = set()
+        for graph in (model.graph, *model.graph.subgraphs()):
+            values = (*graph.inputs, *graph.initializers.values())
+            self._values.update(value.name or "" for value in values)
+            for node in graph:
+                self._nodes.add(node.name or "")
+                self._values.update(value.name or "" for value in node.outputs)
+
+    def value(self, wanted: str) -> str:
+        """`wanted`, or `wanted#2` and so on where it is taken; taken from now on."""
+        return _free(wanted, self._values)
+
+    def node(self, wanted: str) -> str:
+        """The same for the name of a node."""
+        return _free(wanted, self._nodes)
+
+
+def split_conv(
+    model: ir.Model, conv: ConvNode, *, norm: ir.Node | None = None, names: Names | None = None
+) -> None:
+    """Replace a grouped convolution of `model` by its branches; `model` is changed.
+
+    `norm` is what `following_norm` found, to go into the branches. The last value keeps its name.
+    Raises InternalError where `conv` has one group, or `norm` is not its own.
+    """
+    if conv.spec.groups < 2:
+        raise InternalError(f"{conv.name} has {conv.spec.groups} group: there is nothing to split")
+    if norm is not None and following_norm(conv) is not norm:
+        raise InternalError(f"{norm.name} does not belong to {conv.name} alone: it cannot be split")
+    work = _Work(model, conv, names or Names(model))
+    branches = work.conv_branches()
+    nodes = [*work.before, *branches]
+    last = conv.node
+    if norm is not None:
+        branches = work.norm_branches(norm, branches)
+        nodes += branches
+        last = norm
+    concat = work.concat(branches, last.outputs[0])
+    model.graph.insert_before(conv.node, (*nodes, concat))
+    _take_over(last.outputs[0], concat.outputs[0])
+    inputs = _inputs(conv.node, norm)
+    model.graph.remove([conv.node] if norm is None else [conv.node, norm], safe=True)
+    for value in inputs:
+        _remove_unused(model.graph, value)
+
+
+def following_norm(conv: ConvNode) -> ir.Node | str | None:
+    """The BatchNormalization that may go into the branches of `conv`.
+
+    A text says why the one that follows may not; None, that none follows.
+    """
+    output = conv.node.outputs[0]
+    uses = output.uses()
+    norms = [use.node for use in uses if _is_norm(use.node) and use.idx == 0]
+    if not norms:
+        return None
+    norm = norms[0]
+    if output.is_graph_output():
+        return f"{output.name} is an output of the graph too"
+    if len(uses) > 1:
+        return f"{output.name} has {len(uses)} users"
+    if norm.graph is not conv.node.graph:
+        return f"{norm.name} is in a subgraph"
+    if norm.attributes.get_int("training_mode", 0) or any(o.uses() for o in norm.outputs[1:]):
+        return f"{norm.name} is in training mode"
+    if len(norm.inputs) != _NORM_INPUTS or not all(map(_is_constant, norm.inputs[1:])):
+        return f"{norm.name} has parameters that are no constants"
+    return norm
+
+
+@dataclass
+class _Rows:
+    """A parameter cut into pieces: their values, and the node that cuts it if the graph does."""
+
+    values: Sequence[ir.Value]
+    node: ir.Node | None = None
+
+
+class _Work:
+    """What one split makes: names, new values and nodes; nothing that was there is changed."""
+
+    def __init__(self, model: ir.Model, conv: ConvNode, names: Names) -> None:
+        self.graph = model.graph
+        versions = model.opset_imports
+        self.opset = versions.get("", versions.get("ai.onnx", 1))
+        self.conv = conv
+        self.names = names
+        self.inputs = group_slices(conv.spec.in_channels, conv.spec.groups)
+        self.outputs = group_slices(conv.spec.out_channels, conv.spec.groups)
+        self.before: list[ir.Node] = []
+
+    def conv_branches(self) -> list[ir.Node]:
+        """One convolution a group; what cuts their inputs stands in `before`."""
+        conv = self.conv
+        data = conv.node.inputs[0]
+        rows = self.inputs if conv.spec.transposed else self.outputs
+        parts = [
+            self._cut(data, self.inputs, axis=1, name=f"{conv.name}.split"),
+            self._parameter(conv.weight, conv.weight_tensor, rows),
+        ]
+        if conv.bias is not None:
+            parts.append(self._parameter(conv.bias, conv.bias_tensor, self.outputs))
+        attributes = [a for a in conv.node.attributes.values() if a.name != "group"]
+        attributes.append(ir.AttrInt64("group", 1))
+        return [
+            self._branch(conv.node, values, attributes, position)
+            for position, values in enumerate(zip(*parts, strict=True))
+        ]
+
+    def norm_branches(self, norm: ir.Node, convs: Sequence[ir.Node]) -> list[ir.Node]:
+        """One normalisation behind each of `convs`."""
+        parameters = [
+            self._parameter(value, _constant(value), self.outputs)
+            for value in norm.inputs[1:]
+            if value is not None
+        ]
+        values = zip((node.outputs[0] for node in convs), *parameters, strict=True)
+        attributes = list(norm.attributes.values())
+        return [
+            self._branch(norm, inputs, attributes, position, prefix=norm.name)
+            for position, inputs in enumerate(values)
+        ]
+
+    def concat(self, branches: Sequence[ir.Node], old: ir.Value) -> ir.Node:
+        """The branches in one value, which says all that `old` says but its name."""
+        node = ir.Node(
+            "",
+            "Concat",
+            [branch.outputs[0] for branch in branches],
+            [ir.AttrInt64("axis", 1)],
+            name=self.names.node(f"{self.conv.name}.concat"),
+        )
+        mark(node, self.conv.name)
+        new = node.outputs[0]
+        new.shape, new.type, new.doc_string = old.shape, old.type, old.doc_string
+        new.metadata_props.update(old.metadata_props)
+        new.meta.update(old.meta)
+        return node
+
+    def _branch(
+        self,
+        old: ir.Node,
+        inputs: Sequence[ir.Value],
+        attributes: Sequence[ir.Attr],
+        position: int,
+        *,
+        prefix: str | None = None,
+    ) -> ir.Node:
+        """`old` on the channels of one group."""
+        name = f"{prefix or self.conv.name}.{position}"
+        node = ir.Node(
+            old.domain,
+            old.op_type,
+            inputs,
+            attributes,
+            version=old.version,
+            name=self.names.node(name),
+            doc_string=old.doc_string,
+            metadata_props=dict(old.metadata_props),
+        )
+        mark(node, self.conv.name, position)
+        self._name_output(node.outputs[0], f"{old.outputs[0].name}.{position}", old.outputs[0])
+        return node
+
+    def _parameter(
+        self, value: ir.Value, tensor: ir.TensorProtocol | None, rows: Sequence[Slice]
+    ) -> Sequence[ir.Value]:
+        """The rows of a parameter, for each branch its own."""
+        if tensor is None:
+            return self._cut(value, rows, axis=0, name=f"{value.name}.split")
+        key = f"groupfx.rows.{len(rows)}"
+        made: Sequence[ir.Value] | None = value.meta.get(key)
+        # Convolutions that share a weight go on sharing it. A clone's notes name another graph.
+        if made is None or any(part.graph is not self.graph for part in made):
+            made = self._copies(value, tensor, rows)
+            value.meta[key] = made
+        return made
+
+    def _copies(
+        self, value: ir.Value, tensor: ir.TensorProtocol, rows: Sequence[Slice]
+    ) -> Sequence[ir.Value]:
+        array = tensor.numpy()
+        # One object for all: thousands of shapes would cost more than the copies.
+        shape = ir.Shape((len(rows[0]), *array.shape[1:]), frozen=True)
+        result = []
+        for position, part in enumerate(rows):
+            name = self.names.value(_parameter_name(value.name or self.conv.name, position))
+            # A copy: a view would keep the whole of the original in memory.
+            numbers = array[part.start : part.stop].copy()
+            copy = ir.Tensor(numbers, dtype=tensor.dtype, shape=shape, name=name)
+            result.append(self._initializer(name, copy, shape))
+        return tuple(result)
+
+    def _cut(
+        self, value: ir.Value | None, parts: Sequence[Slice], *, axis: int, name: str
+    ) -> Sequence[ir.Value]:
+        """`value` cut along an axis by a `Split`, which goes into `before`."""
+        sizes = [len(part) for part in parts]
+        inputs, attributes = [value], [ir.AttrInt64("axis", axis)]
+        if self.opset >= _FIRST_OPSET_WITH_SIZES_AS_INPUT:
+            sizes_name = self.names.value(f"{name}.sizes")
+            tensor = ir.Tensor(np.array(sizes, dtype=np.int64), name=sizes_name)
+            inputs.append(self._initializer(sizes_name, tensor, tensor.shape))
+        else:
+            attributes.append(ir.AttrInt64s("split", sizes))
+        node = ir.Node(
+            "",
+            "Split",
+            inputs,
+            attributes,
+            num_outputs=len(parts),
+            name=self.names.node(name),
+        )
+        mark(node, self.conv.name)
+        for position, output in enumerate(node.outputs):
+            self._name_output(output, f"{name}.{position}", value)
+        self.before.append(node)
+        return node.outputs
+
+    def _initializer(self, name: str, tensor: ir.TensorProtocol, shape: ir.Shape) -> ir.Value:
+        value = ir.Value(
+            name=name,
+            type=ir.TensorType(tensor.dtype),
+            shape=shape,
+            const_value=tensor,
+        )
+        self.graph.initializers.add(value)
+        return value
+
+    def _name_output(self, value: ir.Value, wanted: str, like: ir.Value | None) -> None:
+        value.name = self.names.value(wanted)
+        value.type = None if like is None else like.type
+
+
+def _take_over(old: ir.Value, new: ir.Value) -> None:
+    """Make `new` what `old` was, for its users, the graph's outputs and by name."""
+    name = old.name
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    old.name = None
+    new.name = name
+
+
+def _inputs(conv: ir.Node, norm: ir.Node | None) -> list[ir.Value]:
+    """The parameters of the nodes that go, each once."""
+    values = [*conv.inputs[1:], *(norm.inputs[1:] if norm is not None else ())]
+    return list(dict.fromkeys(value for value in values if value is not None))
+
+
+def _remove_unused(graph: ir.Graph, value: ir.Value | None) -> None:
+    """Remove a constant that nobody uses any more, and what it was made from."""
+    while value is not None and not (value.uses() or value.is_graph_output()):
+        if value.is_initializer():
+            if not value.is_graph_input():
+                del graph.initializers[value.name or ""]
+            return
+        node = value.producer()
+        if node is None or constant_of(value, FIRST_IR_WITH_DEFAULTS) is None:
+            return
+        value = node.inputs[0] if node.inputs else None
+        graph.remove(node, safe=True)
+
+
+def _is_norm(node: ir.Node) -> bool:
+    return node.op_type == "BatchNormalization" and not node.domain
+
+
+def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
+    return constant_of(value, FIRST_IR_WITH_DEFAULTS)
+
+
+def _is_constant(value: ir.Value | None) -> bool:
+    return _constant(value) is not None
+
+
+def _parameter_name(name: str, position: int) -> str:
+    """`layer.weight` -> `layer.3.weight`, as torch names the branches; else `name.3`."""
+    layer, dot, last = name.rpartition(".")
+    return f"{layer}.{position}.{last}" if dot and last in _PARAMETERS else f"{name}.{position}"
+
+
+def _free(wanted: str, taken: set[str]) -> str:
+    name, number = wanted, 1
+    while name in taken:
+        number += 1
+        name = f"{wanted}#{number}"
+    taken.add(name)
+    return name

@@ -1,0 +1,1 @@
+"""ONNX graphs as data: read, named, changed with onnx-ir, written."""

@@ -1,0 +1,231 @@
+"""The convolutions of an ONNX graph: what each computes, and the grouped ones that are left alone.
+
+ONNX says more than a `ConvSpec` holds: pads that differ at the two ends, pads that the runtime
+works out (`auto_pad`), and the size of a transposed convolution's output. Those stand beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ...convs.spec import ConvSpec
+from ..export.graph_sites import numbered
+from .metadata import mark_of
+
+CONVS = ("Conv", "ConvTranspose")
+
+# From this version on, an initialiser that is a graph input too is only a default (IR.md).
+FIRST_IR_WITH_DEFAULTS = 4
+
+_Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class ConvNode:
+    """One `Conv` or `ConvTranspose` of the main graph.
+
+    `pads` is what ONNX says where the two ends differ (begins, then ends), and `spec.padding` then
+    holds the begins; under `auto_pad` SAME_UPPER or SAME_LOWER it is "same". `output_shape` holds
+    spatial sizes. `weight_tensor` and `bias_tensor` are None where the graph computes them, or a
+    user may replace them.
+    """
+
+    node: ir.Node
+    spec: ConvSpec
+    weight: ir.Value
+    bias: ir.Value | None
+    name: str
+    weight_tensor: ir.TensorProtocol | None
+    bias_tensor: ir.TensorProtocol | None
+    pads: tuple[int, ...] | None = None
+    auto_pad: str = "NOTSET"
+    output_shape: tuple[int, ...] | None = None
+
+    @property
+    def constant(self) -> bool:
+        """Whether weight and bias are constants."""
+        return self.weight_tensor is not None and (
+            self.bias is None or self.bias_tensor is not None
+        )
+
+    def weight_array(self) -> _Array | None:
+        """The weight, `[out, in / groups, ...]` or transposed; None if it is computed."""
+        return None if self.weight_tensor is None else self.weight_tensor.numpy()
+
+    def bias_array(self) -> _Array | None:
+        """The bias, `[out]`; None if there is none, or it is computed."""
+        return None if self.bias_tensor is None else self.bias_tensor.numpy()
+
+
+@dataclass(frozen=True)
+class LeftNode:
+    """A grouped convolution that is left alone, and why. `groups` is None where nobody knows."""
+
+    name: str
+    kind: str
+    groups: int | None
+    reason: str
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def conv_nodes(
+    model: ir.Model, shapes: Shapes | None = None
+) -> tuple[tuple[ConvNode, ...], tuple[LeftNode, ...]]:
+    """All convolutions of the main graph that can be read, and the grouped ones left alone.
+
+    `shapes` are those that shape inference found, by the names of values: it tells what a computed
+    weight looks like where the file does not.
+    """
+    nodes = [node for node in model.graph if is_convolution(node)]
+    convs: list[ConvNode] = []
+    left: list[LeftNode] = []
+    for node, name in zip(nodes, numbered(map(_base_name, nodes)), strict=True):
+        found = _read(model, node, name, shapes or {})
+        if isinstance(found, ConvNode):
+            convs.append(found)
+        elif found.groups != 1:
+            left.append(found)
+    return tuple(convs), (*left, *_out_of_reach(model))
+
+
+def constant_of(value: ir.Value | None, ir_version: int) -> ir.TensorProtocol | None:
+    """The tensor that a value always is: an initialiser, a Constant, or an Identity of one."""
+    while value is not None:
+        if value.is_initializer():
+            overridable = value.is_graph_input() and ir_version >= FIRST_IR_WITH_DEFAULTS
+            return None if overridable else value.const_value
+        node = value.producer()
+        if node is None or node.domain:
+            return None
+        if node.op_type != "Identity":
+            tensor = node.attributes.get_tensor("value") if node.op_type == "Constant" else None
+            return tensor if isinstance(tensor, ir.TensorProtocol) else None
+        value = node.inputs[0]
+    return None
+
+
+def is_convolution(node: ir.Node) -> bool:
+    """Whether the name of the operator says that it is a convolution, of whatever kind."""
+    # FusedConv, QLinearConv and others too: they are not split, and that is to be said.
+    return "Conv" in node.op_type
+
+
+def _base_name(node: ir.Node) -> str:
+    mark = mark_of(node)
+    if mark is not None:
+        return mark.site
+    return node.name or node.outputs[0].name or node.op_type
+
+
+def _read(model: ir.Model, node: ir.Node, name: str, shapes: Shapes) -> ConvNode | LeftNode:
+    groups = _groups(node)
+    if node.domain or node.op_type not in CONVS:
+        kind = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        return LeftNode(
+            name, node.op_type, groups, f"{kind} is not split; only Conv and ConvTranspose are"
+        )
+    weight, bias = _input(node, 1), _input(node, 2)
+    if weight is None or groups is None:
+        return LeftNode(name, node.op_type, groups, "it has no weight, or no number of groups")
+    tensor = constant_of(weight, model.ir_version)
+    shape = _shape(weight, tensor, shapes)
+    if shape is None:
+        reason = f"the shape of its weight {weight.name!r} is not known; infer shapes first"
+        return LeftNode(name, node.op_type, groups, reason)
+    if len(shape) < 3 or 0 in shape or shape[0] % groups:
+        reason = f"its weight has the shape {list(shape)}, which does not fit {groups} groups"
+        return LeftNode(name, node.op_type, groups, reason)
+    pads, output_shape = _ints(node, "pads"), _ints(node, "output_shape")
+    automatic = node.attributes.get_string("auto_pad", "NOTSET")
+    half = len(shape) - 2
+    return ConvNode(
+        node=node,
+        spec=_spec(node, shape, groups, bias is not None),
+        weight=weight,
+        bias=bias,
+        name=name,
+        weight_tensor=tensor,
+        bias_tensor=constant_of(bias, model.ir_version),
+        pads=pads if pads and pads[:half] != pads[half:] else None,
+        auto_pad=automatic,
+        output_shape=output_shape,
+    )
+
+
+def _input(node: ir.Node, index: int) -> ir.Value | None:
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def _spec(node: ir.Node, shape: tuple[int, ...], groups: int, bias: bool) -> ConvSpec:
+    dims, transposed = len(shape) - 2, node.op_type == "ConvTranspose"
+    rows, columns = shape[0], shape[1] * groups
+    return ConvSpec(
+        dims=dims,
+        transposed=transposed,
+        in_channels=rows if transposed else columns,
+        out_channels=columns if transposed else rows,
+        groups=groups,
+        # What the node says of the kernel, the weight says too.
+        kernel_size=shape[2:],
+        stride=_ints(node, "strides") or (1,) * dims,
+        padding=_padding(node, dims),
+        dilation=_ints(node, "dilations") or (1,) * dims,
+        output_padding=_ints(node, "output_padding") or (0,) * dims,
+        padding_mode="zeros",
+        bias=bias,
+    )
+
+
+def _padding(node: ir.Node, dims: int) -> tuple[int, ...] | str:
+    if node.attributes.get_string("auto_pad", "NOTSET").startswith("SAME"):
+        return "same"
+    return (_ints(node, "pads") or (0,) * dims)[:dims]
+
+
+def _ints(node: ir.Node, name: str) -> tuple[int, ...] | None:
+    found = node.attributes.get_ints(name)
+    return tuple(found) if found else None
+
+
+def _groups(node: ir.Node) -> int | None:
+    """None where the number is an argument of the function that the node is in."""
+    attribute = node.attributes.get("group")
+    if attribute is None:
+        return 1
+    if attribute.is_ref() or attribute.type != ir.AttributeType.INT or attribute.as_int() < 1:
+        return None
+    return attribute.as_int()
+
+
+def _shape(
+    value: ir.Value, tensor: ir.TensorProtocol | None, shapes: Shapes
+) -> tuple[int, ...] | None:
+    if tensor is not None:
+        return tuple(tensor.shape.numpy())
+    shape = value.shape
+    if shape is not None and shape.is_static():
+        return tuple(shape.numpy())
+    return shapes.get(value.name or "")
+
+
+def _out_of_reach(model: ir.Model) -> Iterator[LeftNode]:
+    """Grouped convolutions inside subgraphs and functions."""
+    for graph in model.graph.subgraphs():
+        yield from _inside(graph, "inside a branch or the body of a loop (If, Loop, Scan)")
+    for function in model.functions.values():
+        where = f"inside the function {function.name}; inline it first"
+        for graph in (function.graph, *function.subgraphs()):
+            yield from _inside(graph, where)
+
+
+def _inside(graph: ir.Graph, where: str) -> Iterator[LeftNode]:
+    for node in graph:
+        if is_convolution(node) and _groups(node) != 1:
+            yield LeftNode(_base_name(node), node.op_type, _groups(node), f"it is {where}")

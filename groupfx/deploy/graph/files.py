@@ -1,0 +1,180 @@
+"""ONNX files, written whole or not at all, and models as the checker and a runtime take them.
+
+A protobuf message ends at 2 GB: a model that is too large for one file keeps its weights in a
+second one beside it, `<name>.data`.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import BinaryIO
+
+import onnx
+import onnx_ir as ir
+
+from ...errors import FileError, GroupfxError, InternalError
+from ...files.atomic import whole_file
+from .reading import PRODUCER, first_line, is_ours, read_onnx
+from .tensors import external_tensors, in_memory, initializers, load_attributes, load_external
+
+__all__ = ["PRODUCER", "check_onnx", "proto_of", "read_onnx", "write_onnx"]
+
+# A protobuf message ends at 2 GiB; what is not weights (nodes, names, shapes) needs room too.
+_MOST_WEIGHT_BYTES = 1_900_000_000
+
+# Smaller tensors stay in the .onnx file; a page for each of them would be mostly padding.
+_EXTERNAL_FROM = 1024
+_ALIGNMENT = 4096
+
+
+def write_onnx(
+    model: ir.Model,
+    path: Path | str,
+    *,
+    overwrite: bool,
+    external: bool | None = None,
+    data: bytes | None = None,
+) -> tuple[Path, ...]:
+    """Write a model whole or not at all, the same bytes for the same model; the paths written.
+
+    `external` says whether weights go to `<name>.data` beside it: None, only where one file would
+    not hold them. The model stays usable, whatever it was read from. `data` is what `check_onnx`
+    gave for it, which saves making it again. Raises FileError where something that groupfx did not
+    write would be replaced and `overwrite` is False.
+    """
+    place = Path(path)
+    ours = check_target(place, overwrite=overwrite)
+    if external is None:
+        external = _is_large(model)
+    if not external:
+        with whole_file(place) as file:
+            file.write(_serialized(place, proto_of(model)) if data is None else data)
+        return (place,)
+    weights = place.with_name(f"{place.name}.data")
+    if weights.exists() and not (overwrite or ours):
+        raise FileError(f"{weights} exists: choose another name, or replace it with --force")
+    _hold_tensors(model, weights)
+    # The weights get their name first: an .onnx file never names data that is not there.
+    with whole_file(place) as file, whole_file(weights) as weights_file:
+        proto = _with_weights_in(weights_file, weights.name, model)
+        file.write(_serialized(place, proto))
+        file.flush()
+    return place, weights
+
+
+def proto_of(model: ir.Model) -> onnx.ModelProto:
+    """The model as a message that holds all of its weights, as a runtime or the checker takes it.
+
+    `model` is not changed; weights in other files are read.
+    """
+    if not any(True for _ in external_tensors(model)):
+        return _message(model)
+    copy = model.clone()
+    load_external(copy)
+    return _message(copy)
+
+
+def check_onnx(model: ir.Model, error: type[GroupfxError] = InternalError) -> bytes | None:
+    """Run onnx.checker with full shape inference; raise `error` with what it says.
+
+    Returns the bytes of the model's file, None where it is too large for one.
+    """
+    try:
+        if not _is_large(model):
+            data: bytes = proto_of(model).SerializeToString(deterministic=True)
+            onnx.checker.check_model(data, full_check=True)
+            return data
+        with tempfile.TemporaryDirectory() as folder:
+            (path, _) = write_onnx(model, Path(folder) / "model.onnx", overwrite=True)
+            onnx.checker.check_model(str(path), full_check=True)
+        return None
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as reason:
+        raise error(f"onnx.checker refuses the model: {first_line(reason)}") from reason
+
+
+def check_target(path: Path, *, overwrite: bool) -> bool:
+    """Whether there is a file of ours; FileError where there is something not to be replaced."""
+    if not path.parent.is_dir():
+        raise FileError(
+            f"{path} cannot be written: there is no folder {path.parent}: make it first"
+        )
+    if path.is_dir():
+        raise FileError(f"{path} is a folder: name a file in it, such as {path / 'model.onnx'}")
+    if not path.exists():
+        return False
+    if not path.is_file():
+        raise FileError(f"{path} is not a regular file and will not be replaced")
+    ours = is_ours(path)
+    if not overwrite and not ours:
+        raise FileError(
+            f"{path} exists: choose another name, or replace it with --force (overwrite=True)"
+        )
+    return ours
+
+
+def _is_large(model: ir.Model) -> bool:
+    weights = (value.const_value for value in initializers(model))
+    return sum(tensor.nbytes for tensor in weights if tensor is not None) > _MOST_WEIGHT_BYTES
+
+
+def _message(model: ir.Model) -> onnx.ModelProto:
+    """What onnx-ir makes of a model, without a second description of each initialiser."""
+    proto = ir.to_proto(model)
+    known = model.graph.initializers
+    kept = [info for info in proto.graph.value_info if info.name not in known]
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(kept)
+    return proto
+
+
+def _serialized(path: Path, proto: onnx.ModelProto) -> bytes:
+    try:
+        data: bytes = proto.SerializeToString(deterministic=True)
+    except Exception as error:
+        # Protobuf has no one error for a message that is too large.
+        raise FileError(
+            f"{path} was not written: {first_line(error)}; keep the weights in a second file "
+            "(external=True)"
+        ) from error
+    return data
+
+
+def _hold_tensors(model: ir.Model, target: Path) -> None:
+    """Keep hold of weights of `model` that lie in the file that is going to be replaced.
+
+    They are mapped, and a mapping outlives the name of its file.
+    """
+    place = os.path.realpath(target)
+    if any(os.path.realpath(tensor.path) == place for tensor in external_tensors(model)):
+        load_external(model)
+
+
+def _with_weights_in(file: BinaryIO, name: str, model: ir.Model) -> onnx.ModelProto:
+    """The model as a message, its large initialisers written to `file`, which becomes `name`."""
+    copy = model.clone()
+    for value in initializers(copy):
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes >= _EXTERNAL_FROM:
+            value.const_value = _moved(file, name, tensor)
+        elif isinstance(tensor, ir.ExternalTensor):
+            value.const_value = in_memory(tensor)
+    load_attributes(copy)
+    return _message(copy)
+
+
+def _moved(file: BinaryIO, name: str, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
+    file.write(bytes(-file.tell() % _ALIGNMENT))
+    offset = file.tell()
+    file.write(tensor.tobytes())
+    return ir.ExternalTensor(
+        name,
+        offset,
+        tensor.nbytes,
+        tensor.dtype,
+        shape=ir.Shape(tensor.shape.numpy()),
+        name=tensor.name or "",
+        doc_string=tensor.doc_string,
+        metadata_props=dict(tensor.metadata_props),
+    )

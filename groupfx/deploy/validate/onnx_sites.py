@@ -1,0 +1,254 @@
+"""The sites of an ONNX file: what each computes, and which nodes compute it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from ..graph.conv_nodes import ConvNode, constant_of, conv_nodes
+from ..graph.metadata import mark_of
+from .site_functions import Affine, SiteFunction
+
+_NORM = "BatchNormalization"
+_EPSILON = 1e-5
+
+
+@dataclass(frozen=True)
+class Region:
+    """The nodes of a site in a candidate: the value that goes in, and the one that comes out.
+
+    `behind_norm` is the value behind a BatchNormalization that the reference may have folded into
+    its weights: the one that fits better counts. `problem` says why the nodes are not such a
+    region; the names are then empty.
+    """
+
+    name: str
+    start: str
+    end: str
+    behind_norm: str | None = None
+    problem: str | None = None
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """Names of all values that are looked at."""
+        named = (self.start, self.end, self.behind_norm)
+        return () if self.problem is not None else tuple(name for name in named if name)
+
+
+def onnx_site_functions(model: ir.Model) -> tuple[tuple[SiteFunction, ...], tuple[str, ...]]:
+    """The convolutions of an ONNX file with constant weights, in order; and why not the others.
+
+    A site that is split, or executed as several convolutions, is none of them.
+    """
+    convs, _ = conv_nodes(model)
+    counts: dict[str, int] = defaultdict(int)
+    for conv in convs:
+        counts[_site_name(conv)] += 1
+    found, left = [], []
+    for conv in convs:
+        name = _site_name(conv)
+        if mark_of(conv.node) is not None and counts[name] > 1:
+            left.append(f"{name}: it is several convolutions in the reference too")
+        elif not conv.constant:
+            left.append(f"{name}: its weight is computed in the graph")
+        else:
+            found.append(_function(conv, name))
+    return tuple(found), tuple(dict.fromkeys(left))
+
+
+def _site_name(conv: ConvNode) -> str:
+    found = mark_of(conv.node)
+    return conv.name if found is None else found.site
+
+
+def _function(conv: ConvNode, name: str) -> SiteFunction:
+    weight, bias = conv.weight_array(), conv.bias_array()
+    assert weight is not None
+    pads = None
+    if conv.pads is not None:
+        half = len(conv.pads) // 2
+        pads = tuple(zip(conv.pads[:half], conv.pads[half:], strict=True))
+    return SiteFunction(
+        name=name,
+        spec=conv.spec,
+        weight=_wide(weight),
+        bias=None if bias is None else _wide(bias),
+        norms=tuple(_affine(norm) for norm in _norms_behind(conv.node.outputs[0])),
+        pads=pads,
+        same_lower=conv.auto_pad == "SAME_LOWER",
+        output_shape=conv.output_shape,
+    )
+
+
+def _affine(norm: ir.Node) -> Affine:
+    tensors = [constant_of(value, 0) for value in norm.inputs[1:5]]
+    gamma, beta, mean, variance = (_wide(t.numpy()) for t in tensors if t is not None)
+    return Affine.of(gamma, beta, mean, variance, norm.attributes.get_float("epsilon", _EPSILON))
+
+
+def _wide(array: npt.NDArray[Any]) -> Tensor:
+    return torch.from_numpy(np.array(array, dtype=np.float64))
+
+
+def candidate_regions(
+    model: ir.Model, functions: Sequence[SiteFunction]
+) -> tuple[tuple[Region, ...], tuple[str, ...]]:
+    """Where the sites of the reference are in `model`, in its order, and notes.
+
+    By the marks that we leave; in a file without them by the order of the convolutions, if they
+    are as many and alike.
+    """
+    marked = _marked(model.graph)
+    normed = {function.name for function in functions if function.norms}
+    known = {function.name for function in functions}
+    if marked:
+        regions = [
+            _marked_region(name, nodes, name in normed)
+            for name, nodes in marked.items()
+            if name in known
+        ]
+        missing = sorted(name for name in known if name not in marked)
+        unknown = [name for name in marked if name not in known]
+        return tuple(regions), tuple(_unpaired(missing, unknown))
+    return _in_order(model, functions)
+
+
+def _unpaired(missing: Sequence[str], unknown: Sequence[str]) -> Iterable[str]:
+    if missing:
+        yield f"not checked on their own, as the file has no such site: {some_names(missing)}"
+    if unknown:
+        yield f"not checked on their own, as the reference has no such site: {some_names(unknown)}"
+
+
+def some_names(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+
+
+def _marked(graph: ir.Graph) -> dict[str, list[ir.Node]]:
+    found: dict[str, list[ir.Node]] = defaultdict(list)
+    for node in graph:
+        entry = mark_of(node)
+        if entry is not None:
+            found[entry.site].append(node)
+    return dict(found)
+
+
+def _marked_region(name: str, nodes: Sequence[ir.Node], with_norm: bool) -> Region:
+    inside = set(nodes)
+    starts = dict.fromkeys(
+        value
+        for node in nodes
+        for value in node.inputs
+        if value is not None and value.producer() not in inside and not _is_parameter(value)
+    )
+    ends = [value for node in nodes for value in node.outputs if _leaves(value, inside)]
+    if len(starts) != 1 or len(ends) != 1:
+        texts = (_values(starts), _values(ends))
+        problem = f"its nodes take {texts[0]} and give {texts[1]}, where one value is expected"
+        return Region(name, "", "", problem=problem)
+    (start,), (end,) = starts, ends
+    return _region(name, start, end, with_norm)
+
+
+def _region(name: str, start: ir.Value, end: ir.Value, with_norm: bool) -> Region:
+    """The region up to `end`, or to the BatchNormalization behind it where there must be one."""
+    norm = _behind_norms(end)
+    if norm is end:
+        return Region(name, start.name or "", end.name or "")
+    if with_norm:
+        return Region(name, start.name or "", norm.name or "")
+    return Region(name, start.name or "", end.name or "", norm.name)
+
+
+def _values(values: Iterable[ir.Value]) -> str:
+    names = [value.name or "?" for value in values]
+    return f"{len(names)} values ({some_names(names)})" if names else "no value"
+
+
+def _is_parameter(value: ir.Value) -> bool:
+    producer = value.producer()
+    return value.is_initializer() or (producer is not None and producer.op_type == "Constant")
+
+
+def _leaves(value: ir.Value, inside: set[ir.Node]) -> bool:
+    used_outside = any(use.node not in inside for use in value.uses())
+    return used_outside or value.is_graph_output()
+
+
+def _norms_behind(value: ir.Value) -> Iterator[ir.Node]:
+    """BatchNormalizations with constant parameters, each of which alone takes what it takes."""
+    while True:
+        users = [use.node for use in value.uses()]
+        if len(users) != 1 or value.is_graph_output() or users[0].op_type != _NORM:
+            return
+        norm = users[0]
+        if any(constant_of(parameter, 0) is None for parameter in norm.inputs[1:5]):
+            return
+        yield norm
+        value = norm.outputs[0]
+
+
+def _behind_norms(value: ir.Value) -> ir.Value:
+    """The output of the BatchNormalizations behind `value`, or `value`."""
+    norms = list(_norms_behind(value))
+    return norms[-1].outputs[0] if norms else value
+
+
+def _in_front_of_pad(value: ir.Value, function: SiteFunction, conv: ConvNode) -> ir.Value:
+    """What an explicit Pad takes that does what the reference's own padding says."""
+    pad = value.producer()
+    asked = function.spec.padding == "same" and not any(conv.spec.padding or ())
+    if not asked or pad is None or pad.op_type != "Pad" or pad.inputs[0] is None:
+        return value
+    return pad.inputs[0]
+
+
+def _in_order(
+    model: ir.Model, functions: Sequence[SiteFunction]
+) -> tuple[tuple[Region, ...], tuple[str, ...]]:
+    convs, _ = conv_nodes(model)
+    expected = [_shape_of(function) for function in functions]
+    found = [(conv.spec.transposed, conv.spec.groups, _weight_shape(conv)) for conv in convs]
+    if len(expected) != len(found):
+        return (), (
+            f"the file has no marks of ours, and {len(found)} convolutions where the reference has "
+            f"{len(expected)}: they cannot be paired, and outputs alone are compared",
+        )
+    unlike = [k for k, pair in enumerate(zip(expected, found, strict=True)) if pair[0] != pair[1]]
+    if unlike:
+        first = functions[unlike[0]].name
+        return (), (
+            f"the file has no marks of ours, and its convolution number {unlike[0] + 1} is not "
+            f"like {first}: they cannot be paired, and outputs alone are compared",
+        )
+    regions = []
+    for function, conv in zip(functions, convs, strict=True):
+        source, result = conv.node.inputs[0], conv.node.outputs[0]
+        assert source is not None
+        source = _in_front_of_pad(source, function, conv)
+        regions.append(_region(function.name, source, result, bool(function.norms)))
+    return tuple(regions), (
+        "the file has no marks of ours: its convolutions are paired with the reference's in order",
+    )
+
+
+def _shape_of(function: SiteFunction) -> tuple[bool, int, tuple[int, ...]]:
+    return function.spec.transposed, function.spec.groups, tuple(function.weight.shape)
+
+
+def _weight_shape(conv: ConvNode) -> tuple[int, ...]:
+    spec = conv.spec
+    rows, columns = spec.out_channels, spec.in_channels // spec.groups
+    if spec.transposed:
+        rows, columns = spec.in_channels, spec.out_channels // spec.groups
+    return (rows, columns, *spec.kernel_size)

@@ -1,0 +1,279 @@
+"""Outputs of a candidate against float64: how far off, where, and whether that is too far.
+
+The candidate's root-mean-square error may be at most 4 times (on adversarial inputs 32 times) that
+of the original run in the candidate's dtype, with a floor of u max|y|. An output of few values may
+be close by luck, so the original's error is also taken over all ordinary runs, relative to the
+largest value of each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ...verify.measures import plain_number
+
+Array = npt.NDArray[Any]
+_FACTOR = 4.0
+# On inputs that are made to hurt, rounding is amplified: a variance near 0, a sum that cancels.
+_ADVERSARIAL_FACTOR = 32.0
+_KINDS = ("finite", "NaN", "infinity", "-infinity")
+
+
+@dataclass(frozen=True)
+class OutputRun:
+    """One output in one run: float64, the original in the candidate's dtype, the candidate.
+
+    `nearby_rms` is the largest error of the original on inputs that are one rounding away, where
+    that was measured.
+    """
+
+    run: str
+    ordinary: bool
+    wide: Array
+    original: Array
+    candidate: Array
+    nearby_rms: float = 0.0
+
+
+@dataclass(frozen=True)
+class OutputCheck:
+    """One output of the candidate in one runtime, at the worst of all runs.
+
+    `max_abs`, `mean_abs`, `quantile_999` and `rms` are of |candidate - float64|, `max_rel` is
+    max|d| / max|y|; `cosine` compares directions, `snr_db` is 20 log10(rms(y) / rms(d)), infinite
+    where nothing differs. `index`, `expected` and `found` are those of the worst element.
+    """
+
+    name: str
+    runtime: str
+    ok: bool
+    run: str = ""
+    max_abs: float = 0.0
+    max_rel: float = 0.0
+    mean_abs: float = 0.0
+    quantile_999: float = 0.0
+    cosine: float = 1.0
+    snr_db: float = math.inf
+    rms: float = 0.0
+    original_rms: float = 0.0
+    limit: float = 0.0
+    index: tuple[int, ...] = ()
+    expected: float | None = None
+    found: float | None = None
+    reason: str | None = None
+
+    @property
+    def ratio(self) -> float:
+        """Error by what is allowed."""
+        size = self.max_abs if self.limit_is_absolute else self.rms
+        if size == 0:
+            return 0.0
+        return size / self.limit if self.limit > 0 else math.inf
+
+    limit_is_absolute: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; a number that is not finite is None."""
+        numbers = {k: plain_number(v) for k, v in vars(self).items() if isinstance(v, float)}
+        return {**vars(self), "index": list(self.index), **numbers}
+
+
+def check_output(
+    name: str,
+    runtime: str,
+    runs: Sequence[OutputRun],
+    dtype: torch.dtype,
+    *,
+    atol: float | None = None,
+) -> OutputCheck:
+    """Judge one output over all runs; with `atol`, by max|d| against that alone.
+
+    `atol` is meant for values as in the ordinary runs: where adversarial inputs make an output
+    larger than that, it grows along.
+    """
+    typical = _typical_error(runs)
+    usual = max((_peak(run.wide) for run in runs if run.ordinary), default=0.0)
+    checks = [
+        _of_run(name, runtime, run, dtype, typical, _scaled(atol, run, usual)) for run in runs
+    ]
+    failed = [check for check in checks if not check.ok]
+    worst = max(failed or checks, key=lambda check: check.ratio)
+    return replace(worst, ok=not failed)
+
+
+def _scaled(atol: float | None, run: OutputRun, usual: float) -> float | None:
+    """`atol` for one run: on adversarial inputs it grows with the output, if that is larger."""
+    peak = _peak(run.wide)
+    if atol is None or run.ordinary or not 0 < usual < peak < math.inf:
+        return atol
+    return atol * peak / usual
+
+
+def _peak(values: Array) -> float:
+    if values.dtype.kind != "f" or not values.size:
+        return 0.0
+    finite = np.abs(values[np.isfinite(values)])
+    return float(finite.max(initial=0.0))
+
+
+def _typical_error(runs: Sequence[OutputRun]) -> float:
+    """The original's error by its largest value, root mean square over the ordinary runs."""
+    shares = []
+    for run in runs:
+        if not run.ordinary or run.wide.dtype.kind not in "fc" or not run.wide.size:
+            continue
+        wide, original = run.wide.astype(np.float64), run.original.astype(np.float64)
+        with np.errstate(all="ignore"):
+            share = _rms(original - wide) / np.abs(wide).max()
+        if math.isfinite(share):
+            shares.append(share)
+    return math.sqrt(sum(s * s for s in shares) / len(shares)) if shares else 0.0
+
+
+def _of_run(
+    name: str,
+    runtime: str,
+    run: OutputRun,
+    dtype: torch.dtype,
+    typical: float,
+    atol: float | None,
+) -> OutputCheck:
+    base = OutputCheck(name, runtime, True, run.run)
+    if run.candidate.shape != run.wide.shape:
+        shapes = f"{list(run.candidate.shape)} instead of {list(run.wide.shape)}"
+        return replace(base, ok=False, max_abs=math.inf, reason=f"has the shape {shapes}")
+    if (run.candidate.dtype.kind == "f") != (run.wide.dtype.kind == "f"):
+        kinds = f"{run.candidate.dtype} instead of {run.original.dtype}"
+        return replace(base, ok=False, max_abs=math.inf, reason=f"has the dtype {kinds}")
+    if run.wide.dtype.kind != "f":
+        return _exact(base, run)
+    wide, original, found = (a.astype(np.float64) for a in (run.wide, run.original, run.candidate))
+    kind = _kind_reason(wide, original, found, dtype)
+    finite = np.isfinite(wide) & np.isfinite(original) & np.isfinite(found)
+    measured = _measured(base, wide, original, found, finite)
+    info = torch.finfo(dtype)
+    peak = float(np.abs(wide[finite]).max(initial=0.0))
+    usual = typical * peak if math.isfinite(peak) else 0.0
+    own = max(measured.original_rms, usual, run.nearby_rms)
+    floor = max(info.eps / 2 * peak, underflow(dtype))
+    factor = _FACTOR if run.ordinary else _ADVERSARIAL_FACTOR
+    limit = max(factor * own, floor) if atol is None else atol
+    measured = replace(measured, limit=limit, limit_is_absolute=atol is not None)
+    if kind is not None:
+        return replace(measured, ok=False, reason=kind)
+    if measured.ratio <= 1:
+        return measured
+    return replace(measured, ok=False, reason=_too_far(measured, dtype))
+
+
+def underflow(dtype: torch.dtype) -> float:
+    """An error that is never a mistake, for rounding is no longer relative there.
+
+    A runtime may flush numbers below the normal range to 0; float16 is computed in float32.
+    """
+    info = torch.finfo(dtype)
+    least = info.smallest_normal if dtype == torch.float32 else 4 * info.smallest_normal * info.eps
+    return float(least)
+
+
+def _exact(base: OutputCheck, run: OutputRun) -> OutputCheck:
+    wrong = run.candidate != run.wide
+    count = int(wrong.sum())
+    if not count:
+        return base
+    place = tuple(int(k) for k in np.argwhere(wrong)[0])
+    reason = f"differs in {count} of {wrong.size} values, which are {run.wide.dtype}"
+    expected, found = float(run.wide[place]), float(run.candidate[place])
+    return replace(
+        base, ok=False, max_abs=math.inf, index=place, expected=expected, found=found, reason=reason
+    )
+
+
+def _measured(
+    base: OutputCheck, wide: Array, original: Array, found: Array, finite: Array
+) -> OutputCheck:
+    if not finite.any():
+        return base
+    with np.errstate(over="ignore", invalid="ignore"):
+        error = np.where(finite, np.abs(found - wide), 0.0)
+        own = (original - wide)[finite]
+        used, y, z = error[finite], wide[finite], found[finite]
+        scale, norms = float(np.abs(y).max()), float(np.linalg.norm(y) * np.linalg.norm(z))
+        rms = _rms(used)
+        # `+ 0.0`: an integer index of the flat array, the first of equals.
+        place = tuple(int(k) for k in np.unravel_index(int(error.argmax()), error.shape))
+        return replace(
+            base,
+            max_abs=float(used.max()),
+            max_rel=_share(float(used.max()), scale),
+            mean_abs=float(used.mean()),
+            quantile_999=float(np.quantile(used, 0.999)),
+            cosine=float(y @ z / norms) if norms > 0 else float(not used.any()),
+            snr_db=20 * math.log10(_rms(y) / rms) if rms > 0 and y.any() else math.inf,
+            rms=rms,
+            original_rms=_rms(own),
+            index=place,
+            expected=float(wide[place]),
+            found=float(found[place]),
+        )
+
+
+def _share(error: float, scale: float) -> float:
+    if error == 0:
+        return 0.0
+    return error / scale if scale > 0 else math.inf
+
+
+def _rms(values: Array) -> float:
+    with np.errstate(over="ignore"):
+        return float(np.sqrt(np.square(values).mean())) if values.size else 0.0
+
+
+def rms_difference(found: Array, expected: Array) -> float:
+    """Root mean square of `found - expected` where both are finite; 0 for what is no float."""
+    if found.dtype.kind != "f" or found.shape != expected.shape:
+        return 0.0
+    with np.errstate(all="ignore"):
+        error = found.astype(np.float64) - expected.astype(np.float64)
+    return _rms(error[np.isfinite(error)])
+
+
+def _kind_reason(wide: Array, original: Array, found: Array, dtype: torch.dtype) -> str | None:
+    """Why values that are not finite are wrong, or None.
+
+    Where the reference is finite, well inside the range of the dtype, and the original finite too,
+    the candidate must be finite; elsewhere it must be of the same kind as the original.
+    """
+    inside = np.isfinite(wide) & (np.abs(wide) <= torch.finfo(dtype).max / 2)
+    broken = inside & np.isfinite(original) & ~np.isfinite(found)
+    if broken.any():
+        kind = _KINDS[int(_kind(found)[broken][0])]
+        return f"has {kind} in {int(broken.sum())} of {broken.size} values that are finite"
+    differing = ~inside & (_kind(original) != _kind(found))
+    if not differing.any():
+        return None
+    before = _KINDS[int(_kind(original)[differing][0])]
+    after = _KINDS[int(_kind(found)[differing][0])]
+    return f"has {after} instead of {before} in {int(differing.sum())} of {differing.size} values"
+
+
+def _kind(values: Array) -> Array:
+    found: Array = np.isnan(values) + 2 * np.isposinf(values) + 3 * np.isneginf(values)
+    return found
+
+
+def _too_far(check: OutputCheck, dtype: torch.dtype) -> str:
+    if check.limit_is_absolute:
+        return f"is off by {check.max_abs:.3g}; {check.limit:.3g} is allowed"
+    return (
+        f"has a root-mean-square error of {check.rms:.3g} against float64, where the original in "
+        f"{str(dtype).removeprefix('torch.')} has {check.original_rms:.3g}; {check.limit:.3g} is "
+        "allowed"
+    )

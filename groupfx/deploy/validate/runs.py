@@ -1,0 +1,130 @@
+"""What a validation is run on: random inputs of several sizes, adversarial ones, the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ...running.inputs import ExampleInputs
+from ...verify import other_spatial
+
+Array = npt.NDArray[Any]
+
+BATCHES = (1, 2, 7)
+_FIRST_SEED = 11
+_MORE_SEEDS = (23, 47)
+_MOST_ELEMENTS = 1 << 26
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: an array for each input. An ordinary run has values as a user would give."""
+
+    name: str
+    ordinary: bool
+    feeds: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Open:
+    """Which sizes of the inputs both sides leave open."""
+
+    batch: bool
+    sizes: bool
+
+
+def make_runs(
+    example: Mapping[str, Array],
+    given: bool,
+    free: Open,
+    data: Sequence[Mapping[str, Array]] = (),
+) -> Iterator[Run]:
+    """Every run, the ordinary ones first.
+
+    `example` is one array for each input, `given` whether a user gave its values. `data` are the
+    user's own inputs. Runs in other spatial sizes may not suit the model.
+    """
+    template = ExampleInputs((), {name: _tensor(array) for name, array in example.items()})
+    if given:
+        yield Run("the given inputs", True, example)
+    for position, feeds in enumerate(data):
+        yield Run(f"data {position + 1}" if len(data) > 1 else "data", True, feeds)
+    yield from _ordinary(template, free)
+    yield from _adversarial(template, free)
+
+
+def _ordinary(template: ExampleInputs, free: Open) -> Iterator[Run]:
+    seed = _FIRST_SEED
+    if free.batch and template.batch:
+        for batch in BATCHES:
+            yield _random(template.with_batch(batch), f"random batch {batch}", seed)
+            seed += 1
+    else:
+        yield _random(template, "random", seed)
+    for more in _MORE_SEEDS:
+        inputs = template.with_batch(2) if free.batch and template.batch else template
+        yield _random(inputs, f"random seed {more}", more)
+    if free.sizes:
+        for sizes in list(other_spatial(template.spatial)):
+            text = "x".join(map(str, sizes))
+            resized = template.resized(sizes)
+            if sum(tensor.numel() for tensor in resized.tensors()) <= _MOST_ELEMENTS:
+                yield _random(resized, f"random size {text}", seed)
+
+
+def _random(inputs: ExampleInputs, name: str, seed: int) -> Run:
+    generator = torch.Generator().manual_seed(seed)
+    return Run(name, True, feeds_of(inputs.randomized(generator)))
+
+
+def _adversarial(template: ExampleInputs, free: Open) -> Iterator[Run]:
+    inputs = template.with_batch(2) if free.batch and template.batch else template
+    generator = torch.Generator().manual_seed(_FIRST_SEED)
+    normal = inputs.randomized(generator)
+    floats = [t for t in normal.tensors() if t.is_floating_point()]
+    if not floats:
+        return
+    info = torch.finfo(floats[0].dtype)
+    large = 1e4 if info.max > 1e30 else 30.0
+    tiny = 1e-4 if info.max > 1e30 else 1e-2
+    denormal = info.smallest_normal / 64
+    changes: Mapping[str, Callable[[Tensor], Tensor]] = {
+        "large": lambda t: t * large,
+        "tiny": lambda t: t * tiny,
+        "zero": torch.zeros_like,
+        "negative": lambda t: -t.abs(),
+        "denormal": lambda t: t * denormal,
+    }
+    for name, change in changes.items():
+        changed = normal.map(lambda t, c=change: c(t) if t.is_floating_point() else t)  # type: ignore[misc]
+        yield Run(name, False, feeds_of(changed))
+
+
+def perturbed(feeds: Mapping[str, Array], number: int) -> Iterator[Mapping[str, Array]]:
+    """The same inputs with each floating value moved by at most one unit in the last place."""
+    generator = np.random.default_rng(_FIRST_SEED)
+    for _ in range(number):
+        moved = {}
+        for name, array in feeds.items():
+            if array.dtype.kind != "f":
+                moved[name] = array
+                continue
+            steps = generator.integers(-1, 2, array.shape)
+            towards = np.where(steps > 0, np.inf, -np.inf).astype(array.dtype)
+            moved[name] = np.where(steps == 0, array, np.nextafter(array, towards))
+        yield moved
+
+
+def feeds_of(inputs: ExampleInputs) -> dict[str, Array]:
+    """The keyword arguments as arrays."""
+    return {name: value.detach().cpu().numpy() for name, value in inputs.kwargs.items()}
+
+
+def _tensor(array: Array) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))

@@ -1,0 +1,166 @@
+"""Each site of a candidate on its own: recomputed in float64 from the candidate's own input.
+
+The end of a network can be blind to a wrong convolution, and a wrong one makes everything behind
+it look wrong. So what goes into a site in the candidate is put into the site of the reference, and
+the two results are compared; the next site is judged from the candidate's value again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ...verify.bounds import rounding_bound
+from ...verify.measures import plain_number
+from .onnx_sites import Region
+from .output_checks import underflow
+from .site_functions import SiteFunction
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class SiteCheck:
+    """What was found at one site, over all runs.
+
+    `ratio` is the worst error by what is allowed, of the root-mean-square error of a channel or of
+    a single element; above 1 it fails. `expected` and `found` are the two values at the worst
+    element, `index` (batch, channel, position) of run `run`. `seen` says whether anything but zeros
+    went in.
+    """
+
+    name: str
+    ok: bool
+    ratio: float
+    error: float = 0.0
+    limit: float = 0.0
+    index: tuple[int, ...] = ()
+    expected: float | None = None
+    found: float | None = None
+    run: str | None = None
+    seen: bool = False
+    reason: str | None = None
+
+    def worse(self, other: SiteCheck) -> SiteCheck:
+        """The worse of two runs of one site."""
+        chosen = other if (other.ratio, not other.ok) > (self.ratio, not self.ok) else self
+        return replace(chosen, seen=self.seen or other.seen, ok=self.ok and other.ok)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; a number that is not finite is None."""
+        numbers = ("ratio", "error", "limit", "expected", "found")
+        plain = {name: plain_number(getattr(self, name)) for name in numbers}
+        return {**vars(self), "index": list(self.index), **plain}
+
+
+def check_site(
+    function: SiteFunction,
+    region: Region,
+    values: Mapping[str, Array],
+    dtype: torch.dtype,
+    run: str,
+) -> SiteCheck:
+    """Judge one site by the `values` of one run, computed in `dtype`."""
+    if region.problem is not None:
+        return SiteCheck(region.name, False, math.inf, reason=region.problem)
+    ends = [region.end] if region.behind_norm is None else [region.end, region.behind_norm]
+    start = values[region.start]
+    checks = [_of_run(function, region.name, start, values[end], dtype, run) for end in ends]
+    return min(checks, key=lambda check: check.ratio)
+
+
+def _of_run(
+    function: SiteFunction, name: str, start: Array, end: Array, dtype: torch.dtype, run: str
+) -> SiteCheck:
+    x, y = _wide(start), _wide(end)
+    try:
+        expected, magnitudes = function.value(x), function.magnitudes(x)
+    except RuntimeError as error:
+        lines = str(error).strip().splitlines() or [""]
+        reason = f"an input of shape {list(x.shape)} does not fit it: {lines[0]}"
+        return SiteCheck(name, False, math.inf, run=run, seen=True, reason=reason)
+    if expected.shape != y.shape:
+        reason = f"its output has the shape {list(y.shape)} instead of {list(expected.shape)}"
+        return SiteCheck(name, False, math.inf, run=run, seen=True, reason=reason)
+    if not y.numel():
+        return SiteCheck(name, True, 0.0, run=run)
+    return _compared(function, name, expected, y, magnitudes, dtype, run, bool(x.any()))
+
+
+def _compared(
+    function: SiteFunction,
+    name: str,
+    expected: Tensor,
+    found: Tensor,
+    magnitudes: Tensor,
+    dtype: torch.dtype,
+    run: str,
+    seen: bool,
+) -> SiteCheck:
+    info = torch.finfo(dtype)
+    inside = torch.isfinite(expected) & (magnitudes <= info.max / 2)
+    broken = inside & ~torch.isfinite(found)
+    if bool(broken.any()):
+        place = _place(broken.double())
+        reason = f"{int(broken.sum())} values are not finite where the reference is"
+        return SiteCheck(
+            name, False, math.inf, math.inf, 0.0, place, float(expected[place]),
+            float(found[place]), run, seen, reason,
+        )  # fmt: skip
+    usable = inside & torch.isfinite(found)
+    error = torch.where(usable, (found - expected).abs(), 0.0)
+    magnitudes = torch.where(usable, magnitudes, 0.0)
+    unit = info.eps / 2
+    floor = underflow(dtype)
+    elements = rounding_bound(magnitudes, function.terms, dtype) + floor
+    channels = function.factor() * unit * _rms(magnitudes) + floor
+    by_element, by_channel = error / elements, _rms(error) / channels
+    ratio = float(torch.maximum(by_element.max(), by_channel.max()))
+    channel = int(by_channel.argmax())
+    if float(by_element.max()) > float(by_channel.max()):
+        place = _place(by_element)
+        size, limit = float(error[place]), float(elements[place])
+    else:
+        place = _place(torch.where(_in_channel(error, channel), error, -1.0))
+        size, limit = float(_rms(error)[channel]), float(channels[channel])
+    ok = ratio <= 1
+    wrong = None if ok else f"its output is off by {ratio:.3g} x what rounding explains"
+    return SiteCheck(
+        name, ok, ratio, size, limit, place, float(expected[place]), float(found[place]), run, seen,
+        wrong,
+    )  # fmt: skip
+
+
+def _rms(value: Tensor) -> Tensor:
+    """Root mean square of each channel, `[channels]`."""
+    axes = [axis for axis in range(value.dim()) if axis != 1]
+    return value.square().mean(dim=axes).sqrt()
+
+
+def _in_channel(value: Tensor, channel: int) -> Tensor:
+    shape = (1, -1, *(1,) * (value.dim() - 2))
+    return (torch.arange(value.shape[1]) == channel).reshape(shape).expand_as(value)
+
+
+def _place(value: Tensor) -> tuple[int, ...]:
+    """Index of the largest element."""
+    return tuple(int(k) for k in np.unravel_index(int(value.argmax()), tuple(value.shape)))
+
+
+def _wide(array: Array) -> Tensor:
+    return torch.from_numpy(np.array(array, dtype=np.float64))
+
+
+def first_and_worst(
+    checks: Sequence[SiteCheck],
+) -> tuple[SiteCheck | None, SiteCheck | None]:
+    """The first site that is not ok, and the one with the largest ratio."""
+    first = next((check for check in checks if not check.ok), None)
+    return first, max(checks, key=lambda check: check.ratio, default=None)

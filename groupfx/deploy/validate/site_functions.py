@@ -1,0 +1,292 @@
+"""What a site computes: a convolution, and the BatchNorm behind it, in float64.
+
+    y = s (W * x + b - mean) + beta,   s = gamma / sqrt(var + eps)
+
+and how far rounding may take another way to compute it from there. A sum of K products, in any
+order, is off by about sqrt(K) u times the sum of their magnitudes (Higham and Mary, A new approach
+to probabilistic rounding error analysis, 2019), and never by more than g_K times it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from ...convs.calls import ConvCall
+from ...convs.spec import ConvSpec
+from ...learned.groups import deciding_tensors
+from ...plan.channels import group_slices
+from ...running.float64 import Float64, named_state, widen
+from ...running.inputs import ExampleInputs, in_order
+from ...tracing.exporting import export_program
+from ..export.graph_sites import GraphSite, graph_sites, renamed, tensor_at
+from ..export.torch_export import gathered_sites
+
+_CONVOLVE: Mapping[tuple[int, bool], Callable[..., Tensor]] = {
+    (1, False): F.conv1d,
+    (2, False): F.conv2d,
+    (3, False): F.conv3d,
+    (1, True): F.conv_transpose1d,
+    (2, True): F.conv_transpose2d,
+    (3, True): F.conv_transpose3d,
+}
+# Roundings besides those of the sum: the bias, the scale and its own two, the offset.
+_MORE_TERMS = 5
+_LEAST_FACTOR = 4.0
+
+
+@dataclass(frozen=True)
+class Affine:
+    """What a BatchNorm in eval mode does to each channel, in float64: `[channels]` each."""
+
+    scale: Tensor
+    mean: Tensor
+    beta: Tensor
+
+    @classmethod
+    def of(
+        cls, gamma: Tensor | None, beta: Tensor | None, mean: Tensor, variance: Tensor, eps: float
+    ) -> Affine:
+        """From the parameters of a BatchNorm."""
+        wide = variance.double()
+        scale = (torch.ones_like(wide) if gamma is None else gamma.double()) / (wide + eps).sqrt()
+        offset = torch.zeros_like(wide) if beta is None else beta.double()
+        return cls(scale, mean.double(), offset)
+
+
+@dataclass(frozen=True)
+class SiteFunction:
+    """A site of the reference. `weight` and `bias` are in float64.
+
+    `pads` are (begin, end) a dimension where the two differ; `norms` are the BatchNorms behind it.
+    """
+
+    name: str
+    spec: ConvSpec
+    weight: Tensor
+    bias: Tensor | None
+    norms: tuple[Affine, ...] = ()
+    pads: tuple[tuple[int, int], ...] | None = None
+    same_lower: bool = False
+    output_shape: tuple[int, ...] | None = None
+
+    @property
+    def terms(self) -> int:
+        """How many roundings one output value passes through at most."""
+        spec = self.spec
+        inputs = spec.in_channels // spec.groups
+        return math.prod(spec.kernel_size) * inputs + _MORE_TERMS * max(len(self.norms), 1)
+
+    def value(self, x: Tensor) -> Tensor:
+        """The site's output for a float64 input."""
+        result = self._convolve(x, self.weight, self.bias)
+        for norm in self.norms:
+            scale, mean, beta = (_channels(v, result) for v in _fields(norm))
+            result = (result - mean) * scale + beta
+        return result
+
+    def magnitudes(self, x: Tensor) -> Tensor:
+        """|s| (|W| * |x| + |b| + |mean|) + |beta|: what rounding errors are relative to."""
+        bias = None if self.bias is None else self.bias.abs()
+        result = self._convolve(x.abs(), self.weight.abs(), bias)
+        for norm in self.norms:
+            scale, mean, beta = (_channels(v.abs(), result) for v in _fields(norm))
+            result = (result + mean) * scale + beta
+        return result
+
+    def group(self, number: int) -> SiteFunction:
+        """One group of a grouped convolution, as a convolution on that group's channels."""
+        spec = self.spec
+        inputs = group_slices(spec.in_channels, spec.groups)[number]
+        outputs = group_slices(spec.out_channels, spec.groups)[number]
+        rows = slice(outputs.start, outputs.stop)
+        held = slice(inputs.start, inputs.stop) if spec.transposed else rows
+        return replace(
+            self,
+            spec=spec.with_channels(len(inputs), len(outputs), groups=1),
+            weight=self.weight[held],
+            bias=None if self.bias is None else self.bias[rows],
+            norms=tuple(Affine(*(v[rows] for v in _fields(norm))) for norm in self.norms),
+        )
+
+    def factor(self) -> float:
+        """Limit of the root-mean-square error, in units of u times the magnitudes."""
+        return max(_LEAST_FACTOR, math.sqrt(self.terms))
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        spec = self.spec
+        if spec.transposed:
+            return self._transposed(x, weight, bias)
+        padding: Any = spec.padding
+        edges = self._edges(x)
+        if edges is not None:
+            x, padding = F.pad(x, edges), 0
+        convolve = _CONVOLVE[spec.dims, False]
+        return convolve(x, weight, bias, spec.stride, padding, spec.dilation, spec.groups)
+
+    def _edges(self, x: Tensor) -> list[int] | None:
+        """Padding as `F.pad` takes it, where a convolution cannot be told; the last axis first."""
+        if self.pads is not None:
+            return [edge for pair in reversed(self.pads) for edge in pair]
+        if self.spec.padding != "same" or (set(self.spec.stride) == {1} and not self.same_lower):
+            return None
+        return _same_edges(self.spec, tuple(x.shape[2:]), self.same_lower)
+
+    def _transposed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The full result, cut to what padding, output padding or an output shape leave."""
+        spec = self.spec
+        convolve = _CONVOLVE[spec.dims, True]
+        full = convolve(
+            x, weight, None, spec.stride, 0, 0, groups=spec.groups, dilation=spec.dilation
+        )
+        sizes = zip(spec.kernel_size, spec.dilation, strict=True)
+        spans = [(kernel - 1) * step + 1 for kernel, step in sizes]
+        cuts = self._cuts(x, spans)
+        # `F.pad` with negative numbers cuts.
+        edges = [edge for begin, end in reversed(cuts) for edge in (-begin, -end)]
+        result = F.pad(full, edges)
+        return result if bias is None else result + _channels(bias, result)
+
+    def _cuts(self, x: Tensor, spans: list[int]) -> list[tuple[int, int]]:
+        """What is cut off at the begin and the end of each dimension of the full result."""
+        spec, cuts = self.spec, []
+        for axis, span in enumerate(spans):
+            stride, more = spec.stride[axis], spec.output_padding[axis]
+            full = (x.shape[2 + axis] - 1) * stride + span
+            wanted = None if self.output_shape is None else self.output_shape[axis]
+            if wanted is None and spec.padding == "same":
+                wanted = x.shape[2 + axis] * stride
+            if wanted is not None:
+                total = full + more - wanted
+                small, large = total // 2, total - total // 2
+                begin, end = (large, small) if self.same_lower else (small, large)
+                if spec.padding != "same":
+                    begin, end = large, small
+                cuts.append((begin, end - more))
+                continue
+            padding = spec.padding[axis] if not isinstance(spec.padding, str) else 0
+            begin, end = (padding, padding) if self.pads is None else self.pads[axis]
+            cuts.append((begin, end - more))
+        return cuts
+
+
+def _fields(norm: Affine) -> tuple[Tensor, Tensor, Tensor]:
+    return norm.scale, norm.mean, norm.beta
+
+
+def _channels(vector: Tensor, like: Tensor) -> Tensor:
+    return vector.reshape(1, -1, *(1,) * (like.dim() - 2))
+
+
+def _same_edges(spec: ConvSpec, sizes: tuple[int, ...], lower: bool) -> list[int]:
+    """The padding of 'same': the odd element at the end, or at the begin for SAME_LOWER."""
+    edges: list[int] = []
+    for axis in reversed(range(spec.dims)):
+        stride, size = spec.stride[axis], sizes[axis]
+        span = (spec.kernel_size[axis] - 1) * spec.dilation[axis] + 1
+        total = max((-(-size // stride) - 1) * stride + span - size, 0)
+        small, large = total // 2, total - total // 2
+        edges += [large, small] if lower else [small, large]
+    return edges
+
+
+def torch_site_functions(
+    model: nn.Module, inputs: ExampleInputs
+) -> tuple[tuple[SiteFunction, ...], tuple[str, ...]]:
+    """The sites of a torch model, in the order of its graph, and why others cannot be computed.
+
+    Names are those of the exported file: sites that a rewrite split count as one. Raises
+    `CannotTrace` where `torch.export` does not take the model.
+    """
+    own, planned = gathered_sites(model, inputs)
+    names = {plan.path: plan.name for plan in planned}
+    program = export_program(own, in_order(own, inputs), lambda _: ())
+    graph = program.module(check_guards=False)
+    assert isinstance(graph, fx.GraphModule)
+    state = named_state(own)
+    native = [state[name] for name in deciding_tensors(own)]
+    found: list[SiteFunction] = []
+    left: list[str] = []
+    values = _WideValues(graph, native)
+    for site in graph_sites(graph):
+        function = _function(graph, site, values)
+        if isinstance(function, str):
+            left.append(f"{site.name}: {function}")
+            continue
+        name = renamed(site.name, lambda base: names.get(base, base))
+        found.append(replace(function, name=name))
+    return tuple(found), tuple(left)
+
+
+class _WideValues:
+    """Values of nodes that depend on parameters alone, in float64."""
+
+    def __init__(self, graph: fx.GraphModule, native: list[Tensor]) -> None:
+        self._graph = graph
+        self._native = native
+        self._values: dict[fx.Node, Any] = {}
+
+    def of(self, node: fx.Node) -> Tensor | None:
+        """The value in float64, None where it depends on an input."""
+        order = list(_ancestors(node))
+        if any(n.op == "placeholder" for n in order):
+            return None
+        with torch.no_grad(), Float64(None, self._native):
+            for n in order:
+                if n not in self._values:
+                    self._values[n] = self._compute(n)
+        value = self._values[node]
+        return widen(value.detach()) if isinstance(value, Tensor) else None
+
+    def _compute(self, node: fx.Node) -> Any:
+        if node.op == "get_attr":
+            return tensor_at(self._graph, node)
+        assert callable(node.target)
+        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), self._values.__getitem__)
+        return node.target(*args, **kwargs)
+
+
+def _ancestors(node: fx.Node) -> Iterator[fx.Node]:
+    """`node` and all that it depends on, each after what it needs."""
+    seen: set[fx.Node] = set()
+    pending: list[tuple[fx.Node, bool]] = [(node, False)]
+    while pending:
+        current, ready = pending.pop()
+        if ready:
+            yield current
+        elif current not in seen:
+            seen.add(current)
+            pending.append((current, True))
+            pending += [(source, False) for source in current.all_input_nodes]
+
+
+def _function(graph: fx.GraphModule, site: GraphSite, values: _WideValues) -> SiteFunction | str:
+    call = site.call
+    if not isinstance(call, ConvCall):
+        return call.reason
+    weight = values.of(call.node.args[1])  # type: ignore[arg-type]
+    if weight is None:
+        return "its weight depends on the input"
+    held = call.node.args[2] if len(call.node.args) > 2 else None
+    bias = values.of(held) if isinstance(held, fx.Node) else None
+    if isinstance(held, fx.Node) and bias is None:
+        return "its bias depends on the input"
+    norms = tuple(_affine(graph, node) for node in site.norms)
+    return SiteFunction(site.name, call.spec, weight, bias, norms)
+
+
+def _affine(graph: fx.GraphModule, norm: fx.Node) -> Affine:
+    nodes = norm.args[1:5]
+    stored = [tensor_at(graph, a).detach() if isinstance(a, fx.Node) else None for a in nodes]
+    gamma, beta, mean, variance = stored
+    assert mean is not None
+    assert variance is not None
+    eps = norm.args[7]
+    assert isinstance(eps, float)
+    return Affine.of(gamma, beta, mean, variance, eps)

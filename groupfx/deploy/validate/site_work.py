@@ -1,0 +1,119 @@
+"""Looks at the sites of a candidate one by one, run by run, and remembers the worst of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy.typing as npt
+import torch
+
+from ...errors import GroupfxError
+from ...tracing import CannotTrace
+from ..running.runtime import Session
+from .locating import locate
+from .onnx_sites import Region, candidate_regions, some_names
+from .runs import Run
+from .sides import OnnxSide, Side, TorchSide
+from .site_checks import SiteCheck, check_site
+from .site_functions import SiteFunction
+from .torch_values import TorchValues
+
+Array = npt.NDArray[Any]
+Feeds = Mapping[str, Array]
+
+# Runs on which sites are looked at one by one: the first ordinary ones, and these.
+_RUNS = ("large",)
+_MOST_RUNS = 4
+
+
+class SiteWork:
+    """Looks at the sites of a candidate, run by run."""
+
+    def __init__(self, reference: Side, candidate: Side, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.notes: tuple[str, ...] = ()
+        self.pairs: tuple[tuple[SiteFunction, Region], ...] = ()
+        self._checks: dict[str, SiteCheck] = {}
+        self._runs = 0
+        self._values: Callable[[Feeds], Mapping[str, Array]] | None = None
+        functions, left = reference.site_functions()
+        self._reference, self._functions = reference, functions
+        self._first: tuple[Feeds, Mapping[str, Array]] | None = None
+        notes = list(_by_reason(left)) if functions else list(left)
+        if functions and isinstance(candidate, OnnxSide):
+            notes += self._of_onnx(candidate, functions)
+        elif functions and isinstance(candidate, TorchSide):
+            notes += self._of_torch(candidate, functions)
+        self.notes = tuple(notes)
+
+    def _of_onnx(self, side: OnnxSide, functions: Sequence[SiteFunction]) -> Sequence[str]:
+        regions, notes = candidate_regions(side.model, functions)
+        by_name = {function.name: function for function in functions}
+        self.pairs = tuple((by_name[region.name], region) for region in regions)
+        wanted = {value for _, region in self.pairs for value in region.values}
+        given = set(side.inputs)
+        inner = sorted(wanted - given)
+        if wanted:
+            session = Session(side.model, "off", source=side.source, also=inner)
+            self._values = lambda feeds: {**feeds, **session.run(feeds, inner)}
+        return notes
+
+    def _of_torch(self, side: TorchSide, functions: Sequence[SiteFunction]) -> Sequence[str]:
+        try:
+            values = TorchValues(side.model, side.example, functions)
+        except CannotTrace as error:
+            return [f"sites are not checked on their own: {error}"]
+        self.pairs = values.pairs
+        found = {region.name for _, region in self.pairs}
+        missing = [f.name for f in functions if not _is_found(f.name, found)]
+        self._values = lambda feeds: values.of(side.given(feeds))
+        if not missing:
+            return []
+        names = some_names(missing)
+        return [f"not checked on their own, as the candidate has no such site: {names}"]
+
+    def look(self, run: Run, feeds: Feeds) -> None:
+        """Check every site on one run, if it is one of those that are for that."""
+        wanted = run.name in _RUNS or (run.ordinary and self._runs < _MOST_RUNS)
+        if not wanted or not self.pairs:
+            return
+        self._runs += run.ordinary
+        values: Mapping[str, Array] = {}
+        if self._values is not None:
+            try:
+                values = self._values(feeds)
+            except GroupfxError:
+                return  # the outputs tell of it
+        self._first = self._first or (run.feeds, values)
+        for function, region in self.pairs:
+            check = check_site(function, region, values, self.dtype, run.name)
+            earlier = self._checks.get(region.name)
+            self._checks[region.name] = check if earlier is None else earlier.worse(check)
+
+    def place(self) -> str | None:
+        """Where the values of the first run leave those of the reference, if that can be told."""
+        if self._first is None:
+            return None
+        feeds, values = self._first
+        regions = [region for _, region in self.pairs]
+        return locate(self._reference, self._functions, regions, values, feeds, self.dtype)
+
+    def checks(self) -> tuple[SiteCheck, ...]:
+        """What was found, in the order of the graph."""
+        return tuple(self._checks.values())
+
+
+def _is_found(name: str, found: Collection[str]) -> bool:
+    """Whether a site, or the branches of it, are among `found`."""
+    return name in found or any(other.rpartition(".")[0] == name for other in found)
+
+
+def _by_reason(left: Sequence[str]) -> Iterator[str]:
+    """`name: reason` of many sites, a line for each reason."""
+    names: dict[str, list[str]] = {}
+    for text in left:
+        name, _, reason = text.partition(": ")
+        names.setdefault(reason, []).append(name)
+    for reason, found in names.items():
+        yield f"not checked on its own ({reason}): {some_names(found)}"

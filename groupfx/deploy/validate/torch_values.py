@@ -1,0 +1,85 @@
+"""What goes into and comes out of each convolution of a torch candidate, in its own dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from torch import Tensor, fx, nn
+
+from ...convs.calls import ConvCall
+from ...running.inputs import ExampleInputs, in_order
+from ...tracing.exporting import all_axes, export_program
+from ..export.graph_sites import GraphSite, graph_sites
+from .onnx_sites import Region
+from .site_functions import SiteFunction
+
+Array = npt.NDArray[Any]
+Pair = tuple[SiteFunction, Region]
+
+
+class TorchValues:
+    """The graph of a torch model, run node by node.
+
+    A convolution has the region of the site of its name; one called `name.k` is group `k` of a
+    split site `name`. Raises `CannotTrace` where `torch.export` does not take the model.
+    """
+
+    def __init__(
+        self, model: nn.Module, example: ExampleInputs, functions: Sequence[SiteFunction]
+    ) -> None:
+        program = export_program(model, in_order(model, example), all_axes)
+        graph = program.module(check_guards=False)
+        assert isinstance(graph, fx.GraphModule)
+        self._graph = graph
+        self.pairs = tuple(_pairs(graph_sites(graph), {f.name: f for f in functions}))
+        names = (name for _, region in self.pairs for name in region.values)
+        self._wanted = frozenset(names)
+
+    def of(self, given: ExampleInputs) -> Mapping[str, Array]:
+        """Values by the names of nodes, for one run."""
+        recorder = _Recorder(self._graph, self._wanted)
+        with torch.no_grad():
+            recorder.run(*given.tensors())
+        return recorder.values
+
+
+class _Recorder(fx.Interpreter):
+    def __init__(self, graph: fx.GraphModule, wanted: frozenset[str]) -> None:
+        super().__init__(graph)
+        self._wanted = wanted
+        self.values: dict[str, Array] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.name in self._wanted and isinstance(value, Tensor):
+            # A copy: an activation that works in place would change it later.
+            self.values[n.name] = value.detach().cpu().clone().numpy()
+        return value
+
+
+def _pairs(sites: Sequence[GraphSite], functions: Mapping[str, SiteFunction]) -> Iterator[Pair]:
+    for site in sites:
+        function = _function_for(site, functions)
+        if function is None or not isinstance(site.call, ConvCall):
+            continue
+        start, end = site.call.input.name, site.call.node.name
+        if function.norms:
+            yield function, Region(function.name, start, site.end.name)
+        else:
+            behind = site.end.name if site.norms else None
+            yield function, Region(function.name, start, end, behind)
+
+
+def _function_for(site: GraphSite, functions: Mapping[str, SiteFunction]) -> SiteFunction | None:
+    if site.name in functions:
+        return functions[site.name]
+    base, mark, call = site.name.partition("#")
+    home, _, position = base.rpartition(".")
+    whole = functions.get(f"{home}{mark}{call}")
+    if whole is None or not position.isdecimal() or int(position) >= whole.spec.groups:
+        return None
+    return replace(whole.group(int(position)), name=site.name)

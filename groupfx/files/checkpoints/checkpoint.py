@@ -1,0 +1,232 @@
+"""One checkpoint: the names, the shapes and the wanted values of a network's tensors."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from torch import Tensor
+
+from ...errors import FileError, UsageError
+from ..archive.file import is_archive_file
+from ..container import is_zip, record_names
+from ..inert import Inert
+from ..names import Damaged, first_few, shown
+from .stored import StoredFile, StoredTensor, stored_tensor
+
+Kind = Literal["module", "state_dict", "safetensors"]
+# Under these names people keep a network next to other things, best name first.
+_NETWORKS = ("net", "state_dict", "model_state_dict", "model", "module", "network", "weights")
+_EPOCHS = ("epoch", "last_epoch")
+_SHOWN = 12
+# Deeper than any network; a file that nests modules without end must not exhaust the stack.
+_MAX_DEPTH = 200
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of a network as a file holds them.
+
+    `network` is the dotted name of its class where the file is a pickled module. `epoch` is the
+    number that the file keeps next to the network. `shapes` has every parameter and buffer by its
+    name in a state_dict, `tensors` those that were asked for, on the CPU. What DataParallel puts
+    in front of names is left out.
+    """
+
+    path: Path
+    kind: Kind
+    network: str | None
+    epoch: int | None
+    shapes: Mapping[str, tuple[int, ...]]
+    tensors: Mapping[str, Tensor]
+
+
+def read_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    wanted: Callable[[str], bool] = lambda name: True,
+    key: str | None = None,
+) -> Checkpoint:
+    """Read the checkpoint at `path` without running anything of it, whatever classes it names.
+
+    Takes what `torch.save` writes, in today's format and in that before torch 1.6: a module of any
+    class, a state_dict, or a dict that holds one of them, chosen with `key`; and safetensors.
+    `wanted` says by their names which tensors are read. Raises `FileError` for any other file and
+    for one that is damaged, and `UsageError` for a `key` that is not there.
+    """
+    place = Path(path)
+    if not place.is_file():
+        raise FileError(f"there is no file {place}")
+    try:
+        with place.open("rb") as file:
+            if _is_safetensors(file):
+                return _read_safetensors(place, wanted, key)
+            _refuse_others(file, place)
+            return _read(file, place, wanted, key)
+    except Damaged as error:
+        raise FileError(f"{place} cannot be read: {error}") from error
+    except OSError as error:
+        raise FileError(f"{place} cannot be read: {error.strerror or error}") from error
+
+
+def _refuse_others(file: BinaryIO, path: Path) -> None:
+    if not is_zip(file):
+        begins = file.read(1)
+        file.seek(0)
+        if begins != b"\x80":
+            raise FileError(
+                f"{path} is empty: it was not written to the end"
+                if not begins
+                else f"{path} is no checkpoint that torch.save wrote"
+            )
+        return
+    if is_archive_file(file):
+        raise FileError(
+            f"{path} is a file of groupfx, whose learned groups are frozen: give the checkpoint "
+            "that it was made from"
+        )
+    if "constants.pkl" in record_names(file):
+        raise FileError(f"{path} is a TorchScript file: save the Python model it was made from")
+
+
+def _read(file: BinaryIO, path: Path, wanted: Callable[[str], bool], key: str | None) -> Checkpoint:
+    stored = StoredFile(file)
+    network = _choose(stored.content, key, str(path))
+    tensors = _unwrapped(_tensors_of(network))
+    return Checkpoint(
+        path=path,
+        kind="module" if isinstance(network, Inert) else "state_dict",
+        network=network.kind_name if isinstance(network, Inert) else None,
+        epoch=_epoch(stored.content),
+        shapes={name: tensor.shape for name, tensor in tensors.items()},
+        tensors=stored.read({name: tensor for name, tensor in tensors.items() if wanted(name)}),
+    )
+
+
+def _choose(found: object, key: str | None, source: str) -> object:
+    """The module or the state_dict in what a file holds."""
+    if key is not None:
+        if not isinstance(found, dict) or key not in found:
+            keys = _keys(found) if isinstance(found, dict) else "none"
+            raise UsageError(f"--key {key}: {source} has no such key; it has {keys}")
+        found = found[key]
+    if _is_network(found):
+        return found
+    if not isinstance(found, dict):
+        raise FileError(f"{source} holds no network: save the module or its state_dict")
+    networks = {name: value for name, value in found.items() if _is_network(value)}
+    if len(networks) > 1:
+        named = [networks[name] for name in _NETWORKS if name in networks][:1]
+        if not named:
+            raise FileError(
+                f"{source} holds several networks: choose one with --key: {_keys(networks)}"
+            )
+        return named[0]
+    if not networks:
+        raise FileError(f"{source} holds no network; its keys are {_keys(found) or 'none'}")
+    return next(iter(networks.values()))
+
+
+def _is_network(found: object) -> bool:
+    """Whether it is a module, or a table of names and tensors and nothing else."""
+    if isinstance(found, Inert):
+        return _fields(found) is not None
+    if not isinstance(found, dict) or not found:
+        return False
+    named = all(isinstance(name, str) for name in found)
+    return named and all(stored_tensor(value) is not None for value in found.values())
+
+
+def _fields(found: Inert) -> dict[object, object] | None:
+    """The fields of a module; None where it is none."""
+    state = found.state[0] if isinstance(found.state, tuple) and found.state else found.state
+    is_module = isinstance(state, dict) and {"_parameters", "_modules"} <= state.keys()
+    return state if is_module and isinstance(state, dict) else None
+
+
+def _keys(found: Mapping[object, object]) -> str:
+    return first_few(list(found), _SHOWN)
+
+
+def _tensors_of(network: object) -> dict[str, StoredTensor]:
+    if isinstance(network, Inert):
+        return dict(_module_tensors(network, "", set(), 0))
+    assert isinstance(network, dict)
+    found = {name: stored_tensor(value) for name, value in network.items()}
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def _module_tensors(
+    module: Inert, prefix: str, seen: set[int], depth: int
+) -> Iterator[tuple[str, StoredTensor]]:
+    """The tensors of a module under its path. A module that stands in two places comes once."""
+    fields = _fields(module)
+    if fields is None or id(module) in seen:
+        return
+    if depth > _MAX_DEPTH:
+        raise Damaged(f"its modules are nested more than {_MAX_DEPTH} deep")
+    seen.add(id(module))
+    passing = fields.get("_non_persistent_buffers_set")
+    skipped = passing if isinstance(passing, list) else []
+    for table in ("_parameters", "_buffers"):
+        for name, value in _entries(fields.get(table)):
+            tensor = stored_tensor(value)
+            if tensor is not None and (table == "_parameters" or name not in skipped):
+                yield prefix + name, tensor
+    for name, child in _entries(fields["_modules"]):
+        if isinstance(child, Inert):
+            yield from _module_tensors(child, f"{prefix}{name}.", seen, depth + 1)
+
+
+def _entries(table: object) -> list[tuple[str, object]]:
+    if isinstance(table, Inert):
+        table = table.items
+    if not isinstance(table, dict):
+        return []
+    return [(name, value) for name, value in table.items() if isinstance(name, str)]
+
+
+def _unwrapped(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    prefix = "module."
+    if not all(name.startswith(prefix) for name in tensors):
+        return tensors
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+def _epoch(found: object) -> int | None:
+    if not isinstance(found, dict):
+        return None
+    numbers = (found.get(name) for name in _EPOCHS)
+    return next((n for n in numbers if type(n) is int and n >= 0), None)
+
+
+def _is_safetensors(file: BinaryIO) -> bool:
+    """Whether the file begins with the length of a JSON table and the table."""
+    length, begins = int.from_bytes(file.read(8), "little"), file.read(1)
+    size = file.seek(0, 2)
+    file.seek(0)
+    return begins == b"{" and 2 <= length <= size - 8
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """The order of `blocks.2` before `blocks.10`: the file has its names in that of letters."""
+    return [(int(p), "") if p.isdecimal() else (0, p) for p in re.split(r"(\d{1,15})", name)]
+
+
+def _read_safetensors(path: Path, wanted: Callable[[str], bool], key: str | None) -> Checkpoint:
+    from safetensors import SafetensorError, safe_open
+
+    if key is not None:
+        raise UsageError(f"{path} is a safetensors file, which has no keys: leave --key out")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            names = sorted(file.keys(), key=_natural)
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+            tensors = {name: file.get_tensor(name) for name in names if wanted(name)}
+    except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
+        raise FileError(f"{path} is damaged: {shown(error)}") from error
+    return Checkpoint(path, "safetensors", None, None, shapes, tensors)

@@ -1,0 +1,118 @@
+"""Models built by the user's own code: `package.module:factory` or `file.py:factory`."""
+
+import contextlib
+import difflib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from ...errors import UsageError
+
+_FORM = "give package.module:factory or file.py:factory"
+
+
+def build(
+    arch: str, arguments: Mapping[str, Any] | None = None, python_path: Sequence[Path] = ()
+) -> nn.Module:
+    """The model that the factory named by `arch` returns when called with `arguments`.
+
+    `python_path` holds folders in which modules are looked for first, while the factory is
+    imported and runs. Raises `UsageError`, chained to what the factory raised.
+    """
+    place, _, name = arch.rpartition(":")
+    if not place or not name or not all(part.isidentifier() for part in name.split(".")):
+        raise UsageError(f"--arch {arch!r} is not understood: {_FORM}")
+    given = dict(arguments or {})
+    if not all(isinstance(key, str) for key in given):
+        raise UsageError("the arguments of --arch are a JSON object of keyword arguments")
+    with searched(python_path):
+        module = _import_file(Path(place)) if place.endswith(".py") else _import_name(place)
+        factory = _attribute(module, name, place)
+        if isinstance(factory, nn.Module):
+            return factory
+        if not callable(factory):
+            raise UsageError(f"--arch {arch}: {name} is a {type(factory).__name__}, not a function")
+        try:
+            model = factory(**given)
+        except Exception as error:
+            shown = ", ".join(f"{key}={value!r}" for key, value in given.items())
+            raise UsageError(
+                f"--arch {arch}: {name}({shown}) raised {type(error).__name__}: {error}"
+            ) from error
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"--arch {arch}: {name} returned a {type(model).__name__}, not a torch.nn.Module"
+        )
+    return model
+
+
+@contextlib.contextmanager
+def searched(folders: Sequence[Path]) -> Iterator[None]:
+    """Look for Python modules in `folders` first. Raises `UsageError` for one that is none."""
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise UsageError(f"--python-path {folder} is not a folder")
+    before = list(sys.path)
+    sys.path[:0] = [str(Path(folder).resolve()) for folder in folders]
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def _import_name(place: str) -> ModuleType:
+    if not all(part.isidentifier() for part in place.split(".")):
+        raise UsageError(f"--arch {place!r} is neither a module nor a .py file: {_FORM}")
+    try:
+        return importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (place == error.name or place.startswith(f"{error.name}.")):
+            raise UsageError(
+                f"--arch: there is no module {place}: name the folder that holds it with "
+                "--python-path, or give the path of the .py file"
+            ) from error
+        raise _import_failed(place, error) from error
+    except Exception as error:
+        raise _import_failed(place, error) from error
+
+
+def _import_file(place: Path) -> ModuleType:
+    if not place.is_file():
+        raise UsageError(f"--arch: there is no file {place}")
+    # A name of its own: `model.py` must not become, or find, another module called model.
+    name = f"groupfx_arch_{place.stem}"
+    spec = importlib.util.spec_from_file_location(name, place)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"--arch: {place} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        with searched([place.resolve().parent]):
+            spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise _import_failed(str(place), error) from error
+    return module
+
+
+def _import_failed(place: str, error: Exception) -> UsageError:
+    return UsageError(f"--arch: importing {place} raised {type(error).__name__}: {error}")
+
+
+def _attribute(module: ModuleType, name: str, place: str) -> Any:
+    found: Any = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            names = {known.lower(): known for known in dir(found)}
+            near = difflib.get_close_matches(part.lower(), names, n=1)
+            hint = f"; did you mean {names[near[0]]}?" if near else ""
+            raise UsageError(f"--arch: {place} has no {name}{hint}")
+        found = getattr(found, part)
+    return found

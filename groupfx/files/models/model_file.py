@@ -1,0 +1,231 @@
+"""One function for every kind of file that holds a model."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from torch import Tensor, nn
+
+from ...errors import FileError, UsageError
+from ..archive import Archive, apply, load_state
+from ..archive.content import reading
+from ..archive.file import is_archive_file, read_archive
+from ..container import PICKLE, is_zip, record_names
+from ..names import Damaged
+from .exported import is_exported, read_exported, refusal
+from .factories import build
+from .pickled import read_trusted, read_untrusted
+
+_WHOLE = "leave --arch out: it is for files that hold only weights, and this one holds its model"
+_MAX_HEADER = 100_000_000
+
+
+@dataclass(frozen=True)
+class ReadModel:
+    """A model that was read, and where it came from.
+
+    `source` is `archive` (our own file), `module` (pickled), `state_dict`, `safetensors` or
+    `exported` (`.pt2`). `inputs` describes example inputs, where the file knows them. `archive` is
+    there for our own files only, with the report of the rewrite that made them.
+    """
+
+    model: nn.Module
+    source: str
+    inputs: list[dict[str, Any]] | None = None
+    archive: Archive | None = None
+
+    @property
+    def report(self) -> Mapping[str, Any] | None:
+        """The report that came with our own file."""
+        return None if self.archive is None else self.archive.report
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What the user said about a file."""
+
+    path: Path
+    trust_pickle: bool
+    arch: str | None
+    arch_args: Mapping[str, Any]
+    key: str | None
+    python_path: tuple[Path, ...]
+
+    def build(self) -> nn.Module:
+        """The model of `--arch`. Raises `FileError` where it is missing."""
+        if self.arch is None:
+            raise FileError(
+                f"{self.path} holds weights without their model: say how to build it with --arch "
+                "package.module:factory or file.py:factory (and --arch-args as JSON)"
+            )
+        return build(self.arch, self.arch_args, self.python_path)
+
+    def whole(self) -> None:
+        """Raise `UsageError` if `--arch` came with a file that needs none."""
+        if self.arch is not None:
+            raise UsageError(f"{self.path}: {_WHOLE}")
+
+
+def read_model(
+    path: str | os.PathLike[str],
+    *,
+    trust_pickle: bool = False,
+    arch: str | None = None,
+    arch_args: Mapping[str, Any] | None = None,
+    key: str | None = None,
+    python_path: Sequence[str | os.PathLike[str]] = (),
+) -> ReadModel:
+    """Read the model in the file at `path`; its tensors are put on the CPU.
+
+    Read without trust: our own files, modules made of `torch.nn` and `groupfx.nn` only (also in a
+    dict, chosen with `key`), state_dicts and safetensors. The last two, and our own files of
+    swapped modules, need `arch`, `package.module:factory` or `file.py:factory`, which is called
+    with `arch_args`. Any other pickle, and a `.pt2`, runs code of its author's when it is loaded:
+    that takes `trust_pickle`. `python_path` holds folders in which Python looks for modules first.
+
+    Raises `FileError` for a file that is missing, damaged or not trusted, or whose weights do not
+    fit, and `UsageError` for an `arch` or a `key` that does not work.
+    """
+    request = _Request(
+        Path(path),
+        trust_pickle,
+        arch,
+        dict(arch_args or {}),
+        key,
+        tuple(Path(folder) for folder in python_path),
+    )
+    _require_file(request.path)
+    try:
+        with request.path.open("rb") as file:
+            return _read(file, request)
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _require_file(path: Path) -> None:
+    if path.is_dir():
+        raise FileError(f"{path} is a folder: name the file in it that holds the model")
+    if not path.exists():
+        names = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, names, n=1)
+        hint = f"; did you mean {path.with_name(near[0])}?" if near else ""
+        raise FileError(f"there is no file {path}{hint}")
+    if path.stat().st_size == 0:
+        raise FileError(f"{path} is empty: it was not written to the end, save the model again")
+
+
+def _read(file: BinaryIO, request: _Request) -> ReadModel:
+    if is_zip(file):
+        return _read_zip(file, request)
+    if _is_safetensors(file):
+        return _read_safetensors(request)
+    if file.read(1) == b"\x80":
+        file.seek(0)
+        return _read_pickle(file, request)
+    raise FileError(f"{request.path} is {_kind_of(file)}, not a model that torch.save wrote")
+
+
+def _read_zip(file: BinaryIO, request: _Request) -> ReadModel:
+    if is_archive_file(file):
+        return _read_archive(file, request)
+    try:
+        records = record_names(file)
+    except Damaged as error:
+        raise FileError(f"{request.path} cannot be read: {error}") from error
+    if is_exported(records):
+        request.whole()
+        if not request.trust_pickle:
+            raise refusal(file, str(request.path))
+        return ReadModel(*_exported(file, request))
+    if "constants.pkl" in records:
+        raise FileError(
+            f"{request.path} is a TorchScript file, which cannot be rewritten: save the Python "
+            "model that it was made from"
+        )
+    if PICKLE not in records:
+        raise FileError(f"{request.path} is a zip file that torch.save did not write")
+    return _read_pickle(file, request)
+
+
+def _exported(
+    file: BinaryIO, request: _Request
+) -> tuple[nn.Module, str, list[dict[str, Any]] | None]:
+    module, inputs = read_exported(file, str(request.path))
+    return module, "exported", inputs
+
+
+def _read_archive(file: BinaryIO, request: _Request) -> ReadModel:
+    if request.key is not None:
+        raise UsageError(f"{request.path} is a file of groupfx with one model: leave --key out")
+    archive = reading(lambda: read_archive(file), str(request.path))
+    model: nn.Module | None = archive.model
+    if model is None:
+        model = apply(archive, request.build(), inplace=True)
+    else:
+        request.whole()
+    return ReadModel(model, "archive", archive.inputs or None, archive)
+
+
+def _read_pickle(file: BinaryIO, request: _Request) -> ReadModel:
+    source = str(request.path)
+    if request.trust_pickle:
+        found = read_trusted(file, source, request.key, request.python_path)
+    else:
+        found = read_untrusted(file, source, request.key)
+    if isinstance(found, nn.Module):
+        request.whole()
+        return ReadModel(found, "module")
+    return ReadModel(_with_weights(found, request), "state_dict")
+
+
+def _with_weights(state: Mapping[str, Tensor], request: _Request) -> nn.Module:
+    model = request.build()
+    # DataParallel puts this in front of every key.
+    prefix = "module."
+    wrapped = all(key.startswith(prefix) for key in state)
+    if wrapped and not any(key.startswith(prefix) for key in model.state_dict()):
+        state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+    load_state(model, state, str(request.path), exact=False)
+    return model
+
+
+def _is_safetensors(file: BinaryIO) -> bool:
+    """Whether the file begins with the length of a JSON table and the table."""
+    length = int.from_bytes(file.read(8), "little")
+    begins = file.read(1)
+    size = file.seek(0, 2)
+    file.seek(0)
+    return begins == b"{" and 2 <= length <= min(size - 8, _MAX_HEADER)
+
+
+def _read_safetensors(request: _Request) -> ReadModel:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if request.key is not None:
+        raise UsageError(
+            f"{request.path} is a safetensors file, which has no keys: leave --key out"
+        )
+    try:
+        state = load_file(request.path, device="cpu")
+    except (SafetensorError, json.JSONDecodeError, RuntimeError, ValueError, KeyError) as error:
+        raise FileError(f"{request.path} is damaged: {error}") from error
+    return ReadModel(_with_weights(state, request), "safetensors")
+
+
+def _kind_of(file: BinaryIO) -> str:
+    file.seek(0)
+    start = file.read(400)
+    if b"ustar" in start or start.startswith(b"\x1f\x8b"):
+        return "a tar or gzip file"
+    if start.startswith(b"\x08") and b"onnx" in start.lower():
+        return "an ONNX file"
+    if all(byte >= 32 or byte in b"\t\r\n" for byte in start):
+        return f"a text file (it begins with {start[:20].decode(errors='replace')!r})"
+    return "of an unknown kind"

@@ -1,0 +1,1 @@
+"""Groups that a layer learned: which layers, which groups, and who moved."""

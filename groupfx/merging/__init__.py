@@ -1,0 +1,1 @@
+"""A split or frozen site, in one piece again."""

@@ -1,0 +1,1 @@
+"""Models as they run: their inputs, their numbers, and what they cost."""

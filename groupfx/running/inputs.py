@@ -1,0 +1,260 @@
+"""Example inputs: what a model is traced, measured and verified on, and how to guess them.
+
+An `ExampleInputs` is one call's arguments. It can be given other batch and spatial sizes and other
+random values, and it can be written down as plain data.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UsageError
+
+# A description may come from a file: it must not claim the whole memory.
+_MAX_ELEMENTS = 2**28
+
+
+@dataclass(frozen=True, eq=False)
+class ExampleInputs:
+    """The arguments of one call of a model: positional ones and keyword ones.
+
+    Tensors may lie in nested tuples, lists and dicts; anything else is passed on as it is.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, value: object) -> ExampleInputs:
+        """Read a tensor, a tuple or list of positional arguments, or a dict of keyword arguments.
+
+        Raises UsageError for anything else, and where there is no tensor in it.
+        """
+        if isinstance(value, ExampleInputs):
+            return value
+        if isinstance(value, Tensor):
+            return cls((value,))
+        if isinstance(value, (tuple, list)):
+            inputs = cls(tuple(value))
+        elif isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+            inputs = cls((), dict(value))
+        else:
+            raise UsageError(
+                f"example inputs are a tensor, a tuple of positional arguments or a dict of "
+                f"keyword arguments, not a {type(value).__name__}"
+            )
+        if next(inputs.tensors(), None) is None:
+            raise UsageError(f"there is no tensor among the example inputs {_shown(value)}")
+        return inputs
+
+    def call(self, model: Callable[..., Any]) -> Any:
+        """`model(*args, **kwargs)`."""
+        return model(*self.args, **self.kwargs)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> ExampleInputs:
+        """The same arguments with `change` applied to every tensor."""
+        args = tuple(_map(value, change) for value in self.args)
+        return ExampleInputs(args, {key: _map(value, change) for key, value in self.kwargs.items()})
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor, positional arguments first."""
+        for value in (*self.args, *self.kwargs.values()):
+            yield from _leaves(value)
+
+    @property
+    def batch(self) -> int | None:
+        """The first dimension that all tensors share (0-d ones aside); None if they do not."""
+        sizes = {tensor.shape[0] for tensor in self.tensors() if tensor.dim() > 0}
+        return sizes.pop() if len(sizes) == 1 else None
+
+    @property
+    def spatial(self) -> tuple[int, ...]:
+        """The sizes after batch and channels of the first tensor of rank 3 or more.
+
+        Where there is none: the second dimension of the first tensor of rank 2 (a sequence). Empty
+        where there is neither.
+        """
+        tensors = list(self.tensors())
+        for tensor in tensors:
+            if tensor.dim() >= 3:
+                return tuple(tensor.shape[2:])
+        return next((tuple(t.shape[1:]) for t in tensors if t.dim() == 2), ())
+
+    def with_batch(self, batch: int) -> ExampleInputs:
+        """Repeat or trim the first dimension of every tensor to `batch` rows.
+
+        The inputs come back as they are where the tensors share no first dimension or it is 0.
+        """
+        if batch < 1:
+            raise UsageError(f"a batch has at least 1 row, not {batch}")
+        if not self.batch or self.batch == batch:
+            return self
+        return self.map(lambda t: _stretch(t, 0, batch) if t.dim() > 0 else t)
+
+    def resized(self, spatial: tuple[int, ...]) -> ExampleInputs:
+        """Other spatial sizes: every tensor that has the current ones is repeated or trimmed.
+
+        Raises UsageError if their number differs, or for a size below 1.
+        """
+        current = self.spatial
+        if len(spatial) != len(current) or min(spatial, default=1) < 1:
+            raise UsageError(f"cannot resize {list(current)} to {list(spatial)}")
+        if not current or 0 in current:
+            return self
+        first = 2 if any(tensor.dim() >= 3 for tensor in self.tensors()) else 1
+
+        def change(tensor: Tensor) -> Tensor:
+            if tuple(tensor.shape[first:]) != current:
+                return tensor
+            for position, size in enumerate(spatial):
+                tensor = _stretch(tensor, first + position, size)
+            return tensor
+
+        return self.map(change)
+
+    def randomized(self, generator: torch.Generator) -> ExampleInputs:
+        """New values: normal floats, integers from the range of the old ones, bools as they are.
+
+        `generator` is a CPU generator; the values do not depend on the tensors' device.
+        """
+        return self.map(lambda tensor: _random_like(tensor, generator))
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Plain data, one entry an argument: `name` (None if positional) and what it is.
+
+        A tensor has `dtype`, `shape` and, for integers, `low` and `high`; a tuple, list or dict has
+        `kind` and `items`; None, a bool, a number or a string has `value`.
+
+        Raises UsageError for an argument of another type.
+        """
+        entries = [{"name": None, **_describe(value)} for value in self.args]
+        entries.extend({"name": key, **_describe(value)} for key, value in self.kwargs.items())
+        return entries
+
+    @classmethod
+    def from_description(cls, entries: list[dict[str, Any]], *, seed: int = 0) -> ExampleInputs:
+        """Random inputs of the given description, on the CPU.
+
+        Raises UsageError if `entries` is not what `describe` makes.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        try:
+            named = [(entry["name"], _restore(entry, generator)) for entry in entries]
+            args = tuple(value for name, value in named if name is None)
+            return cls(args, {str(name): value for name, value in named if name is not None})
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise UsageError(f"not a description of inputs: {error!r}") from error
+
+
+def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple):
+        parts = [_map(part, change) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    if isinstance(value, list):
+        return [_map(part, change) for part in value]
+    if isinstance(value, dict):
+        return {key: _map(part, change) for key, part in value.items()}
+    return value
+
+
+def _leaves(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _leaves(part)
+    elif isinstance(value, dict):
+        yield from _leaves(list(value.values()))
+
+
+def _stretch(tensor: Tensor, dim: int, size: int) -> Tensor:
+    index = torch.arange(size, device=tensor.device) % tensor.shape[dim]
+    return tensor.detach().index_select(dim, index).requires_grad_(tensor.requires_grad)
+
+
+def _random_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    if tensor.dtype == torch.bool or tensor.numel() == 0:
+        return tensor
+    if tensor.is_floating_point() or tensor.is_complex():
+        wide = torch.complex128 if tensor.is_complex() else torch.float64
+        normal = torch.randn(tensor.shape, dtype=wide, generator=generator)
+        return normal.to(tensor).requires_grad_(tensor.requires_grad)
+    low, high = int(tensor.min()), int(tensor.max())
+    return torch.randint(low, high + 1, tensor.shape, generator=generator).to(tensor)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, (tuple, list)) and value and all(type(part) is int for part in value):
+        sizes = ", ".join(map(str, value))
+        return f"{value}; if this is a shape, give torch.randn({sizes})"
+    return f"{value}"
+
+
+def _describe(value: Any) -> dict[str, Any]:
+    if isinstance(value, Tensor):
+        entry: dict[str, Any] = {"dtype": str(value.dtype).removeprefix("torch.")}
+        entry["shape"] = list(value.shape)
+        if _is_integer(value.dtype) and value.numel():
+            entry.update(low=int(value.min()), high=int(value.max()))
+        return entry
+    if isinstance(value, (tuple, list)):
+        kind = "list" if isinstance(value, list) else "tuple"
+        return {"kind": kind, "items": [_describe(part) for part in value]}
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        items = {key: _describe(part) for key, part in value.items()}
+        return {"kind": "dict", "items": items}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return {"value": value}
+    raise UsageError(f"an input of type {type(value).__name__} cannot be written down")
+
+
+def _restore(entry: Mapping[str, Any], generator: torch.Generator) -> Any:
+    if "value" in entry:
+        return entry["value"]
+    if "dtype" in entry:
+        return _random_of(entry, generator)
+    items = entry["items"]
+    if entry["kind"] == "dict":
+        return {key: _restore(part, generator) for key, part in items.items()}
+    parts = [_restore(part, generator) for part in items]
+    return parts if entry["kind"] == "list" else tuple(parts)
+
+
+def _random_of(entry: Mapping[str, Any], generator: torch.Generator) -> Tensor:
+    dtype = getattr(torch, entry["dtype"])
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"{entry['dtype']} is not a dtype")
+    shape = tuple(int(size) for size in entry["shape"])
+    if math.prod(shape) > _MAX_ELEMENTS:
+        raise ValueError(f"shape {list(shape)} has more than {_MAX_ELEMENTS} elements")
+    if not _is_integer(dtype):
+        return _random_like(torch.ones(shape, dtype=dtype), generator)
+    low, high = int(entry.get("low", 0)), int(entry.get("high", 0))
+    return torch.randint(low, high + 1, shape, generator=generator).to(dtype)
+
+
+def _is_integer(dtype: torch.dtype) -> bool:
+    return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+
+
+def in_order(model: nn.Module, inputs: ExampleInputs) -> ExampleInputs:
+    """The same arguments in the order of `forward`, positional where they can be.
+
+    `torch.export` would give keyword arguments in another order to the wrong parameters of a graph.
+    """
+    try:
+        bound = inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs)
+    except TypeError as error:
+        raise UsageError(
+            f"the example inputs do not fit {type(model).__name__}.forward: {error}"
+        ) from error
+    return ExampleInputs(bound.args, bound.kwargs)

@@ -1,0 +1,1 @@
+"""What each next user of a model takes."""

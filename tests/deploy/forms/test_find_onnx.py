@@ -1,0 +1,113 @@
+"""Convolutions of ONNX files: what is read from them, and which are left alone, with the reason."""
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnx import TensorProto, helper, parser
+
+from groupfx.convs.spec import ConvSpec
+from groupfx.deploy.forms.rewrite_onnx import OnnxTotals, find_onnx, split_onnx
+from groupfx.deploy.graph.conv_nodes import conv_nodes
+from tests.deploy.foreign_onnx import CASES, model_of, norm_model, numbers, take_all, value
+
+
+def test_convolutions_out_of_reach_are_named_with_the_reason() -> None:
+    text = """
+    <ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1, "own" : 1]>
+    foreign (float[N, 6, 7, 5] x, bool flag, float[10, 3, 3, 3] w, float[6, 3, 3, 3] v)
+        => (float[N, a, b, c] y, float[N, d, e, f] z)
+    {
+        h = If (flag) <
+            then_branch = yes () => (float[N, 6, 5, 3] a) { [inner] a = Conv <group = 2> (x, v) },
+            else_branch = no () => (float[N, 6, 5, 3] b) { b = Conv <group = 2> (x, v) }
+        >
+        [fused] f = com.microsoft.FusedConv <group = 2, activation = "Relu"> (x, w)
+        [called] g = own.Block (x, v)
+        y = Concat <axis = 1> (h, f)
+        z = Neg (g)
+    }
+    <domain: "own", opset_import: ["" : 17]>
+    Block (p, q) => (r) { [body] r = Conv <group = 2> (p, q) }
+    """
+    model = ir.from_proto(parser.parse_model(text))
+    result = split_onnx(model, take_all)
+    assert result.sites == ()
+    assert {site.name: site.reason for site in result.skipped} == {
+        "fused": "com.microsoft.FusedConv is not split; only Conv and ConvTranspose are",
+        "inner": "it is inside a branch or the body of a loop (If, Loop, Scan)",
+        "b": "it is inside a branch or the body of a loop (If, Loop, Scan)",
+        "body": "it is inside the function Block; inline it first",
+    }
+    assert result.before == result.after == OnnxTotals(4, 4, 0, None)
+
+
+def test_a_quantized_convolution_is_left() -> None:
+    nodes = [
+        helper.make_node("QLinearConv", ["x", "s", "z", "w", "s", "z", "s", "z"], ["y"], group=2)
+    ]
+    tensors = {
+        "s": np.float32(0.5),
+        "z": np.uint8(3),
+        "w": np.ones((10, 3, 3, 3), np.uint8),
+    }
+    proto = model_of(nodes, (2, 6, 7, 5), tensors, kind=TensorProto.UINT8)
+    result = split_onnx(ir.from_proto(proto), take_all)
+    assert [site.reason for site in result.skipped] == [
+        "QLinearConv is not split; only Conv and ConvTranspose are"
+    ]
+
+
+def test_a_weight_of_unknown_shape_is_left() -> None:
+    nodes = [
+        helper.make_node("Reshape", ["x2", "shape"], ["w"]),
+        helper.make_node("Conv", ["x", "w"], ["y"], name="conv", group=2),
+    ]
+    proto = model_of(nodes, (2, 6, 7, 5), {})
+    proto.graph.input.extend([value("x2", [270]), value("shape", [4], TensorProto.INT64)])
+    result = split_onnx(ir.from_proto(proto), take_all)
+    assert [site.reason for site in result.skipped] == [
+        "the shape of its weight 'w' is not known; infer shapes first"
+    ]
+
+
+def test_what_is_declined_is_left_with_the_reason() -> None:
+    asked: list[tuple[str, str, bool]] = []
+
+    def decline(name: str, spec: ConvSpec, frozen: bool) -> str | None:
+        asked.append((name, spec.describe(), frozen))
+        return "not today"
+
+    model = ir.from_proto(norm_model())
+    result = split_onnx(model, decline)
+    assert asked == [("conv1", "Conv2d 6->10, kernel 3x3, groups 2", False)]
+    assert [(site.name, site.kind, site.reason) for site in result.skipped] == [
+        ("conv1", "grouped", "not today")
+    ]
+    assert [n.op_type for n in result.model.graph] == ["Conv", "BatchNormalization", "Relu"]
+    assert result.before == result.after == OnnxTotals(1, 1, 310, 4050)
+
+
+def test_finding_says_what_splitting_does() -> None:
+    model = ir.from_proto(norm_model())
+    (found,) = find_onnx(model, take_all)
+    assert found == split_onnx(model, take_all).sites[0]
+    assert (found.before, found.branches, found.macs) == (
+        *("Conv2d 6->10, kernel 3x3, groups 2", 2, 10 * 3 * 9 * 15),
+    )
+
+
+def test_the_fields_that_a_spec_cannot_hold() -> None:
+    def only(case: str) -> Any:
+        return conv_nodes(ir.from_proto(CASES[case].model))[0][0]
+
+    assert (only("asymmetric pads").pads, only("asymmetric pads").spec.padding) == (
+        *((0, 2, 1, 3), (0, 2)),
+    )
+    assert (only("strides").pads, only("strides").spec.padding) == (None, (1, 1))
+    assert (only("SAME_UPPER").auto_pad, only("SAME_UPPER").spec.padding) == ("SAME_UPPER", "same")
+    assert (only("VALID").auto_pad, only("VALID").spec.padding) == ("VALID", (0, 0))
+    assert only("transposed, output_shape").output_shape == (11, 14)
+    assert only("transposed, output_padding").spec.output_padding == (1, 2)
+    np.testing.assert_array_equal(only("1-d").weight_array(), numbers(10, 3, 5, seed=1))
+    np.testing.assert_array_equal(only("1-d").bias_array(), numbers(10, seed=2))

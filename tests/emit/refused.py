@@ -1,0 +1,122 @@
+"""Odd names for `test_emit_python`, and models that cannot be written as Python at all."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrizations
+
+from tests.emit.models import Grouped, behind, with_forward
+from tests.models import zoo_traps as traps
+
+# Names
+
+
+def named(name: str) -> nn.Module:
+    """A grouped convolution under a name of the caller's choice."""
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        found = self._modules[name]
+        assert found is not None
+        return found(self.c(x))
+
+    model = type("Named", (Grouped,), {"forward": forward})()
+    model.add_module(name, nn.Conv1d(4, 4, 1, groups=2))
+    return model
+
+
+def rename(model: nn.Module, old: str, new: str) -> None:
+    """Give a child another name, in the module tree and in the graph."""
+    assert isinstance(model, fx.GraphModule)
+    children = {new if name == old else name: child for name, child in model._modules.items()}
+    model._modules.clear()
+    model._modules.update(children)
+    for node in model.graph.nodes:
+        first, dot, rest = str(node.target).partition(".")
+        if node.op == "call_module" and first == old:
+            node.target = f"{new}{dot}{rest}"
+
+
+# What cannot be written
+
+
+class Forgets(nn.Module):
+    """A leaf that does not keep what its constructor was given."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.factor = steps / 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        return traps.Round.apply(x) * self.factor
+
+
+class Drawn(nn.Module):
+    """A leaf that is another one each time it is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noise = torch.randn(7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return traps.Round.apply(x) + self.noise
+
+
+def local_class() -> nn.Module:
+    class Local(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return traps.Round.apply(x)
+
+    return behind(Local())
+
+
+def replaced_forward() -> nn.Module:
+    leaf = nn.ReLU()
+    leaf.forward = torch.tanh  # type: ignore[method-assign,assignment]
+    return behind(leaf)
+
+
+def large_constant() -> nn.Module:
+    model = with_forward(lambda self, x: self.c(x) + self.noise.sum())
+    model.register_buffer("noise", torch.randn(100, 100), persistent=False)
+    return model
+
+
+@torch.library.custom_op("emit_models::twice", mutates_args=())
+def twice(x: Tensor) -> Tensor:
+    return x * 2
+
+
+@twice.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+_X = (torch.ones(2, 4, 7),)
+
+REFUSED: dict[str, tuple[nn.Module, tuple[Any, ...], str, str]] = {
+    "local-class": (local_class(), _X, "trace", r"1 cannot be .*Local cannot be imported"),
+    "forgets": (behind(Forgets(3)), _X, "trace", r"1 \(Forgets\) .*needs 'steps'"),
+    "drawn": (behind(Drawn()), _X, "trace", r"1 \(Drawn\) .*another noise"),
+    "replaced-forward": (replaced_forward(), _X, "trace", r"1 \(ReLU\) .*forward was put"),
+    "orthogonal": (
+        behind(parametrizations.orthogonal(nn.Linear(7, 7))),
+        _X,
+        "trace",
+        r"1 \(ParametrizedLinear\)",
+    ),
+    "large-constant": (large_constant(), _X, "trace", r"noise holds 10000 numbers .* persistent"),
+    "argument": (
+        with_forward(lambda self, nn: self.c(nn)),
+        _X,
+        "trace",
+        "the argument 'nn' .*rename",
+    ),
+    "foreign-operator": (
+        with_forward(lambda self, x: twice(self.c(x))),
+        _X,
+        "export",
+        "emit_models::twice is not torch's own",
+    ),
+    "autocast": (traps.LowPrecisionPart(), (torch.ones(2, 6, 7),), "export", "a graph inside the"),
+}
