@@ -81,11 +81,17 @@ FILES = {
     "empty": (["rewrite", "empty.pt"], ["empty.pt is empty", "save the model again"]),
     "truncated": (["rewrite", "half.pt"], ["half.pt", "truncated or damaged"]),
     "text": (["rewrite", "text.pt"], ["text.pt is a text file", "accuracy"]),
-    "untrusted": (["rewrite", "foreign.pt"], ["cli_runs.Printing", "--trust-pickle", "--arch"]),
+    "untrusted": (
+        ["rewrite", "foreign.pt"],
+        ["tests.cli.cli_runs.Printing", "--trust-pickle", "--arch"],
+    ),
     "several": (["rewrite", "two.pt"], ["several models", "--key", "net, ema"]),
     "no_such_key": (["rewrite", "two.pt", "--key", "nett"], ["--key nett", "net, ema"]),
     "inspect_missing": (["inspect", "goood.pt"], ["did you mean good.pt?"]),
-    "inspect_untrusted": (["inspect", "foreign.pt"], ["cli_runs.Printing", "--trust-pickle"]),
+    "inspect_untrusted": (
+        ["inspect", "foreign.pt"],
+        ["tests.cli.cli_runs.Printing", "--trust-pickle"],
+    ),
 }
 ARCHS = {
     "none": (ON_WEIGHTS, ["weights.pt", "--arch package.module:factory or file.py:factory"]),

@@ -43,7 +43,7 @@ def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
 @pytest.fixture
 def wrong_pass(monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a pass in the catalogue that swaps groups."""
-    monkeypatch.setitem(PASSES, "swapped-groups", "cli_runs:SwappedGroups")  # type: ignore[arg-type]
+    monkeypatch.setitem(PASSES, "swapped-groups", "tests.cli.cli_runs:SwappedGroups")  # type: ignore[arg-type]
     return "swapped-groups"
 
 
@@ -370,7 +370,7 @@ def test_quiet_still_prints_errors(cli: Cli) -> None:
 def talking(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[object, ...]:
     """Arguments for a model that prints and warns in its forward."""
     torch.save(Printing().state_dict(), "talking.pt")
-    arch = ("--arch", "cli_runs:Printing", "--input-shape", SHAPE, "--way", "modules")
+    arch = ("--arch", "tests.cli.cli_runs:Printing", "--input-shape", SHAPE, "--way", "modules")
     return ("rewrite", "talking.pt", *arch)
 
 

@@ -163,7 +163,7 @@ def complaints(source: str, folder: Path, *, formatted: bool = True) -> str:
     assert compileall.compile_file(path, quiet=1)
     ruff = [find_ruff_bin()]
     common = ["--isolated", "--no-cache", "--line-length", "100", str(path)]
-    third_party = 'lint.isort.known-third-party=["groupfx"]'
+    third_party = 'lint.isort.known-third-party=["groupfx", "tests"]'
     commands = [[*ruff, "check", "--select", "E,F,I", "--config", third_party, *common]]
     if formatted:
         commands.append([*ruff, "format", "--diff", *common])
