@@ -54,3 +54,18 @@ class InternalError(GroupfxError):
     """A rewrite broke one of its own rules: a bug in a pass or in groupfx, never in the input."""
 
     exit_code = 70
+
+
+_LONGEST_LINE = 300
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or the name of its class where it says nothing."""
+    line, *_ = str(error).strip().splitlines() or [type(error).__name__]
+    return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}..."
+
+
+def kind_and_line(error: BaseException) -> str:
+    """`RuntimeError: the first line`, for an error that was not made for a user's eyes."""
+    kind = type(error).__name__
+    return f"{kind}: {first_line(error)}" if str(error).strip() else kind

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from ..convs.names import joined
 from .branches import Alike, Branch, Child, Step
 from .imports import Imports
 from .layout import Doc, call, loop
@@ -81,9 +82,7 @@ class Comprehension:
             self._counted = True
             return _below(f"{self._tree.source(target.path)}[{self._index}]", target.rest)
         if target.path not in self._loops:
-            first = self._tree.root.get_submodule(
-                ".".join(filter(None, (target.path, "0", target.rest)))
-            )
+            first = self._tree.root.get_submodule(joined(target.path, "0", target.rest))
             self._loops[target.path] = self._free(_kind(first))
         return _below(self._loops[target.path], target.rest)
 

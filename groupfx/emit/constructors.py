@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..convs.names import joined
 from ..errors import RewriteError
 from ..tracing.tracer import seeded
 from .likeness import Fingerprint, Likeness, compare, fingerprint, holds_numbers
@@ -117,7 +118,7 @@ def _other_numbers(made: Made, module: nn.Module) -> dict[str, Tensor]:
             buffer, other = inner._buffers.get(name), twin.get_submodule(path)._buffers.get(name)
             if buffer is None or (other is not None and _same_numbers(buffer, other)):
                 continue
-            found[f"{path}.{name}" if path else name] = buffer
+            found[joined(path, name)] = buffer
     return found
 
 

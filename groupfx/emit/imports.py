@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ..convs.names import joined
 from ..errors import RewriteError
 from .layout import WIDTH
 
@@ -95,7 +96,7 @@ class Imports:
         if name:
             if room:
                 self.module(room.partition(".")[0])
-            return f"{room}.{name}" if room else name
+            return joined(room, name)
         module, qualified = _importable(function)
         top, *rest = qualified.split(".")
         return ".".join([self.member(module, top), *rest])

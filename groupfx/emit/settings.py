@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from ..convs.names import joined
 from .constants import constant, zeros
 from .imports import Imports
 from .layout import Doc, call, keyword, render
@@ -73,7 +74,7 @@ class Settings:
         if persistent:
             value = zeros(tensor, self._imports, precise=not self._uniform)
         else:
-            value = constant(tensor, f"{path}.{name}" if path else name, self._imports)
+            value = constant(tensor, joined(path, name), self._imports)
         arguments = [Doc(quoted(name)), value]
         if not persistent:
             arguments.append(keyword("persistent", Doc("False")))
@@ -139,7 +140,7 @@ class Settings:
         if self._tree.is_leaf(path):
             lines += self._own_precisions(path, module, indent)
         for name, child in _children(module):
-            lines += self._precisions_of(f"{path}.{name}" if path else name, child, indent)
+            lines += self._precisions_of(joined(path, name), child, indent)
         return lines
 
     def _own_precisions(self, path: str, module: nn.Module, indent: int) -> list[str]:
@@ -187,7 +188,7 @@ class Settings:
             for name in _frozen_names(module)
         ]
         for name, child in _children(module):
-            lines += self._frozen(f"{path}.{name}" if path else name, child, indent)
+            lines += self._frozen(joined(path, name), child, indent)
         return lines
 
     def _is_plain_list(self, path: str, module: nn.Module) -> bool:
@@ -211,7 +212,7 @@ class Settings:
             mode = "train" if flag else "eval"
             lines.append(f"{' ' * indent}{self._tree.source(path)}.{mode}()")
         for name, child in _children(module):
-            lines += self._modes(f"{path}.{name}" if path else name, child, flag, indent, leaf)
+            lines += self._modes(joined(path, name), child, flag, indent, leaf)
         return lines
 
     def _common_mode(self, path: str, module: nn.Module, training: bool) -> bool:

@@ -14,6 +14,7 @@ from itertools import groupby
 
 from torch import fx, nn
 
+from ..convs.names import joined
 from ..errors import RewriteError
 from .constants import constant
 from .constructors import Constructors, Written
@@ -155,7 +156,7 @@ class Tree:
         if path and self._first.get(id(module), path) != path:
             return
         for name, child in self.children(module):
-            yield from self._walk(f"{path}.{name}" if path else name, child)
+            yield from self._walk(joined(path, name), child)
 
     def holders(self) -> Iterator[tuple[str, nn.Module]]:
         """Containers under their first names."""
@@ -199,9 +200,9 @@ class Tree:
         lines: list[str] = []
         for path, holder in self.holders():
             own = {
-                name: self._changes("branch", f"{path}.{name}" if path else name, child)
+                name: self._changes("branch", joined(path, name), child)
                 for name, child in self.children(holder)
-                if self.is_leaf(f"{path}.{name}" if path else name)
+                if self.is_leaf(joined(path, name))
             }
             same = own and len(set(map(tuple, own.values()))) == 1 and len(own) > 1
             if same and self.is_list(holder) and len(own) == len(holder._modules):
@@ -210,7 +211,7 @@ class Tree:
                     lines += [" " * (indent + 4) + line for line in own["0"]]
                 continue
             for name, child in self.children(holder):
-                inner = f"{path}.{name}" if path else name
+                inner = joined(path, name)
                 if name in own:
                     found = self._changes(self.source(inner), inner, child)
                     lines += [" " * indent + line for line in found]
@@ -240,7 +241,7 @@ class Tree:
         self, parent: str, holder: nn.Module, name: str, child: nn.Module, indent: int
     ) -> list[str]:
         """Statements that put `child` under `name` into `holder`."""
-        path = f"{parent}.{name}" if parent else name
+        path = joined(parent, name)
         if self._is_alias(path, child):
             return self._put(parent, holder, name, Doc(self.source(self._first[id(child)])), indent)
         if not self._has_alias(path, child):
@@ -270,9 +271,7 @@ class Tree:
     def _items(self, path: str, module: nn.Module) -> list[Doc]:
         """The children of a container as arguments of its constructor."""
         children = self.children(module)
-        docs = [
-            self._expression(f"{path}.{name}" if path else name, child) for name, child in children
-        ]
+        docs = [self._expression(joined(path, name), child) for name, child in children]
         if self.is_list(module):
             return list_argument(docs)
         return named_items([name for name, _ in children], docs)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..convs.names import joined
 from ..errors import UsageError
 from ..nn.flgc import group_assignment
 
@@ -170,7 +171,7 @@ def deciding_tensors(model: nn.Module) -> tuple[str, ...]:
     The maps, and what else a learned-group layer holds beside its convolution (a temperature).
     """
     return tuple(
-        f"{path}.{name}" if path else name
+        joined(path, name)
         for path, layer in model.named_modules()
         if has_learned_groups(layer)
         for name in (*dict(layer.named_parameters()), *dict(layer.named_buffers()))

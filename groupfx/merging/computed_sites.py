@@ -17,9 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from ..convs.names import joined
+from ..convs.sources import sources
 from ..plan.channels import Slice
 from .graph import WHOLE, Call, Gathered, PlannedSite
-from .norms import Norms, calls_below, joined, peel_norms
+from .norms import Norms, calls_below, peel_norms
 from .split_sites import Shapes, cat_values, covers, equal_parts, sliced
 
 Function = Callable[..., Tensor]
@@ -166,16 +168,11 @@ def _site_name(path: str, weight: fx.Node) -> str:
 
 def _weight_name(weight: fx.Node) -> str | None:
     """The module that a weight belongs to: what holds it, or what holds what it is made of."""
-    pending, seen = [weight], {weight}
-    while pending:
-        node = pending.pop(0)
+    for node in sources(weight):
         if node.op == "get_attr":
             key = str(node.target)
             stored = node is weight and not key.endswith(f".{_WEIGHT}")
             return key if stored else key.rpartition(".")[0] or key
         if node.op == "call_module" and not node.all_input_nodes:
             return str(node.target)
-        new = [source for source in node.all_input_nodes if source not in seen]
-        seen.update(new)
-        pending += new
     return None

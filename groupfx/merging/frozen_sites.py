@@ -18,6 +18,7 @@ import numpy as np
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
+from ..convs.names import joined
 from ..convs.spec import CONV_TYPES, ConvSpec, fields_of, module_from_spec, rebuild
 from ..nn import ChannelGather, ChannelShuffle, ChannelTranspose, ConstantChannels
 from ..nn.marks import FROZEN_MARK
@@ -26,7 +27,7 @@ from ..plan.channels import Slice, shuffle_permutation
 from ..plan.forms import ConvPlan, FormPlan
 from ..plan.gathers import plan_gather
 from .graph import Call, Gathered, PlannedSite, place_of
-from .norms import changed, is_batchnorm, joined
+from .norms import changed, is_batchnorm
 from .split_sites import Shapes, cat_values, sliced
 
 _UNMASKED: Mapping[type[nn.Module], type[nn.Module]] = {

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
+from ..convs.names import joined
 from ..convs.spec import BATCHNORMS, original_type, rebuild
 
 
@@ -62,11 +63,6 @@ def calls_below(root: fx.GraphModule, home: str) -> int:
     prefix = f"{home}." if home else ""
     targets = (str(node.target) for node in root.graph.nodes if node.op == "call_module")
     return sum(t.startswith(prefix) and t.removeprefix(prefix).isdecimal() for t in targets)
-
-
-def joined(*paths: str) -> str:
-    """Dotted path, empty parts left out."""
-    return ".".join(path for path in paths if path)
 
 
 def changed(module: nn.Module) -> bool:

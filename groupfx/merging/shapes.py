@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ..convs.sources import sources
 from ..errors import ModelError
 from ..nn import ChannelGather
 from ..running.inputs import ExampleInputs, in_order
@@ -98,7 +99,7 @@ class _Part(fx.Interpreter):
         super().__init__(graph)
         self._found = found
         self._wanted = set(nodes)
-        self._needed = _ancestors(self._wanted)
+        self._needed = set(sources(*self._wanted))
 
     def run_node(self, n: fx.Node) -> Any:
         if n.op not in ("placeholder", "output") and n not in self._needed:
@@ -107,14 +108,3 @@ class _Part(fx.Interpreter):
         if n in self._wanted and isinstance(value, Tensor):
             self._found[n] = tuple(value.shape)
         return value
-
-
-def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    pending = list(nodes)
-    while pending:
-        node = pending.pop()
-        if node not in found:
-            found.add(node)
-            pending += node.all_input_nodes
-    return found

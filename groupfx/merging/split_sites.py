@@ -22,10 +22,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from ..convs.names import joined
 from ..convs.spec import rebuild, spec_of_module
 from ..plan.channels import Slice
 from .graph import Call, Gathered, PlannedSite, place_of
-from .norms import Norms, calls_below, changed, joined, numbered_home, peel_norms, stacked
+from .norms import Norms, calls_below, changed, numbered_home, peel_norms, stacked
 
 _CATS = (torch.cat, torch.ops.aten.cat.default)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..convs.calls import attribute
+from ..convs.names import joined
 from ..convs.spec import CONV_TYPES, ConvSpec, module_from_spec, rebuild
 from ..nn import ConstantChannels
 from ..nn.marks import FROZEN_MARK
@@ -111,7 +112,7 @@ def _sharing(site: Site, weight: SparseWeight, tensors: Sequence[Tensor]) -> str
 def original_key(site: Site, weight: SparseWeight) -> str | None:
     """Key of the dense tensor in the original; None where it is only a part of one."""
     prefix = site.fragment.path if weight.path is None else site.fragment.full_name(weight.path)
-    entry = site.store.entries.get(f"{prefix}.{weight.key}" if prefix else weight.key)
+    entry = site.store.entries.get(joined(prefix, weight.key))
     return entry.key if isinstance(entry, Rows) and entry.stop is None else None
 
 
@@ -304,7 +305,7 @@ class _Emission:
         return self.site.graph.call_function(torch.cat, (list(values),), {"dim": self._axis})
 
     def _call(self, name: str, value: fx.Node) -> fx.Node:
-        target = f"{self.home}.{name}" if self.home else name
+        target = joined(self.home, name)
         return self.site.graph.call_module(target, (value,))
 
     def _gather(self, name: str, gather: GatherPlan, value: fx.Node) -> fx.Node:

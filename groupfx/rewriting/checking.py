@@ -12,6 +12,7 @@ from typing import Any
 from torch import fx
 
 from ..convs.calls import Computed, ConvCall, Recomputed, Source, Stored, read_conv
+from ..convs.sources import sources
 from ..errors import InternalError, MismatchError
 from ..learned.groups import deciding_tensors
 from ..state.map import Entry, Requirement
@@ -128,17 +129,8 @@ def _check_site(
 
 def _region(fragment: Fragment, start: fx.Node, end: fx.Node) -> Region:
     """From `start` to `end`; other inputs of the model that it needs are inputs as well."""
-    reached, pending = {start}, [end]
-    placeholders = []
-    while pending:
-        node = pending.pop()
-        if node in reached:
-            continue
-        reached.add(node)
-        if node.op == "placeholder":
-            placeholders.append(node)
-        pending += node.all_input_nodes
-    inputs = (start, *placeholders)
+    needed = sources(end, given=(start,))
+    inputs = (start, *(node for node in needed if node.op == "placeholder"))
     return Region(fragment.reference, inputs, end, fragment.original_key)
 
 
@@ -182,13 +174,7 @@ def _weight_parameters(fragment: Fragment, weight: Source) -> Iterable[str]:
                 yield fragment.original_key(f"{weight.path}.{name}")
         return
     assert isinstance(weight, Computed)
-    pending, reached = [weight.node], set()
-    while pending:
-        node = pending.pop()
-        if node in reached:
-            continue
-        reached.add(node)
-        pending += node.all_input_nodes
+    for node in sources(weight.node):
         if node.op == "get_attr":
             yield fragment.original_key(str(node.target))
         elif node.op == "call_module":

@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from ..convs.calls import ConvCall, Recomputed, Stored, Unreadable, convs
+from ..convs.names import joined
 from ..errors import GroupfxError, InternalError
 from ..state.map import Entry, Requirement
 from ..tracing import Fragment, Program, Shapes, SwappedConv
@@ -70,14 +71,14 @@ def find_sites(
 
 def _base_name(fragment: Fragment, call: ConvCall | Unreadable) -> str:
     if isinstance(call, Unreadable):
-        return ".".join(part for part in (fragment.path, call.node.name) if part)
+        return joined(fragment.path, call.node.name)
     if call.path is not None:
         return fragment.full_name(call.path)
     if isinstance(call.weight, Stored):
         path, _, name = call.weight.key.rpartition(".")
         named = name == "weight" and bool(path or fragment.path)
         return fragment.full_name(path if named else call.weight.key)
-    return ".".join(part for part in (fragment.path, call.node.name) if part)
+    return joined(fragment.path, call.node.name)
 
 
 def _node_shapes(call: ConvCall, node: fx.Node) -> Shapes | None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
+from ..convs.names import joined
 from ..convs.spec import rebuild
 from ..learned.groups import CONV, INPUT_SCORES, OUTPUT_SCORES, LearnedGroups, has_learned_groups
 from ..nn import ChannelGather, ChannelShuffle, ChannelTranspose, ConstantChannels
@@ -176,7 +177,7 @@ class _Emission:
         return output, site.call.node if self.norm is None else self.norm.node
 
     def _call(self, name: str, value: fx.Node) -> fx.Node:
-        target = f"{self.home}.{name}" if self.home else name
+        target = joined(self.home, name)
         return self.site.graph.call_module(target, (value,))
 
     def _gather(self, name: str, gather: GatherPlan, value: fx.Node) -> fx.Node:

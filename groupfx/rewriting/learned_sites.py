@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from ..convs.calls import ConvCall, Stored, Unreadable
 from ..convs.spec import CONV_TYPES, ConvSpec, original_type, spec_of_module
-from ..errors import UsageError
+from ..errors import UsageError, kind_and_line
 from ..learned.groups import CONV, INPUT_SCORES, LearnedGroups, groups_of, has_learned_groups
 from ..nn import Flgc1d, Flgc2d, Flgc3d
 from ..running.float64 import Float64
@@ -122,8 +122,7 @@ def _confirmed(layer: nn.Module, conv: nn.Module, groups: LearnedGroups) -> Mask
         try:
             found = [_run(layer, x, training) for training in modes]
         except Exception as error:
-            lines = str(error).strip().splitlines() or [""]
-            return f"it cannot be run on {list(x.shape)}: {type(error).__name__}: {lines[0]}"
+            return f"it cannot be run on {list(x.shape)}: {kind_and_line(error)}"
         errors = []
         for mode in dict.fromkeys((spec.padding_mode, "zeros")):
             expected = _masked(conv, spec, mask, x, mode)

@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 
 from ..convs.calls import Computed, ConvCall, Source, Stored, attribute
+from ..convs.names import joined
 from ..convs.spec import BATCHNORMS, CONV_TYPES, ConvSpec, module_from_spec, rebuild
 from ..nn import HookedWeight
 from ..plan.channels import Slice
@@ -161,7 +162,7 @@ class Site:
         extra = () if self.call.output_size is None else (self.call.output_size,)
 
         def emitter(position: int) -> Emit:
-            target = f"{home}.{position}" if home else str(position)
+            target = joined(home, str(position))
             return lambda value: self.graph.call_module(target, (value, *extra))
 
         return tuple(emitter(position) for position in range(len(weight_rows)))

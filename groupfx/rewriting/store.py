@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 
 from ..convs.calls import ConvCall, Stored
+from ..convs.names import joined
 from ..convs.spec import BATCHNORMS, rows_of
 from ..learned.groups import LearnedGroups
 from ..nn import HookedWeight, is_weight_hook
@@ -62,7 +63,7 @@ class Store:
                 if tensor is None:
                     continue
                 self._registered[id(tensor)].add((id(module), name))
-                if _join(path, name) in hooked_names:
+                if joined(path, name) in hooked_names:
                     self._gradient_hooks[id(tensor)] = name
         for fragment in self.program.fragments:
             for node in fragment.working.graph.nodes:
@@ -98,9 +99,9 @@ class Store:
                 return f"its {path} is called on its own as well"
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
                 if len(self._registered.get(id(tensor), ())) > 1:
-                    return f"its {_join(path, name)} is shared with another module"
+                    return f"its {joined(path, name)} is shared with another module"
                 if self._reads.get(id(tensor)):
-                    return f"its {_join(path, name)} is read elsewhere in the graph"
+                    return f"its {joined(path, name)} is read elsewhere in the graph"
         return None
 
     def owns_alone(self, module: nn.Module) -> bool:
@@ -217,9 +218,7 @@ class Store:
         """
         holder, _ = _holder(fragment.working, weight_key)
         path = weight_key.rpartition(".")[0]
-        held = {
-            f"{path}.{name}" if path else name for name in (*holder._parameters, *holder._buffers)
-        }
+        held = {joined(path, name) for name in (*holder._parameters, *holder._buffers)}
         alone = held <= {weight_key, bias_key} and not holder._modules
         return path if alone else weight_key
 
@@ -234,11 +233,11 @@ class Store:
         single = len(branches) == 1
         for full_path in self._paths[id(module)]:
             for name in (*module._parameters, *module._buffers):
-                old = self._take_entry(_join(full_path, name))
+                old = self._take_entry(joined(full_path, name))
                 if old is None:
                     continue
                 for position, pick in enumerate(picks):
-                    key = _join(full_path, "" if single else str(position), name)
+                    key = joined(full_path, "" if single else str(position), name)
                     self.entries[key] = old if name == _COUNTER else compose(old, pick)
         container = branches[0] if single else nn.ModuleList(branches)
         container.training = module.training
@@ -264,13 +263,13 @@ class Store:
         layer = fragment.working.get_submodule(path)
         for full_path in self._paths[id(layer)]:
             taken = {
-                name: self._take_entry(_join(full_path, name))
+                name: self._take_entry(joined(full_path, name))
                 for name in layer.state_dict(keep_vars=True)
             }
             for new, pick in picks.items():
                 old = taken.get(f"{conv}.{pick.key}")
                 if old is not None:
-                    self.entries[_join(full_path, new)] = compose(old, pick)
+                    self.entries[joined(full_path, new)] = compose(old, pick)
             maps = [taken.get(name) for name in scores]
             keys = [entry.key for entry in maps if entry is not None]
             if len(keys) == 2:
@@ -315,17 +314,17 @@ class Store:
         module = fragment.working if path is None else fragment.working.get_submodule(path)
         owners = [fragment.path] if path is None else self._paths[id(module)]
         for owner in owners:
-            taken = {name: self._take_entry(_join(owner, name)) for name in gone}
-            place = _join(owner, home) if path is None else owner
+            taken = {name: self._take_entry(joined(owner, name)) for name in gone}
+            place = joined(owner, home) if path is None else owner
             for new, pick in picks.items():
                 old = taken[pick.key]
                 if old is not None:
-                    self.entries[_join(place, new)] = compose(old, pick)
+                    self.entries[joined(place, new)] = compose(old, pick)
             source = taken[zeros.key]
             if source is not None:
                 self.entries[f"{place} (zeros)"] = Zeros(compose(source, zeros))
             for name, tensor in fixed.items():
-                key = _join(owner, name)
+                key = joined(owner, name)
                 entry = taken.get(name) or self.entries.get(key)
                 if isinstance(entry, Entry):
                     self.entries[f"{key} (fixed)"] = Fixed.exactly(entry.key, tensor)
@@ -376,7 +375,7 @@ class Store:
     def current(self, fragment: Fragment, key: str) -> str:
         """Key, in the working graph, of a tensor that was stored under `key` before the pass."""
         path, _, name = key.rpartition(".")
-        return _join(self._moved.get((id(fragment), path), path), name)
+        return joined(self._moved.get((id(fragment), path), path), name)
 
     def _move(
         self,
@@ -388,14 +387,14 @@ class Store:
         new_name: str | None = None,
     ) -> None:
         """Record that the tensor `name` of `owner` is now rows in the branches of `target`."""
-        old = self._take_entry(_join(owner, name))
+        old = self._take_entry(joined(owner, name))
         if old is None:
             return
         if rows is None:
-            self.entries[_join(target, new_name or name)] = old
+            self.entries[joined(target, new_name or name)] = old
             return
         for position, part in enumerate(rows):
-            key = _join(target, str(position), new_name or name)
+            key = joined(target, str(position), new_name or name)
             piece = Rows("", part.start, part.stop)
             self.entries[key] = old if name == _COUNTER else compose(old, piece)
 
@@ -461,7 +460,3 @@ def _cut_of(call: ConvCall) -> object:
     if call.path is not None:
         return call.spec.groups, call.spec.transposed
     return call.spec, call.weight, call.bias
-
-
-def _join(*parts: str) -> str:
-    return ".".join(part for part in parts if part)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..errors import ModelError
+from ..errors import ModelError, kind_and_line
 from .inputs import ExampleInputs
 from .unchanged import evaluate, unchanged
 
@@ -54,8 +54,7 @@ def infer_inputs(model: nn.Module) -> InferredInputs:
                 inputs = _placed(make(generator), model)
                 inputs.call(model)
             except Exception as error:
-                first_line = (str(error).strip().splitlines() or [""])[0]
-                failure = f"{source}: {type(error).__name__}: {first_line}"
+                failure = f"{source}: {kind_and_line(error)}"
                 continue
             return InferredInputs(inputs, source)
     attempts = "; ".join(tried) or "nothing"

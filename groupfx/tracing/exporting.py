@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from ..errors import kind_and_line
 from ..running.inputs import ExampleInputs, in_order
 from ..running.unchanged import evaluate, unchanged
 from .graphs import adopt, restore_order
@@ -78,8 +79,7 @@ def export_program(
                     model, pair.args, dict(pair.kwargs), dynamic_shapes=dict(shapes)
                 )
         except Exception as error:
-            first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
-            raise CannotTrace(f"{type(error).__name__}: {first_line}") from error
+            raise CannotTrace(kind_and_line(error)) from error
         sys.stderr.write(said.getvalue())
         return program
 

@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 
 from ..convs.spec import CONV_TYPES, original_type
-from ..errors import ModelError
+from ..errors import ModelError, kind_and_line
 from ..learned.groups import has_learned_groups
 from ..nn.swapped import SwappedConv
 from ..running.inputs import ExampleInputs
@@ -171,10 +171,9 @@ def record_shapes(module: fx.GraphModule, model: nn.Module, inputs: ExampleInput
 def forward_failed(model: nn.Module, inputs: ExampleInputs, error: Exception) -> str:
     """What to say where the example inputs do not run: the shape, the error and the remedy."""
     shapes = ", ".join(str(entry["shape"]) for entry in inputs.describe() if "shape" in entry)
-    lines = str(error).strip().splitlines() or [""]
     return (
         f"{type(model).__name__} does not run on an input of shape {shapes} "
-        f"({type(error).__name__}: {lines[0]}): give the shape and dtype that it expects, "
+        f"({kind_and_line(error)}): give the shape and dtype that it expects, "
         "such as --input-shape 2,3,224,224 or --input-shape int64:2,16"
     )
 

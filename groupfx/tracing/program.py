@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import fx, nn
 
+from ..convs.names import joined
 from ..errors import ModelError
 from ..running.inputs import ExampleInputs
 
@@ -80,17 +81,17 @@ class Fragment:
 
     def full_name(self, path: str) -> str:
         """Name, in the whole model, of what lies at `path` in this fragment."""
-        return ".".join(part for part in (self.path, self.home(path)) if part)
+        return joined(self.path, self.home(path))
 
     def working_key(self, key: str) -> str:
         """Key in the result's state_dict of a tensor of the working graph."""
-        return f"{self.path}.{key}" if self.path else key
+        return joined(self.path, key)
 
     def original_key(self, key: str) -> str:
         """Key in the original's state_dict of a tensor of the reference graph."""
         if self.is_module and key.startswith(f"{FRAGMENT_MODULE}."):
             key = key.removeprefix(f"{FRAGMENT_MODULE}.")
-        return f"{self.path}.{key}" if self.path else key
+        return joined(self.path, key)
 
 
 @dataclass

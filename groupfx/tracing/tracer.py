@@ -29,7 +29,9 @@ import torch
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
+from ..convs.names import joined
 from ..convs.spec import CONV_TYPES, original_type
+from ..errors import kind_and_line
 from ..learned.groups import has_learned_groups
 from ..nn import is_weight_hook
 from ..running.unchanged import unchanged
@@ -256,8 +258,7 @@ def _trace_with_leaves(model: nn.Module, fixed: dict[str, Any], *, seed: int) ->
             raise
         except Exception as error:
             # Whatever a user's forward raises when it is given proxies is a reason, not a crash.
-            first_line = str(error).splitlines()[0] if str(error) else ""
-            raise CannotTrace(f"{type(error).__name__}: {first_line}") from error
+            raise CannotTrace(kind_and_line(error)) from error
         else:
             constants = {
                 name: value
@@ -291,7 +292,7 @@ class _Attributes:
                 continue
             own = [name for name in names if name not in except_for]
             if own and changed is None:
-                changed = f"{path}.{own[0]}" if path else own[0]
+                changed = joined(path, own[0])
             held.clear()
             held.update(before)
         return changed

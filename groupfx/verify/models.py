@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..errors import GroupfxError, ModelError
+from ..errors import GroupfxError, ModelError, kind_and_line
 from ..running.float64 import Float64, named_state, widen
 from ..running.inputs import ExampleInputs
 from ..running.unchanged import evaluate, unchanged
 from .measures import StructureMismatchError, difference, identical, paired_leaves, plain_number
-from .sites import first_line
 
 _SEEDS = (11, 23, 47)
 
@@ -108,7 +107,9 @@ def compare_models(
             try:
                 found = after.run(given, seed)
             except Exception as error:
-                reason = f"the rewritten model fails where the original runs: {first_line(error)}"
+                reason = (
+                    f"the rewritten model fails where the original runs: {kind_and_line(error)}"
+                )
                 break
             try:
                 _compare(expected, found, tolerance, outputs)
@@ -175,7 +176,7 @@ def _runs(
         shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs.tensors())
         raise ModelError(
             f"{type(original.model).__name__} does not run in float64 on inputs of shape {shapes}: "
-            f"{first_line(error)}"
+            f"{kind_and_line(error)}"
         ) from error
     yield _SEEDS[0], first, expected
     for seed, choices in zip(_SEEDS[1:], _other_sizes(first, vary), strict=True):

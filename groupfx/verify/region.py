@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from ..convs.sources import in_running_order
 from ..errors import InternalError
 from ..running.float64 import Float64, widen
 
@@ -42,24 +43,13 @@ class Region:
         Raises InternalError, naming it, for a placeholder that is not in `inputs`.
         """
         order: list[fx.Node] = []
-        # In two visits: first what it reads, then the node itself. No recursion: graphs are deep.
-        done = set(self.inputs)
-        pending = [(self.output, False)]
-        while pending:
-            node, complete = pending.pop()
-            if complete:
-                order.append(node)
-                continue
-            if node in done:
-                continue
+        for node in in_running_order(self.output, given=self.inputs):
             if node.op == "placeholder":
                 raise InternalError(
                     f"the value of {self.output.name} depends on the model's input {node.name}, "
                     f"not on {', '.join(n.name for n in self.inputs) or 'nothing'} alone"
                 )
-            done.add(node)
-            pending.append((node, True))
-            pending.extend((read, False) for read in reversed(node.all_input_nodes))
+            order.append(node)
         return tuple(order)
 
 

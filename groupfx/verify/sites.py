@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InternalError
+from ..errors import InternalError, kind_and_line
 from ..running.unchanged import unchanged
 from ..state import Entry
 from .aligned import AlignedConvs
@@ -112,7 +112,7 @@ def compare_regions(
         except InternalError:
             raise
         except Exception as error:
-            reason = f"the original cannot be run on its own: {first_line(error)}"
+            reason = f"the original cannot be run on its own: {kind_and_line(error)}"
             return SiteVerdict(ok=False, reason=reason)
         carrier = None if rows is None else Carrier(*sides, rows, native)
         comparison = _Comparison(*sides, carrier, exact, calls.terms, seed)
@@ -299,11 +299,6 @@ class _Comparison:
                 _require_close(what, *_where_placed(entry, source, expected, found), scale)
 
 
-def first_line(error: BaseException) -> str:
-    """`RuntimeError: the first line of its message`."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-
-
 @contextlib.contextmanager
 def _failing(when: str) -> Iterator[None]:
     try:
@@ -311,7 +306,7 @@ def _failing(when: str) -> Iterator[None]:
     except (InternalError, _MismatchError):
         raise
     except Exception as error:
-        raise _MismatchError(f"{when} the rewritten form fails: {first_line(error)}") from error
+        raise _MismatchError(f"{when} the rewritten form fails: {kind_and_line(error)}") from error
 
 
 def _require_close(what: str, before: Tensor, after: Tensor, scale: float = 0.0) -> None:

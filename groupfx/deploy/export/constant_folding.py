@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ...convs.names import joined
 from .graph_sites import GraphSite
 
 _BASE = "folded"
@@ -90,4 +91,4 @@ def _register(graph: fx.GraphModule, home: str | None, value: Tensor, position: 
     else:
         holder = found  # type: ignore[assignment]
     holder.register_buffer(name, value.detach().clone())
-    return f"{path}.{name}" if path else name
+    return joined(path, name)

@@ -17,6 +17,7 @@ import torch
 from torch import fx, nn
 
 from ...convs.calls import ConvCall, Stored, Unreadable, convs
+from ...convs.sources import sources
 
 _ATEN = torch.ops.aten
 _NORM = _ATEN.batch_norm.default
@@ -79,15 +80,7 @@ def _is_conv_module(node: fx.Node) -> bool:
 
 def weight_keys(weight: fx.Node) -> list[str]:
     """Names of the tensors that a weight is made of, the nearest first."""
-    keys, pending, seen = [], [weight], {weight}
-    while pending:
-        node = pending.pop(0)
-        if node.op == "get_attr":
-            keys.append(str(node.target))
-        fresh = [source for source in node.all_input_nodes if source not in seen]
-        seen.update(fresh)
-        pending += fresh
-    return keys
+    return [str(node.target) for node in sources(weight) if node.op == "get_attr"]
 
 
 def _base_name(node: fx.Node, call: ConvCall | Unreadable) -> str:

@@ -14,9 +14,9 @@ from typing import BinaryIO
 import onnx
 import onnx_ir as ir
 
-from ...errors import FileError, GroupfxError, InternalError
+from ...errors import FileError, GroupfxError, InternalError, first_line
 from ...files.atomic import whole_file
-from .reading import PRODUCER, first_line, is_ours, read_onnx
+from .reading import PRODUCER, is_ours, read_onnx
 from .tensors import external_tensors, in_memory, initializers, load_attributes, load_external
 
 __all__ = ["PRODUCER", "check_onnx", "proto_of", "read_onnx", "write_onnx"]

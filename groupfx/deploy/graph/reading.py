@@ -16,7 +16,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from ...errors import FileError
+from ...errors import FileError, first_line
 from .tensors import external_tensors, graphs, nodes, tensors
 
 PRODUCER = "groupfx"
@@ -347,9 +347,3 @@ def _root_reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return first_line(error)
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, cut to one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

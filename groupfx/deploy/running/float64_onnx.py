@@ -22,7 +22,7 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from ...errors import ModelError, UsageError
+from ...errors import ModelError, UsageError, kind_and_line
 from .float64_kernels import DOUBLE, FLOAT_TYPES, KERNELS, ROUNDED
 from .float64_windows import Array
 
@@ -293,8 +293,7 @@ def _first_line(error: BaseException) -> str:
     """What went wrong first: the evaluator wraps some errors in one that says less."""
     while error.__cause__ is not None:
         error = error.__cause__
-    line = next(iter(str(error).splitlines()), "")
-    return f"{type(error).__name__}: {line}"
+    return kind_and_line(error)
 
 
 def _check_names(what: str, given: Iterable[str], known: Sequence[str]) -> None:

@@ -14,9 +14,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 import torch
 
-from ...errors import FileError, ModelError, UsageError
+from ...errors import FileError, ModelError, UsageError, first_line
 from ..graph.files import proto_of, write_onnx
-from ..graph.reading import first_line
 from ..graph.tensors import tensors
 
 Array = npt.NDArray[Any]

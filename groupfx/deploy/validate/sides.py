@@ -17,7 +17,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from ...errors import GroupfxError, ModelError, UsageError
+from ...errors import GroupfxError, ModelError, UsageError, first_line
 from ...learned.groups import deciding_tensors
 from ...running.inputs import ExampleInputs, in_order
 from ...running.unchanged import evaluate, unchanged
@@ -27,7 +27,6 @@ from ...verify import Float64Runner
 from ..export.exporting import convert
 from ..export.io_names import output_names, unique
 from ..graph.files import proto_of
-from ..graph.reading import first_line
 from ..running.float64_onnx import Float64Model
 from ..running.runtime import Session, declared_inputs
 from .onnx_sites import onnx_site_functions

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ...errors import first_line
 from ...verify.bounds import rounding_bound
 from ...verify.measures import plain_number
 from .onnx_sites import Region
@@ -83,8 +84,7 @@ def _of_run(
     try:
         expected, magnitudes = function.value(x), function.magnitudes(x)
     except RuntimeError as error:
-        lines = str(error).strip().splitlines() or [""]
-        reason = f"an input of shape {list(x.shape)} does not fit it: {lines[0]}"
+        reason = f"an input of shape {list(x.shape)} does not fit it: {first_line(error)}"
         return SiteCheck(name, False, math.inf, run=run, seen=True, reason=reason)
     if expected.shape != y.shape:
         reason = f"its output has the shape {list(y.shape)} instead of {list(expected.shape)}"

@@ -10,7 +10,7 @@ to probabilistic rounding error analysis, 2019), and never by more than g_K time
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ...convs.calls import ConvCall
+from ...convs.sources import in_running_order
 from ...convs.spec import ConvSpec
 from ...learned.groups import deciding_tensors
 from ...plan.channels import group_slices
@@ -234,7 +235,7 @@ class _WideValues:
 
     def of(self, node: fx.Node) -> Tensor | None:
         """The value in float64, None where it depends on an input."""
-        order = list(_ancestors(node))
+        order = list(in_running_order(node))
         if any(n.op == "placeholder" for n in order):
             return None
         with torch.no_grad(), Float64(None, self._native):
@@ -250,20 +251,6 @@ class _WideValues:
         assert callable(node.target)
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), self._values.__getitem__)
         return node.target(*args, **kwargs)
-
-
-def _ancestors(node: fx.Node) -> Iterator[fx.Node]:
-    """`node` and all that it depends on, each after what it needs."""
-    seen: set[fx.Node] = set()
-    pending: list[tuple[fx.Node, bool]] = [(node, False)]
-    while pending:
-        current, ready = pending.pop()
-        if ready:
-            yield current
-        elif current not in seen:
-            seen.add(current)
-            pending.append((current, True))
-            pending += [(source, False) for source in current.all_input_nodes]
 
 
 def _function(graph: fx.GraphModule, site: GraphSite, values: _WideValues) -> SiteFunction | str:

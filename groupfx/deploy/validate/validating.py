@@ -12,10 +12,9 @@ import numpy.typing as npt
 import onnx
 from onnx.reference import ReferenceEvaluator
 
-from ...errors import GroupfxError, ModelError, UsageError
+from ...errors import GroupfxError, ModelError, UsageError, first_line
 from ..graph.conv_nodes import conv_nodes
 from ..graph.files import proto_of
-from ..graph.reading import first_line
 from ..running.runtime import declared_inputs
 from .example_feeds import example_feeds, require_fit
 from .output_checks import OutputCheck, OutputRun, check_output, rms_difference

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
-from ...errors import FileError
+from ...errors import FileError, first_line
 from ...version import __version__
 from ..names import Damaged, shown
 from ..names import path as checked_path
@@ -259,7 +259,7 @@ def reading(read: Callable[[], T], what: str) -> T:
     except FileError as error:
         raise FileError(f"{what}: {error}") from error
     except Exception as error:
-        reason = shown((str(error).strip().splitlines() or [type(error).__name__])[0], 300)
+        reason = shown(first_line(error), 300)
         if isinstance(error, pickle.UnpicklingError):
             # torch's own text advises to load the file without any check.
             reason = "its pickle is inconsistent"

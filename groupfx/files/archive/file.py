@@ -9,7 +9,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor, nn
 
-from ...errors import FileError
+from ...errors import FileError, first_line
 from ..atomic import whole_file
 from ..container import PICKLE, ZIP_START, check_container, read_record
 from ..names import Damaged, first_few
@@ -50,9 +50,8 @@ def _save(data: dict[str, object], file: BinaryIO, place: Path) -> None:
         torch.save(data, file)
     except RuntimeError as error:
         # torch wraps what the operating system says, such as a full disk.
-        reason = str(error).strip().splitlines()[0]
         raise FileError(
-            f"{place} was not written: {reason}; what was there is unchanged"
+            f"{place} was not written: {first_line(error)}; what was there is unchanged"
         ) from error
     finally:
         torch.serialization.set_crc32_options(crc)

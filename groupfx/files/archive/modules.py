@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
+from ...convs.names import joined
 from ..names import INTERNAL_FIELDS, Damaged, atom, identifier, member
 from ..names import field as field_name
 from . import weight_hooks
@@ -148,7 +149,7 @@ class ModuleWriter:
                 raise NotPlain(
                     f"a module in {path or 'the root'} with a forbidden name: {error}"
                 ) from error
-            below = f"{path}.{name}" if path else name
+            below = joined(path, name)
             children[name] = None if child is None else self._child(child, below, called)
         return {"children": children}
 

@@ -13,7 +13,7 @@ from typing import BinaryIO
 import torch
 from torch import nn
 
-from ...errors import FileError, UsageError
+from ...errors import FileError, UsageError, kind_and_line
 from ...running.inputs import ExampleInputs
 from ..container import ZIP_START
 from ..names import Damaged, first_few
@@ -79,10 +79,7 @@ def read_exported(file: BinaryIO, source: str) -> tuple[nn.Module, list[dict[str
             program = torch.export.load(file)
             module = program.module(check_guards=False)
         except Exception as error:
-            first_line = (str(error).strip().splitlines() or [""])[0]
-            raise FileError(
-                f"{source} cannot be loaded: {type(error).__name__}: {first_line}"
-            ) from error
+            raise FileError(f"{source} cannot be loaded: {kind_and_line(error)}") from error
     if program.example_inputs is None:
         return module, None
     args, kwargs = program.example_inputs

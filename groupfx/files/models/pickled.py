@@ -26,7 +26,7 @@ from torch.nn.utils.spectral_norm import (
 )
 from torch.nn.utils.weight_norm import WeightNorm
 
-from ...errors import FileError
+from ...errors import FileError, first_line
 from ..archive.content import rebuild_plain
 from ..archive.module_classes import classes
 from ..archive.tensors import NotPlain, numbers_of
@@ -108,7 +108,7 @@ def read_trusted(
             ) from error
         except Exception as error:
             raise FileError(
-                f"{source} cannot be loaded: {type(error).__name__}: {_first_line(error)}"
+                f"{source} cannot be loaded: {type(error).__name__}: {_reason(error)}"
             ) from error
     return choose(found, key, source)
 
@@ -136,7 +136,7 @@ def read_untrusted(
             found = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:
             raise FileError(
-                f"{source} is damaged, or torch.save did not write it: {_first_line(error)}"
+                f"{source} is damaged, or torch.save did not write it: {_reason(error)}"
             ) from error
     chosen = choose(found, key, source)
     try:
@@ -144,7 +144,7 @@ def read_untrusted(
     except (NotPlain, Damaged) as error:
         raise FileError(f"{source} holds {error}. {_ways_out()}") from error
     except Exception as error:
-        raise FileError(f"{source} is damaged: {_first_line(error)}") from error
+        raise FileError(f"{source} is damaged: {_reason(error)}") from error
 
 
 def _look_through(file: BinaryIO, source: str) -> int:
@@ -235,8 +235,8 @@ def _check_size(tensors: list[Tensor], size: int) -> None:
         raise Damaged(f"tensors of {claimed:,} bytes in a file of {size:,}")
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError):
         # torch's own text advises to load the file without any check.
         return "its pickle is inconsistent"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first_line(error)
