@@ -60,9 +60,9 @@ class Draws:
         self.oracles = site_oracles(self.model, case.inputs())
         self.sites = site_names(self.honest)
         self.values = _values(self.honest, self.sites, self._feeds())
+        self.kinds = self._kinds()
 
-    @cached_property
-    def kinds(self) -> Mapping[str, tuple[str, ...]]:
+    def _kinds(self) -> Mapping[str, tuple[str, ...]]:
         """Kind -> the sites that it can be made in."""
         found = {kind: tuple(filter(self._can(kind), self.sites)) for kind in CORRUPTIONS}
         normed = tuple(name for name in self.sites if self.oracles[name].norm is not None)
