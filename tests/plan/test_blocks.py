@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 
 from groupfx.errors import UsageError
 from groupfx.plan.blocks import Block, BlockStructure, find_blocks, spread_mask
+from tests.step_counts import steps_of
 
 Ints = npt.NDArray[np.int64]
 Members = tuple[tuple[int, ...], tuple[int, ...]]
@@ -296,14 +296,14 @@ def test_what_makes_no_sense_is_refused(make: Callable[[], object], words: list[
         assert word in str(caught.value)
 
 
-def test_many_and_large_layers_take_seconds() -> None:
-    draw = np.random.default_rng(0)
-    small = [group_mask(*draw.integers(8, size=(2, 64)).tolist()) for _ in range(1000)]
-    large = draw.integers(64, size=(2, 4096, 1))
-    large_mask = large[0] == large[1].T
-    start = time.process_time()
-    found = [find_blocks(mask) for mask in small]
-    found.append(find_blocks(large_mask))
-    assert time.process_time() - start < 20
-    assert sum(len(structure.blocks) for structure in found) > 7900
-    assert len(found[-1].blocks) == 64
+@pytest.mark.parametrize("share", [8, 64])
+def test_a_channel_costs_no_more_in_a_large_layer(share: int) -> None:
+    def steps(channels: int) -> int:
+        """What it takes to find that share of the channels as groups."""
+        draw = np.random.default_rng(0)
+        outputs, inputs = (draw.permutation(channels) % (channels // share) for _ in range(2))
+        mask = outputs[:, None] == inputs
+        assert len(find_blocks(mask).blocks) == channels // share
+        return steps_of(lambda: find_blocks(mask))
+
+    assert steps(4096) <= 4 * steps(1024)

@@ -3,7 +3,6 @@
 import copy
 import itertools
 import operator
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +15,8 @@ from torch.nn.utils import parametrizations
 from groupfx.errors import InternalError
 from groupfx.state import Part, Picked, Rows
 from groupfx.verify import Fingerprint, Float64Copy, Region, compare_regions, run_region
-from tests.verify.hand_split import chain, split
+from tests.step_counts import steps_of
+from tests.verify.hand_split import Pair, chain, split
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -353,9 +353,18 @@ def test_tensors_that_decide_in_their_own_dtype_keep_it() -> None:
         assert not compare_regions(left, right, [(2, 2, 5)], exact=False, rows=given).ok
 
 
+def depthwise(branches: int) -> Pair:
+    """A convolution with a multiplier of 2, and its norm, in as many branches."""
+    conv = nn.Conv2d(branches, 2 * branches, 3, padding=1, groups=branches)
+    return split(conv, nn.BatchNorm2d(2 * branches))
+
+
+def test_a_branch_costs_no_more_among_many() -> None:
+    assert depthwise(2).compare().ok
+    few, many = depthwise(64), depthwise(256)
+    assert steps_of(many.compare) <= 4 * steps_of(few.compare)
+
+
 @pytest.mark.long
-def test_many_branches_are_checked_in_seconds() -> None:
-    pair = split(nn.Conv2d(4096, 8192, 3, padding=1, groups=4096), nn.BatchNorm2d(8192))
-    start = time.process_time()
-    assert pair.compare().ok
-    assert time.process_time() - start < 60
+def test_thousands_of_branches_are_checked() -> None:
+    assert depthwise(4096).compare().ok
