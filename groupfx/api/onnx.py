@@ -102,12 +102,14 @@ def validate(
     data: Data | Sequence[Data] = (),
     shapes: Mapping[str | int, tuple[int, ...]] | None = None,
     trust_pickle: bool = False,
+    key: str | None = None,
     progress: Progress | None = None,
 ) -> Validation:
     """Whether `candidate` computes what `reference` does, and which site is wrong if it does not.
 
     Either may be a torch model, the result of a rewrite (as reference: the original), what
     `groupfx.load` gave, or a file: one of ours, a `.pt2` (with `trust_pickle`), or an `.onnx`.
+    `key` says which network of the reference's file is meant where that holds several.
 
     The yardstick is float64: the root-mean-square error of each output may be at most 4 times that
     of the reference run in the candidate's dtype, with a floor of u max|y|; `atol` gives an output
@@ -122,12 +124,11 @@ def validate(
     """
     given = None if inputs is None else ExampleInputs.of(inputs)
     known = given or _known_inputs(reference) or _known_inputs(candidate)
-    sides = [
-        _side(side, known, trust_pickle=trust_pickle, original=position == 0)
-        for position, side in enumerate((reference, candidate))
-    ]
+    first, notes = _side(reference, known, trust_pickle=trust_pickle, key=key, original=True)
+    second, more = _side(candidate, known, trust_pickle=trust_pickle, key=None, original=False)
     options = ValidationOptions(atol or {}, read_arrays(data), given is not None, shapes or {})
-    return validate_sides(sides[0], sides[1], options, progress)
+    verdict = validate_sides(first, second, options, progress)
+    return replace(verdict, notes=(*notes, *more, *verdict.notes))
 
 
 @dataclass(frozen=True)
@@ -243,18 +244,25 @@ def _known_inputs(side: Side) -> ExampleInputs | None:
 
 
 def _side(
-    side: Side, inputs: ExampleInputs | None, *, trust_pickle: bool, original: bool
-) -> TorchSide | OnnxSide:
+    side: Side,
+    inputs: ExampleInputs | None,
+    *,
+    trust_pickle: bool,
+    key: str | None,
+    original: bool,
+) -> tuple[TorchSide | OnnxSide, tuple[str, ...]]:
+    """A side to compare, and notes on what was read."""
     if not isinstance(side, (str, Path)):
         model = _module(side, original=original)
         example = inputs or infer_inputs(model).inputs
-        return TorchSide.of(model, example, type(model).__name__)
+        return TorchSide.of(model, example, type(model).__name__), ()
     if Path(side).suffix == ONNX:
-        return OnnxSide(str(side), read_onnx(side))
-    read = read_model(side, trust_pickle=trust_pickle)
+        return OnnxSide(str(side), read_onnx(side)), ()
+    read = read_model(side, trust_pickle=trust_pickle, key=key)
     if inputs is None and read.inputs:
         inputs = ExampleInputs.from_description(read.inputs)
-    return TorchSide.of(read.model, inputs or infer_inputs(read.model).inputs, str(side))
+    example = inputs or infer_inputs(read.model).inputs
+    return TorchSide.of(read.model, example, str(side)), read.notes
 
 
 def read_arrays(data: Data | Sequence[Data]) -> tuple[Mapping[str, Array], ...]:

@@ -65,7 +65,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save(weights, "weights.pt")
     torch.save(weights | {"conv.scale": torch.ones(1)}, "more.pt")
     torch.save({"conv.weight": weights["conv.weight"]}, "fewer.pt")
-    torch.save({"epoch": 3, "net": grouped_model(), "ema": grouped_model()}, "two.pt")
+    torch.save({"epoch": 3, "best": grouped_model(), "ema": grouped_model()}, "two.pt")
     torch.save(nn.Conv2d(6, 15, 3, groups=3).half(), "half_precision.pt")
     Path("arch.py").write_text(ARCH)
 
@@ -85,8 +85,8 @@ FILES = {
         ["rewrite", "foreign.pt"],
         ["tests.cli.cli_runs.Printing", "--trust-pickle", "--arch"],
     ),
-    "several": (["rewrite", "two.pt"], ["several models", "--key", "net, ema"]),
-    "no_such_key": (["rewrite", "two.pt", "--key", "nett"], ["--key nett", "net, ema"]),
+    "several": (["rewrite", "two.pt"], ["several networks", "--key", "best, ema"]),
+    "no_such_key": (["rewrite", "two.pt", "--key", "bast"], ["--key bast", "best, ema: did you"]),
     "inspect_missing": (["inspect", "goood.pt"], ["did you mean good.pt?"]),
     "inspect_untrusted": (
         ["inspect", "foreign.pt"],

@@ -167,7 +167,7 @@ def test_json_of_a_model(cli: Cli, tmp_path: Path) -> None:
     torch.save(net(), "net.pt")
     done = cli("groups", "net.pt", "--input-shape", "3,5,8,8", "--json", "-")
     document = check_json(done.out, SCHEMA)
-    assert document["files"] == [{"read": "net.pt", "kind": "module", "epoch": None}]
+    assert document["files"] == [{"read": "net.pt", "kind": "module", "notes": [], "epoch": None}]
     first = document["layers"][0]
     assert first["groups"][0] == {"inputs": [0, 1, 4], "filters": [0, 2, 5, 6]}
     assert (first["empty_groups"], first["dead_inputs"]) == ([1, 3], [2])
@@ -330,7 +330,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "one-map": (without_a_map, f"last has only one of its two maps: no last.{OUTPUT_SCORES}"),
     "no-conv": (without_a_conv, "last: its maps belong to a convolution called last.conv"),
     "integers": (of_integers, "holds int64, and scores are floating-point numbers"),
-    "no-network": (lambda path: torch.save({"epoch": 3}, path), "holds no model"),
+    "no-network": (lambda path: torch.save({"epoch": 3}, path), "holds no network"),
     "missing": (lambda path: None, "there is no file net.pt"),
 }
 

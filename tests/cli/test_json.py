@@ -36,6 +36,7 @@ def test_json_of_a_rewrite(cli: Cli, tmp_path: Path) -> None:
     assert report["files"] == {
         "read": str(path),
         "kind": "module",
+        "notes": [],
         "written": "net.groupfx.pt",
         "python": None,
     }

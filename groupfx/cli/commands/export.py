@@ -91,7 +91,7 @@ def run_export(options: ExportCommand) -> int:
     _check_outputs(options)
     screen = Screen(quiet=options.quiet, verbose=options.verbose, data=options.json != STDOUT)
     with screen.work(f"Reading {options.source.path}"):
-        opened = read_source(options.source)
+        opened = read_source(options.source, screen.warn)
     with screen.work("Rewriting and checking" if options.verify else "Rewriting") as progress:
         result = rewrite(
             opened.model,
@@ -204,8 +204,7 @@ def _document(
         "schema": SCHEMA,
         "ok": verdict is None or verdict.ok,
         "files": {
-            "read": str(opened.path),
-            "kind": opened.kind,
+            **opened.document,
             "written": [str(path) for path in export.files],
         },
         "rewrite": report.to_dict(),

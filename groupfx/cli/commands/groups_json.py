@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...files.checkpoints import Series
@@ -19,17 +18,15 @@ SCHEMA = "groupfx.groups/1"
 
 
 def model_document(
-    path: Path,
-    kind: str,
+    file: Mapping[str, Any],
     layers: Sequence[LearnedLayer],
     operations: Operations | None,
     reason: str | None,
 ) -> dict[str, Any]:
-    """One model."""
-    file = {"read": str(path), "kind": kind, "epoch": None}
+    """One model; `file` says what was read."""
     return {
         "schema": SCHEMA,
-        "files": [file],
+        "files": [{**file, "epoch": None}],
         "layers": [_layer(layer) for layer in layers],
         "operations": None if operations is None else _operations(operations),
         "not_counted": reason,
@@ -43,7 +40,7 @@ def series_document(
     """Several checkpoints; `layers` are those of the last one."""
     epochs = series.epochs or [None] * len(series.checkpoints)
     files = [
-        {"read": str(checkpoint.path), "kind": checkpoint.kind, "epoch": epoch}
+        {**checkpoint.document, "epoch": epoch}
         for checkpoint, epoch in zip(series.checkpoints, epochs, strict=True)
     ]
     return {

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ...api.models import rewrite
 from ...errors import FileError, GroupfxError, UsageError
@@ -55,7 +56,7 @@ class GroupsOptions:
 class _Read:
     """One model: its layers, and the model itself or the reason why it cannot be run."""
 
-    kind: str
+    document: dict[str, Any]
     text: str
     layers: tuple[LearnedLayer, ...]
     opened: OpenedFile | None
@@ -67,7 +68,7 @@ def run_groups(options: GroupsOptions) -> int:
     screen = _start(options)
     path = options.source.path
     with screen.work(f"Reading {path}"):
-        read = _read(options.source)
+        read = _read(options.source, screen)
         chosen = _chosen(read.layers, options.layers)
     operations, reason = None, read.reason
     if read.layers and read.opened is not None:
@@ -86,7 +87,7 @@ def run_groups(options: GroupsOptions) -> int:
         some = "" if drawn == chosen else f", the first {len(drawn)} layers: choose with --layer"
         screen.note(f"Wrote {options.plot}: the masks before and after permutation{some}.")
     if options.json is not None:
-        document = model_document(path, read.kind, chosen, operations, reason)
+        document = model_document(read.document, chosen, operations, reason)
         write_text(options.json, json_text(document))
     return 0
 
@@ -103,6 +104,8 @@ def run_series(options: GroupsOptions) -> int:
     screen = _start(options)
     with screen.work(f"Reading {plural(len(files), 'checkpoint')}"):
         series = read_series(files, wanted=is_scores, key=options.source.key)
+        for note in (note for checkpoint in series.checkpoints for note in checkpoint.notes):
+            screen.warn(note)
         states = [_layers_of(checkpoint) for checkpoint in series.checkpoints]
         _require_same_network(series, states)
         chosen = [_chosen(layers, options.layers) for layers in states]
@@ -139,25 +142,27 @@ def _start(options: GroupsOptions) -> Screen:
     return Screen(quiet=options.quiet, verbose=options.verbose, data=options.json != STDOUT)
 
 
-def _read(source: ModelOptions) -> _Read:
+def _read(source: ModelOptions, screen: Screen) -> _Read:
     """The model where it can be read as one, else its tensors; see `read_checkpoint`."""
     try:
-        opened = read_source(source)
+        opened = read_source(source, screen.warn)
     except GroupfxError as error:
         # What the user asked for in words must work, or be an error.
         if source.arch is not None or source.trust_pickle or source.input_shapes:
             raise
-        return _as_data(source, error)
-    return _Read(opened.kind, opened.text, learned_layers(opened.model), opened)
+        return _as_data(source, error, screen)
+    return _Read(opened.document, opened.text, learned_layers(opened.model), opened)
 
 
-def _as_data(source: ModelOptions, error: GroupfxError) -> _Read:
+def _as_data(source: ModelOptions, error: GroupfxError, screen: Screen) -> _Read:
     """The layers alone, where `error` kept the model from being read or run."""
     try:
         found = read_checkpoint(source.path, wanted=is_scores, key=source.key)
     except FileError:
         # The first reader knows more kinds of files, and says more of what is wrong with one.
         raise error from None
+    for note in found.notes:
+        screen.warn(note)
     what = f"a pickled {found.network}, read as data" if found.network else "weights, read as data"
     ways = "give --arch"
     if found.kind == "module":
@@ -165,7 +170,7 @@ def _as_data(source: ModelOptions, error: GroupfxError) -> _Read:
     reason = f"the model itself cannot be run: {ways}"
     if not isinstance(error, FileError):
         reason = str(error)
-    return _Read(found.kind, f"{source.path}: {what}", _layers_of(found), None, reason)
+    return _Read(found.document, f"{source.path}: {what}", _layers_of(found), None, reason)
 
 
 def _layers_of(checkpoint: Checkpoint) -> tuple[LearnedLayer, ...]:

@@ -69,7 +69,7 @@ def run_inspect(options: InspectOptions) -> int:
         check_folder(options.json, "--json")
     screen = Screen(quiet=options.quiet, verbose=options.verbose, data=options.json != STDOUT)
     with screen.work(f"Reading {options.source.path}"):
-        opened = read_source(options.source)
+        opened = read_source(options.source, screen.warn)
     with screen.work("Looking at each convolution"):
         seen = survey(
             opened.model,
@@ -90,7 +90,7 @@ def run_inspect(options: InspectOptions) -> int:
 def _document(opened: OpenedFile, found: Sequence[FoundSite], whole: Totals) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
-        "files": {"read": str(opened.path), "kind": opened.kind},
+        "files": opened.document,
         "inputs": opened.inputs.describe(),
         "sites": [
             {

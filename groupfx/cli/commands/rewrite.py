@@ -57,7 +57,7 @@ def run_rewrite(options: RewriteOptions) -> int:
     screen = Screen(quiet=options.quiet, verbose=options.verbose, data=not to_stdout)
     path = options.source.path
     with screen.work(f"Reading {path}"):
-        opened = read_source(options.source)
+        opened = read_source(options.source, screen.warn)
     try:
         with screen.work("Rewriting and checking" if options.verify else "Rewriting") as progress:
             result = _rewrite(options, opened, progress)
@@ -207,8 +207,7 @@ def _document(
     python = options.emit_python if report.ok else None
     plain = report.to_dict()
     files = {
-        "read": str(options.source.path),
-        "kind": opened.kind,
+        **opened.document,
         "written": str(options.place) if written else None,
         "python": None if python is None else str(python),
     }

@@ -38,11 +38,12 @@ def run_validate(options: ValidateCommand) -> int:
         check_folder(options.json, "--json")
     screen = Screen(quiet=options.quiet, verbose=options.verbose, data=options.json != STDOUT)
     with screen.work("Reading"):
-        reference, candidate = _sides(options)
+        reference, candidate, notes = _sides(options, screen)
     screen.paragraph(f"reference: {reference.source}")
     screen.paragraph(f"candidate: {candidate.source}")
     with screen.work("Validating", what="runs") as progress:
         verdict = validate_sides(reference, candidate, checks, progress)
+    verdict = replace(verdict, notes=(*notes, *verdict.notes))
     show_validation(screen, verdict)
     _write(options, verdict)
     if not verdict.ok:
@@ -60,33 +61,43 @@ def _shapes(source: ModelOptions) -> dict[str | int, tuple[int, ...]]:
     }
 
 
-def _sides(options: ValidateCommand) -> tuple[TorchSide | OnnxSide, TorchSide | OnnxSide]:
-    """Both sides; where one alone knows its inputs, the other is run on them too."""
+def _sides(
+    options: ValidateCommand, screen: Screen
+) -> tuple[TorchSide | OnnxSide, TorchSide | OnnxSide, tuple[str, ...]]:
+    """Both sides; where one alone knows its inputs, the other is run on them too. And notes."""
     paths = (options.source.path, options.candidate)
     found: list[TorchSide | OnnxSide | None] = [
         OnnxSide(str(path), read_onnx(path)) if path.suffix == ONNX else None for path in paths
     ]
     inputs: ExampleInputs | None = None
+    notes: list[str] = []
     for position, path in enumerate(paths):
         if found[position] is not None:
             continue
-        opened = _opened(replace(options.source, path=path))
+        # A key that the reference has not is a mistake; the candidate may be of another kind.
+        opened = _opened(replace(options.source, path=path), screen, spare=inputs is not None)
+        notes += opened.notes
         inputs = inputs or opened.inputs
         found[position] = TorchSide.of(opened.model, inputs, str(path))
     first, second = found
     assert first is not None
     assert second is not None
-    return first, second
+    return first, second, tuple(notes)
 
 
-def _opened(source: ModelOptions) -> OpenedFile:
-    """The model of a file; `--arch` is for those of the two that hold weights alone."""
+def _opened(source: ModelOptions, screen: Screen, *, spare: bool) -> OpenedFile:
+    """The model of a file; `--arch` is for those of the two that hold weights alone.
+
+    With `spare`, so is `--key` for those that hold it.
+    """
     try:
-        return read_source(source)
+        return read_source(source, screen.warn)
     except UsageError:
+        if source.key is not None and spare:
+            return _opened(replace(source, key=None), screen, spare=False)
         if source.arch is None:
             raise
-        return read_source(replace(source, arch=None, arch_args={}))
+        return _opened(replace(source, arch=None, arch_args={}), screen, spare=False)
 
 
 def _write(options: ValidateCommand, verdict: Validation) -> None:

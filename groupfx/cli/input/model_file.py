@@ -1,7 +1,7 @@
 """From the options of a command to a model in memory and inputs for it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ class OpenedFile:
     """A model that was read.
 
     `kind` is what the file is (see `ReadModel.source`), `inputs_source` says where the inputs came
-    from, and `archive` is there for a file of ours.
+    from, `archive` is there for a file of ours, and `notes` say which of several models this is.
     """
 
     path: Path
@@ -71,6 +71,12 @@ class OpenedFile:
     inputs: ExampleInputs
     inputs_source: str
     archive: Archive | None
+    notes: tuple[str, ...]
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """What was read, as plain data."""
+        return {"read": str(self.path), "kind": self.kind, "notes": list(self.notes)}
 
     @property
     def text(self) -> str:
@@ -86,8 +92,11 @@ class OpenedFile:
         return f"{self.path}: {words.get(self.kind, self.kind)}"
 
 
-def read_source(options: ModelOptions) -> OpenedFile:
-    """Read the model and make the inputs. Raises `FileError`, `ModelError` or `UsageError`."""
+def read_source(options: ModelOptions, warn: Callable[[str], None]) -> OpenedFile:
+    """Read the model and make the inputs; `warn` is told which of several models was taken.
+
+    Raises `FileError`, `ModelError` or `UsageError`.
+    """
     read = read_model(
         options.path,
         trust_pickle=options.trust_pickle,
@@ -97,6 +106,8 @@ def read_source(options: ModelOptions) -> OpenedFile:
         # The console script, unlike `python -m`, does not look in the current folder by itself.
         python_path=options.python_path if options.arch is None else (*options.python_path, Path()),
     )
+    for note in read.notes:
+        warn(note)
     if options.input_shapes:
         inputs = inputs_of_shapes(options.input_shapes, read.model)
         inputs_source = "as given"
@@ -106,7 +117,9 @@ def read_source(options: ModelOptions) -> OpenedFile:
     else:
         inferred = infer_inputs(read.model)
         inputs, inputs_source = inferred.inputs, _inferred(inferred)
-    return OpenedFile(options.path, read.model, read.source, inputs, inputs_source, read.archive)
+    return OpenedFile(
+        options.path, read.model, read.source, inputs, inputs_source, read.archive, read.notes
+    )
 
 
 def _inferred(inferred: InferredInputs) -> str:

@@ -50,6 +50,7 @@ class Screen:
         self.verbose = verbose and not quiet
         self._quiet = quiet
         self._data = data and not quiet
+        self._warned: set[str] = set()
         self._out = console(sys.stdout)
         self._err = console(sys.stderr)
 
@@ -91,8 +92,9 @@ class Screen:
             self._err.print(Text(printable(text), style="dim"))
 
     def warn(self, text: str) -> None:
-        """A line on stderr that starts with `groupfx: warning`."""
-        if not self._quiet:
+        """A line on stderr that starts with `groupfx: warning`; the same is said once."""
+        if not self._quiet and text not in self._warned:
+            self._warned.add(text)
             self._err.print(Text.assemble(("groupfx: warning: ", "yellow"), printable(text)))
 
     @contextlib.contextmanager

@@ -7,22 +7,20 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 from torch import Tensor
 
 from ...errors import FileError, UsageError
 from ..archive.file import is_archive_file
+from ..choosing import Look, choose
 from ..container import is_zip, record_names
 from ..inert import Inert
-from ..names import Damaged, first_few, shown
+from ..names import Damaged, shown
 from .stored import StoredFile, StoredTensor, stored_tensor
 
 Kind = Literal["module", "state_dict", "safetensors"]
-# Under these names people keep a network next to other things, best name first.
-_NETWORKS = ("net", "state_dict", "model_state_dict", "model", "module", "network", "weights")
 _EPOCHS = ("epoch", "last_epoch")
-_SHOWN = 12
 # Deeper than any network; a file that nests modules without end must not exhaust the stack.
 _MAX_DEPTH = 200
 
@@ -34,7 +32,7 @@ class Checkpoint:
     `network` is the dotted name of its class where the file is a pickled module. `epoch` is the
     number that the file keeps next to the network. `shapes` has every parameter and buffer by its
     name in a state_dict, `tensors` those that were asked for, on the CPU. What DataParallel puts
-    in front of names is left out.
+    in front of names is left out. `notes` say which of several networks was taken.
     """
 
     path: Path
@@ -43,6 +41,12 @@ class Checkpoint:
     epoch: int | None
     shapes: Mapping[str, tuple[int, ...]]
     tensors: Mapping[str, Tensor]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """What was read, as plain data."""
+        return {"read": str(self.path), "kind": self.kind, "notes": list(self.notes)}
 
 
 def read_checkpoint(
@@ -95,50 +99,24 @@ def _refuse_others(file: BinaryIO, path: Path) -> None:
 
 def _read(file: BinaryIO, path: Path, wanted: Callable[[str], bool], key: str | None) -> Checkpoint:
     stored = StoredFile(file)
-    network = _choose(stored.content, key, str(path))
+    chosen = choose(stored.content, _LOOK, key=key, source=str(path))
+    network = chosen.network
     tensors = _unwrapped(_tensors_of(network))
     return Checkpoint(
         path=path,
-        kind="module" if isinstance(network, Inert) else "state_dict",
+        kind=chosen.form,
         network=network.kind_name if isinstance(network, Inert) else None,
         epoch=_epoch(stored.content),
         shapes={name: tensor.shape for name, tensor in tensors.items()},
         tensors=stored.read({name: tensor for name, tensor in tensors.items() if wanted(name)}),
+        notes=() if chosen.note is None else (chosen.note,),
     )
 
 
-def _choose(found: object, key: str | None, source: str) -> object:
-    """The module or the state_dict in what a file holds."""
-    if key is not None:
-        if not isinstance(found, dict) or key not in found:
-            keys = _keys(found) if isinstance(found, dict) else "none"
-            raise UsageError(f"--key {key}: {source} has no such key; it has {keys}")
-        found = found[key]
-    if _is_network(found):
-        return found
-    if not isinstance(found, dict):
-        raise FileError(f"{source} holds no network: save the module or its state_dict")
-    networks = {name: value for name, value in found.items() if _is_network(value)}
-    if len(networks) > 1:
-        named = [networks[name] for name in _NETWORKS if name in networks][:1]
-        if not named:
-            raise FileError(
-                f"{source} holds several networks: choose one with --key: {_keys(networks)}"
-            )
-        return named[0]
-    if not networks:
-        raise FileError(f"{source} holds no network; its keys are {_keys(found) or 'none'}")
-    return next(iter(networks.values()))
-
-
-def _is_network(found: object) -> bool:
-    """Whether it is a module, or a table of names and tensors and nothing else."""
-    if isinstance(found, Inert):
-        return _fields(found) is not None
-    if not isinstance(found, dict) or not found:
-        return False
-    named = all(isinstance(name, str) for name in found)
-    return named and all(stored_tensor(value) is not None for value in found.values())
+_LOOK = Look(
+    lambda found: isinstance(found, Inert) and _fields(found) is not None,
+    lambda found: stored_tensor(found) is not None,
+)
 
 
 def _fields(found: Inert) -> dict[object, object] | None:
@@ -146,10 +124,6 @@ def _fields(found: Inert) -> dict[object, object] | None:
     state = found.state[0] if isinstance(found.state, tuple) and found.state else found.state
     is_module = isinstance(state, dict) and {"_parameters", "_modules"} <= state.keys()
     return state if is_module and isinstance(state, dict) else None
-
-
-def _keys(found: Mapping[object, object]) -> str:
-    return first_few(list(found), _SHOWN)
 
 
 def _tensors_of(network: object) -> dict[str, StoredTensor]:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from torch import Tensor, nn
 
-from ...errors import FileError, UsageError
+from ...errors import FileError, GroupfxError, UsageError
 from ..archive import Archive, apply, load_state
 from ..archive.content import reading
 from ..archive.file import is_archive_file, read_archive
@@ -32,13 +32,15 @@ class ReadModel:
 
     `source` is `archive` (our own file), `module` (pickled), `state_dict`, `safetensors` or
     `exported` (`.pt2`). `inputs` describes example inputs, where the file knows them. `archive` is
-    there for our own files only, with the report of the rewrite that made them.
+    there for our own files only, with the report of the rewrite that made them. `notes` say which
+    of several networks was taken.
     """
 
     model: nn.Module
     source: str
     inputs: list[dict[str, Any]] | None = None
     archive: Archive | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def report(self) -> Mapping[str, Any] | None:
@@ -178,10 +180,18 @@ def _read_pickle(file: BinaryIO, request: _Request) -> ReadModel:
         found = read_trusted(file, source, request.key, request.python_path)
     else:
         found = read_untrusted(file, source, request.key)
-    if isinstance(found, nn.Module):
+    notes = () if found.note is None else (found.note,)
+    if found.form == "module":
         request.whole()
-        return ReadModel(found, "module")
-    return ReadModel(_with_weights(found, request), "state_dict")
+        return ReadModel(found.network, "module", notes=notes)
+    try:
+        model = _with_weights(found.network, request)
+    except GroupfxError as error:
+        if not notes:
+            raise
+        # Perhaps it was the other one that was meant.
+        raise type(error)("; ".join((str(error), *notes))) from error
+    return ReadModel(model, "state_dict", notes=notes)
 
 
 def _with_weights(state: Mapping[str, Tensor], request: _Request) -> nn.Module:

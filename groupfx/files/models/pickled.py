@@ -11,6 +11,7 @@ import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,13 +31,14 @@ from ...errors import FileError, first_line
 from ..archive.content import rebuild_plain
 from ..archive.module_classes import classes
 from ..archive.tensors import NotPlain, numbers_of
+from ..choosing import Choice, Look, choose
 from ..container import PICKLE, check_container, is_zip, read_record
 from ..names import Damaged, first_few
 from ..pickles import opcodes
-from .choosing import choose
 from .factories import searched
 from .scan import COMPUTED, REBUILD, PickleUse, scan
 
+_LOOK = Look(lambda found: isinstance(found, nn.Module), lambda found: isinstance(found, Tensor))
 # Pickles that torch wrote before it used zip files: magic number, version, system, object, keys.
 _LEGACY_PICKLES = 5
 _SHOWN = 8
@@ -92,7 +94,7 @@ _FUNCTIONS: Mapping[str, Any] = {
 
 def read_trusted(
     file: BinaryIO, source: str, key: str | None, python_path: Sequence[Path]
-) -> nn.Module | Mapping[str, Tensor]:
+) -> Choice:
     """The model of a pickle whose author is trusted: this runs whatever code it names.
 
     `python_path` holds folders that are searched for its classes. Raises `FileError`.
@@ -110,7 +112,7 @@ def read_trusted(
             raise FileError(
                 f"{source} cannot be loaded: {type(error).__name__}: {_reason(error)}"
             ) from error
-    return choose(found, key, source)
+    return choose(found, _LOOK, key=key, source=source)
 
 
 def _load_trusted(file: BinaryIO) -> object:
@@ -119,9 +121,7 @@ def _load_trusted(file: BinaryIO) -> object:
     return pickle.load(file)
 
 
-def read_untrusted(
-    file: BinaryIO, source: str, key: str | None
-) -> nn.Module | Mapping[str, Tensor]:
+def read_untrusted(file: BinaryIO, source: str, key: str | None) -> Choice:
     """The model of a pickle that is checked first; nothing of its author's is run.
 
     Raises `FileError` with the classes that the pickle asks for and the ways out, or for a file
@@ -138,9 +138,9 @@ def read_untrusted(
             raise FileError(
                 f"{source} is damaged, or torch.save did not write it: {_reason(error)}"
             ) from error
-    chosen = choose(found, key, source)
+    chosen = choose(found, _LOOK, key=key, source=source)
     try:
-        return _clean(chosen, size)
+        return replace(chosen, network=_clean(chosen.network, size))
     except (NotPlain, Damaged) as error:
         raise FileError(f"{source} holds {error}. {_ways_out()}") from error
     except Exception as error:

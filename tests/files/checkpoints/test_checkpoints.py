@@ -386,8 +386,6 @@ OTHERS: dict[str, tuple[Callable[[Path], object], str]] = {
         "is a TorchScript file",
     ),
     "pickle": (lambda p: p.write_bytes(pickle.dumps({"w": 1})), "that torch.save did not write"),
-    "no-network": (lambda p: torch.save({"epoch": 3, "loss": 0.1}, p), "its keys are epoch, loss"),
-    "tensor": (lambda p: torch.save(torch.ones(3), p), "holds no network"),
     "zip": (lambda p: zipfile.ZipFile(p, "w").writestr("a", "b"), "cannot be read"),
     "big-endian": (lambda p: zipped(p, module_with(tensor()), byteorder=b"big"), "big-endian"),
 }
@@ -402,18 +400,6 @@ def test_other_files_are_refused(
     make(path)
     with pytest.raises(FileError, match=words):
         read_checkpoint(path)
-
-
-def test_one_of_several_networks_is_chosen(tmp_path: Path) -> None:
-    path = tmp_path / "net.pth"
-    torch.save({"mine": nn.Linear(2, 3), "ema": nn.Linear(4, 5).state_dict()}, path)
-    with pytest.raises(FileError, match="several networks: choose one with --key: mine, ema"):
-        read_checkpoint(path)
-    assert read_checkpoint(path, key="ema").shapes["weight"] == (5, 4)
-    with pytest.raises(UsageError, match="no such key; it has mine, ema"):
-        read_checkpoint(path, key="net")
-    torch.save({"ema": nn.Linear(4, 5), "net": nn.Linear(2, 3)}, path)
-    assert read_checkpoint(path).shapes["weight"] == (3, 2)
 
 
 # Series

@@ -248,7 +248,7 @@ BUILT: dict[str, tuple[Callable[[], object], str]] = {
         lambda: {"weight": torch.ones(1).expand(10 * GIGABYTE)},
         "more than the numbers given",
     ),
-    "nested_dict": (lambda: functools.reduce(lambda d, _: {"a": d}, range(300), {}), "no model"),
+    "nested_dict": (lambda: functools.reduce(lambda d, _: {"a": d}, range(300), {}), "no network"),
 }
 
 

@@ -385,7 +385,6 @@ def old_module(folder: Path) -> Path:
     return path
 
 
-STATE = {"0.weight": torch.ones(2, 3)}
 FILES: dict[str, tuple[Callable[[Path], Path], dict[str, Any], type[GroupfxError], str]] = {
     "missing": (lambda f: f / "no.pt", {}, FileError, r"there is no file .*no\.pt$"),
     "misspelt": (misspelt, {}, FileError, r"did you mean .*weights\.pt\?"),
@@ -398,18 +397,6 @@ FILES: dict[str, tuple[Callable[[Path], Path], dict[str, Any], type[GroupfxError
     "truncated_module": (cut(saved(plain()), 0.6), {}, FileError, "truncated or damaged"),
     "truncated_old": (cut(old_module, 0.4), {}, FileError, "truncated or damaged"),
     "old_module": (old_module, {}, FileError, "modules in the format of torch before 1.6"),
-    "number": (saved(7), {}, FileError, "holds a int, not a model"),
-    "tensor": (saved(torch.ones(2)), {}, FileError, "holds a Tensor, not a model"),
-    "no_model": (saved({"epoch": 3, "lr": 0.1}), {}, FileError, "no model; its keys are epoch, lr"),
-    "two_models": (
-        saved({"a": nn.ReLU(), "b": nn.ReLU()}),
-        {},
-        FileError,
-        "several models: choose one with --key: a, b",
-    ),
-    "two_states": (saved({"a": STATE, "b": STATE}), {}, FileError, "several sets of weights.*a, b"),
-    "no_such_key": (saved({"a": nn.ReLU()}), {"key": "b"}, UsageError, "no such key; it has a"),
-    "key_of_a_module": (saved(nn.ReLU()), {"key": "b"}, UsageError, "leave --key out"),
     "torchscript": (torchscript, {}, FileError, "TorchScript"),
     "no_arch": (weights, {}, FileError, "say how to build it with --arch"),
     "arch_of_a_module": (saved(nn.ReLU()), {"arch": "a:b"}, UsageError, "leave --arch out"),
