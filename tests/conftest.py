@@ -24,10 +24,26 @@ hypothesis.settings.load_profile("groupfx")
 SEED = 20011
 
 
-@pytest.fixture(autouse=True)
-def seed() -> int:
-    """Start every test from the same random state, whatever ran before it in this process."""
+def start_random_numbers() -> None:
+    """Start every generator anew."""
     random.seed(SEED)
     np.random.seed(SEED)
     torch.manual_seed(SEED)
+
+
+def pytest_collectstart() -> None:
+    """A module that draws when it is imported draws the same, whatever was imported before it."""
+    start_random_numbers()
+
+
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> None:
+    """So does a fixture of many tests, whichever of them is the first and whatever ran before."""
+    if fixturedef.scope != "function":
+        start_random_numbers()
+
+
+@pytest.fixture(autouse=True)
+def seed() -> int:
+    """Start every test from the same random state, whatever ran before it in this process."""
+    start_random_numbers()
     return SEED
