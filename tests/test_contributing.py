@@ -1,4 +1,4 @@
-"""The pass that CONTRIBUTING.md shows is a working pass."""
+"""CONTRIBUTING.md tells what is so: its pass works, its layers and the files that it names are."""
 
 import importlib.util
 import re
@@ -12,8 +12,10 @@ from torch import nn
 
 from groupfx.rewriting import Skip
 from groupfx.testing import check_pass
+from tests.test_layers import LAYERS
 
-TEXT = (Path(__file__).resolve().parent.parent / "CONTRIBUTING.md").read_text()
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 
 
 @pytest.fixture
@@ -51,3 +53,27 @@ def test_its_option_is_shown(shown: ModuleType) -> None:
     assert option.text == "the largest number of groups that is left as it is"
     assert shown.HalveGroups.pass_name() == "halve-groups"
     assert Skip("x").reason == "x"
+
+
+def layers(text: str) -> list[list[str]]:
+    """The rooms of each layer in the table, from the bottom up; a line without a number goes on."""
+    (table,) = re.findall(r"## Layers\n.*?```\n(.*?)```", text, flags=re.DOTALL)
+    found: list[list[str]] = []
+    for line in table.splitlines():
+        number, rooms = line[:3].strip(), line[3:].partition("  ")[0].split()
+        if number:
+            found.insert(0, [])
+        found[0] += rooms
+    return found
+
+
+def test_the_layers_are_those_that_are_enforced() -> None:
+    assert layers(TEXT) == [sorted(rooms) for rooms in LAYERS]
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_every_file_that_is_named_is_there(document: str) -> None:
+    text = (ROOT / document).read_text()
+    named = set(re.findall(r"[\[`(]((?:tests|examples|passes|groupfx)/[\w/.-]*\w)[])`]", text))
+    assert named
+    assert sorted(path for path in named if not (ROOT / path).exists()) == []
