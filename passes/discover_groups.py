@@ -172,7 +172,7 @@ class DiscoverGroups(Pass[Discovery]):
 
     def rewrite(self, site: Site, description: Discovery) -> Rewritten:
         picks = description.picks
-        output, end = emit_blocks(site, picks, description.norm)
+        output, end, remembered = emit_blocks(site, picks, description.norm)
         sizes = ", ".join(f"{inputs}->{outputs}" for inputs, outputs in picks.structure.shapes[:8])
         more = len(picks.structure.shapes) - 8
         blocks = f"blocks: {sizes}" + (f" and {more} more" if more > 0 else "")
@@ -185,6 +185,7 @@ class DiscoverGroups(Pass[Discovery]):
             notes=(blocks, *description.notes),
             macs=None if site.macs is None else site.macs * picks.form.macs // before,
             zeroed=description.zeroed,
+            plan=remembered,
         )
 
 

@@ -103,7 +103,8 @@ class FreezeLearnedGroups(Pass[Freeze]):
 
     def rewrite(self, site: Site, description: Freeze) -> Rewritten:
         form = description.form
-        output, end = emit_form(site, form, description.layer, description.batchnorm)
+        layer, norm = description.layer, description.batchnorm
+        output, end, remembered = emit_form(site, form, layer, norm)
         return Rewritten(
             output=output,
             end=end,
@@ -111,6 +112,7 @@ class FreezeLearnedGroups(Pass[Freeze]):
             branches=len(form.convs),
             notes=(_blocks(description.structure), *description.notes),
             macs=None if site.macs is None else _frozen_macs(site, form),
+            plan=remembered,
         )
 
 

@@ -21,7 +21,9 @@ from groupfx.convs.spec import ConvSpec
 from groupfx.errors import UsageError
 from groupfx.nn.marks import FROZEN_MARK
 from groupfx.plan.channels import Slice, group_slices
+from groupfx.plan.site_plan import SitePlan
 from groupfx.rewriting import BatchNorm, Pass, Rewritten, Site, Skip, name_matches
+from groupfx.rewriting.site import modules_called
 
 
 @dataclass(frozen=True)
@@ -89,16 +91,24 @@ class SplitGroupedConv(Pass[Split]):
         branch = site.spec.with_channels(len(inputs[0]), len(outputs[0]), groups=1)
         convs = site.conv_branches(rows, outputs, branch)
         norms = site.batchnorm_branches(norm, outputs) if norm else None
-        values = []
+        results, values = [], []
         for position, part in enumerate(inputs):
-            value = convs[position](site.channels(site.call.input, part))
-            values.append(norms[position](value) if norms else value)
+            results.append(convs[position](site.channels(site.call.input, part)))
+            values.append(norms[position](results[-1]) if norms else results[-1])
         return Rewritten(
             output=site.concat(values),
             end=norm.node if norm else site.call.node,
             form=f"{len(values)} x {branch.describe()}" + (" + BatchNorm" if norm else ""),
             branches=len(values),
             notes=description.notes,
+            plan=SitePlan(
+                site.name,
+                site.spec.in_channels,
+                site.spec.out_channels,
+                form=len(inputs),
+                convs=modules_called(results),
+                norms=modules_called(values) if norms else (),
+            ),
         )
 
     def declines(self, name: str, spec: ConvSpec, frozen: bool = False) -> str | None:

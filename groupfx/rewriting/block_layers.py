@@ -21,8 +21,9 @@ from ..nn.masked_conv import MASKED
 from ..plan.blocks import Block, BlockStructure
 from ..plan.forms import ConvPlan, FormPlan
 from ..plan.gathers import GatherPlan
+from ..plan.site_plan import SitePlan
 from ..state.map import Part, Picked, Rows
-from .frozen_layer import gather_module, parameter_like
+from .frozen_layer import gather_module, parameter_like, pieces_of
 from .site import BatchNorm, Emit, Site
 from .weights import LinearSpec, SparseWeight
 
@@ -241,13 +242,18 @@ def _grouped(
         yield Part(chosen, columns, None if factors is None else (factors,) * len(chosen))
 
 
-def emit_blocks(site: Site, picks: BlockPicks, norm: BatchNorm | None) -> tuple[fx.Node, fx.Node]:
+def emit_blocks(
+    site: Site, picks: BlockPicks, norm: BatchNorm | None
+) -> tuple[fx.Node, fx.Node, SitePlan | None]:
     """Emit the execution of a form in place of the site's convolution or linear layer.
 
-    `norm` is a BatchNorm that moves along. Returns the node that gives the result and the node that
-    it stands for: the convolution's, or the BatchNorm's.
+    `norm` is a BatchNorm that moves along. Returns the node that gives the result, the node that
+    it stands for (the convolution's, or the BatchNorm's), and the plan to remember, which is for
+    convolutions alone.
     """
-    return _Emission(site, picks, norm).run()
+    emission = _Emission(site, picks, norm)
+    plan = None if emission.linear else pieces_of(site, picks.form, emission.home, norm)
+    return *emission.run(), plan
 
 
 class _Emission:

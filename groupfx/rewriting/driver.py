@@ -18,6 +18,7 @@ from ..errors import GroupfxError, InternalError
 from ..state.map import Entry, Requirement
 from ..tracing import Fragment, Program, Shapes, SwappedConv
 from .pass_ import Pass, Rewritten, Skip
+from .remembering import remember
 from .report import RewrittenSite, SkippedSite
 from .site import Site
 from .store import Store
@@ -167,6 +168,7 @@ def _rewrite_all(pass_: Pass[Any], matches: Sequence[_Match], store: Store) -> l
 def _rewrite_site(pass_: Pass[Any], match: _Match) -> RewrittenSite:
     site, fragment = match.site, match.site.fragment
     node, data = site.call.node, site.call.input
+    before = node.prev
     try:
         with site.graph.inserting_before(node):
             made: Rewritten = pass_.rewrite(site, match.description)
@@ -196,6 +198,7 @@ def _rewrite_site(pass_: Pass[Any], match: _Match) -> RewrittenSite:
         end=fragment.stands_for(made.end),
         zeroed=made.zeroed,
     )
+    remember(site, made, before)
     made.end.replace_all_uses_with(made.output)
     fragment.stand_in(made.end, made.output)
     _erase(fragment, made.end, stop=data)

@@ -20,6 +20,7 @@ from ..nn.marks import FROZEN_MARK
 from ..nn.masked_conv import MASKED
 from ..plan.forms import ConvPlan, FormPlan
 from ..plan.gathers import GatherPlan
+from ..plan.site_plan import SitePlan
 from ..state.map import Part, Picked
 from .learned_sites import MaskedLayer
 from .site import BatchNorm, Emit, Site
@@ -32,13 +33,39 @@ Columns = tuple[int | None, ...]
 
 def emit_form(
     site: Site, form: FormPlan, layer: MaskedLayer, norm: BatchNorm | None
-) -> tuple[fx.Node, fx.Node]:
+) -> tuple[fx.Node, fx.Node, SitePlan]:
     """Emit the execution of `form` in place of the site's layer.
 
-    `norm` is a BatchNorm that moves along. Returns the node that gives the result and the node that
-    it stands for: the layer's, or the BatchNorm's.
+    `norm` is a BatchNorm that moves along. Returns the node that gives the result, the node that
+    it stands for (the layer's, or the BatchNorm's), and the plan to remember.
     """
-    return _Emission(site, form, layer, norm).run()
+    emission = _Emission(site, form, layer, norm)
+    return *emission.run(), pieces_of(site, form, emission.home, norm)
+
+
+def pieces_of(site: Site, form: FormPlan, home: str, norm: BatchNorm | None) -> SitePlan:
+    """Where the pieces of a frozen convolution lie."""
+
+    def path(name: str, present: bool = True) -> str | None:
+        return ".".join(part for part in (home, name) if part) if present else None
+
+    one = len(form.convs) == 1
+    names = ["conv"] if one else [f"convs.{position}" for position in range(len(form.convs))]
+    norms: list[str] = []
+    if norm is not None:
+        count = len(names) + bool(form.constants)
+        norms = [norm.path] if count == 1 else [f"{norm.path}.{k}" for k in range(count)]
+    return SitePlan(
+        site.name,
+        site.spec.in_channels,
+        site.spec.out_channels,
+        form,
+        convs=tuple(str(path(name)) for name in names),
+        norms=tuple(norms),
+        input_gather=path("input_gather", form.input_gather.kind != "identity"),
+        constants=path("constants", bool(form.constants)),
+        output_gather=path("output_gather", form.output_gather.kind != "identity"),
+    )
 
 
 def norm_stays_because(form: FormPlan, out_channels: int) -> str | None:

@@ -29,6 +29,7 @@ from torch import Tensor, fx
 
 from ..convs.calls import ConvCall, Unreadable, convs
 from ..errors import UsageError
+from ..plan.site_plan import SitePlan
 from .site import Site
 
 Description = TypeVar("Description")
@@ -49,7 +50,8 @@ class Rewritten:
     `form` says in a few words what stands there now, `notes` what the user should know. `macs` are
     those of one call for one sample afterwards, None where they are what they were. `zeroed` says,
     for keys of the original, which entries (bool, rows by columns) were set to 0: the check is then
-    against an original that has those zeros, and the difference is reported.
+    against an original that has those zeros, and the difference is reported. `plan` is remembered
+    with the graph: whoever exports or merges the site need not guess what it was.
     """
 
     output: fx.Node
@@ -59,6 +61,7 @@ class Rewritten:
     notes: tuple[str, ...] = ()
     macs: int | None = None
     zeroed: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    plan: SitePlan | None = None
 
 
 @dataclass(frozen=True)

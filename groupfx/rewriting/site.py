@@ -7,7 +7,7 @@ graph and stays trainable as it is.
 """
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -296,6 +296,11 @@ class Site:
             return self.graph.call_module(home)
         prefix = f"{home}." if home else ""
         return self.graph.call_module(f"{prefix}parametrizations.{source.name}")
+
+
+def modules_called(values: Iterable[fx.Node]) -> tuple[str, ...]:
+    """The paths of the modules that give `values`; nothing for function calls."""
+    return tuple(str(node.target) for node in values if node.op == "call_module")
 
 
 def _picked(tensor: torch.Tensor | None, pick: Picked) -> torch.Tensor | None:

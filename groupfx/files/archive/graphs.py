@@ -9,6 +9,7 @@ from torch import fx, nn
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
+from ...plan.site_plan import NOTE
 from ..names import Damaged, identifier, path
 from .operators import ATTRIBUTES, function_name, function_of, methods
 from .tensors import NotPlain
@@ -18,9 +19,6 @@ MAX_NODES = 1_000_000
 
 # What a node costs, in plain values: more time than a value takes.
 _COST = 50
-
-# The one key of node.meta and of GraphModule.meta that travels in the file.
-NOTE = "groupfx"
 
 # A leaf of a tree of arguments.
 _LEAF = 0
