@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..convs.names import unnumbered
 from ..errors import FileError, RewriteError, UsageError
 from ..files.archive import apply, read
 from ..passes import make_pass
@@ -51,10 +52,10 @@ _require_torch()
 class FoundSite:
     """A grouped convolution in a model.
 
-    `name` is the module's path (`path#2` where a second call is listed), or the weight's path of a
-    function call. `macs` are multiply-accumulates of one call for one sample. `input_shape` and
-    `output_shape` hold the batch. `taken` says whether the passes would rewrite it; `reason` why
-    not. Numbers that are not constants of the model are None.
+    `name` is the path of the module that is called, that holds the weight, or whose forward
+    computes it (`path#2` where a second call is listed). `macs` are multiply-accumulates of one
+    call for one sample. `input_shape` and `output_shape` hold the batch. `taken` says whether the
+    passes would rewrite it; `reason` why not. Numbers that are not constants of the model are None.
     """
 
     name: str
@@ -237,7 +238,7 @@ def refuse_named(pipeline: Pipeline, skipped: Iterable[SkippedSite]) -> None:
     for pass_ in pipeline.passes:
         named = set(getattr(pass_, "only", ()))
         for site in skipped:
-            if site.pass_name == pass_.pass_name() and site.name.partition("#")[0] in named:
+            if site.pass_name == pass_.pass_name() and unnumbered(site.name) in named:
                 raise RewriteError(f"{site.name} cannot be rewritten: {site.reason}")
 
 

@@ -11,14 +11,15 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ..convs.names import joined
-from ..convs.sources import sources
+from ..convs.names import joined, weight_owner
+from ..nn.swapped import SwappedConv
 from ..plan.channels import Slice
 from .graph import WHOLE, Call, Gathered, PlannedSite
 from .norms import Norms, calls_below, peel_norms
@@ -29,8 +30,6 @@ Function = Callable[..., Tensor]
 _FUNCTIONS: frozenset[Any] = frozenset(
     getattr(torch, f"conv{kind}{dims}d") for dims in (1, 2, 3) for kind in ("", "_transpose")
 )
-_WEIGHT = "weight"
-_PARAMETRIZATION = "parametrizations.weight"
 
 
 class ComputedConv(nn.Module):
@@ -88,7 +87,10 @@ def unsplit_computed(root: fx.GraphModule, path: str, shapes: Shapes) -> Gathere
         arguments = (first.source, first.weight, first.bias)
         home = None if norms is None else norms.home
         found.calls.append(Call(node, place, arguments, home))
-        name = _site_name(path, first.weight) or node.name
+        # Where a convolution module was swapped, its path says all.
+        swapped = isinstance(root, SwappedConv)
+        owner = path if swapped else weight_owner(first.weight, partial(joined, path))
+        name = owner or node.name
         found.planned.append(PlannedSite(joined(path, place), name, groups))
     return found
 
@@ -158,21 +160,3 @@ def _rows(node: Any) -> tuple[fx.Node, Slice] | None:
     if not isinstance(index.start, int) or not isinstance(index.stop, int):
         return None
     return source, Slice(index.start, index.stop)
-
-
-def _site_name(path: str, weight: fx.Node) -> str:
-    """Name in the whole model of the module at whose weight the site's rows were cut."""
-    name = joined(path, _weight_name(weight) or "")
-    return name.removesuffix(_PARAMETRIZATION).removesuffix(".")
-
-
-def _weight_name(weight: fx.Node) -> str | None:
-    """The module that a weight belongs to: what holds it, or what holds what it is made of."""
-    for node in sources(weight):
-        if node.op == "get_attr":
-            key = str(node.target)
-            stored = node is weight and not key.endswith(f".{_WEIGHT}")
-            return key if stored else key.rpartition(".")[0] or key
-        if node.op == "call_module" and not node.all_input_nodes:
-            return str(node.target)
-    return None

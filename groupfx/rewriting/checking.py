@@ -12,6 +12,7 @@ from typing import Any
 from torch import fx
 
 from ..convs.calls import Computed, ConvCall, Recomputed, Source, Stored, read_conv
+from ..convs.names import split_number, unnumbered
 from ..convs.sources import sources
 from ..errors import InternalError, MismatchError
 from ..learned.groups import deciding_tensors
@@ -86,13 +87,13 @@ def _outer(site: RewrittenSite, earlier: Sequence[RewrittenSite]) -> RewrittenSi
 
     Nothing in the original stands for what lies inside it: it is checked as a whole, as it is now.
     """
-    path, _, call = site.name.partition("#")
+    path, call = split_number(site.name)
     around = [
         other
         for other in earlier
-        if other.fragment is site.fragment and path.startswith(f"{other.name.partition('#')[0]}.")
+        if other.fragment is site.fragment and path.startswith(f"{unnumbered(other.name)}.")
     ]
-    same_call = (other for other in around if other.name.partition("#")[2] == call)
+    same_call = (other for other in around if split_number(other.name)[1] == call)
     return next(same_call, around[0] if around else None)
 
 

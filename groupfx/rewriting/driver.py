@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..convs.calls import ConvCall, Recomputed, Stored, Unreadable, convs
-from ..convs.names import joined
+from ..convs.calls import ConvCall, Recomputed, Unreadable, convs
+from ..convs.names import call_name, numbered
 from ..errors import GroupfxError, InternalError
 from ..state.map import Entry, Requirement
 from ..tracing import Fragment, Program, Shapes, SwappedConv
@@ -51,12 +51,9 @@ def find_sites(
     """Every call of the program that `read` finds, in graph order; all convolutions by default."""
     for fragment in program.fragments:
         found = read(fragment.working)
-        counts = Counter(_base_name(fragment, call) for call in found.values())
-        seen: Counter[str] = Counter()
-        for node, call in found.items():
-            base = _base_name(fragment, call)
-            seen[base] += 1
-            name = base if seen[base] == 1 else f"{base}#{seen[base]}"
+        bases = [call_name(call, fragment.full_name) for call in found.values()]
+        counts = Counter(bases)
+        for (node, call), base, name in zip(found.items(), bases, numbered(bases), strict=True):
             if isinstance(call, Unreadable):
                 if call.groups != 1:
                     yield UnreadableSite(name, call.reason)
@@ -68,18 +65,6 @@ def find_sites(
         yield UnreadableSite(path, reason)
     for path in program.uncalled:
         yield UnreadableSite(path, "it is not called in this forward", calls=0)
-
-
-def _base_name(fragment: Fragment, call: ConvCall | Unreadable) -> str:
-    if isinstance(call, Unreadable):
-        return joined(fragment.path, call.node.name)
-    if call.path is not None:
-        return fragment.full_name(call.path)
-    if isinstance(call.weight, Stored):
-        path, _, name = call.weight.key.rpartition(".")
-        named = name == "weight" and bool(path or fragment.path)
-        return fragment.full_name(path if named else call.weight.key)
-    return joined(fragment.path, call.node.name)
 
 
 def _node_shapes(call: ConvCall, node: fx.Node) -> Shapes | None:

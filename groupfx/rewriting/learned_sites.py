@@ -50,11 +50,11 @@ def learned_calls(root: fx.GraphModule) -> Mapping[fx.Node, ConvCall | Unreadabl
         conv = layer.get_submodule(CONV)
         spec = spec_of_module(conv)
         if spec is None:
-            reason = f"{path}.{CONV} is a {type(conv).__name__}, which may compute something else"
+            reason = f"its {CONV} is a {type(conv).__name__}, which may compute something else"
             found[node] = Unreadable(node, f"{reason} than torch's own convolutions")
             continue
         if not _takes_one_value(node):
-            found[node] = Unreadable(node, f"{path} is called with more than one value")
+            found[node] = Unreadable(node, "it is called with more than one value")
             continue
         bias = Stored(f"{path}.{CONV}.bias") if spec.bias else None
         weight = Stored(f"{path}.{CONV}.weight")

@@ -28,6 +28,7 @@ from typing import (
 from torch import Tensor, fx
 
 from ..convs.calls import ConvCall, Unreadable, convs
+from ..convs.names import unnumbered
 from ..errors import UsageError
 from ..plan.site_plan import SitePlan
 from .site import Site
@@ -148,7 +149,7 @@ class Pass(ABC, Generic[Description]):
 
 def name_matches(name: str, patterns: Iterable[str]) -> bool:
     """Whether a site's name, without the number of its call, fits one of the shell patterns."""
-    plain = name.partition("#")[0]
+    plain = unnumbered(name)
     return any(fnmatchcase(plain, pattern) for pattern in patterns)
 
 

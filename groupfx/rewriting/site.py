@@ -39,9 +39,8 @@ class BatchNorm:
 class Site:
     """A convolution call in the working graph of a fragment.
 
-    `name` is the module's path in the whole model (`path#2` for its second call), the weight's
-    path for a function call with a stored weight, or the node's name. `calls` counts the calls of
-    the same module. `shapes` are those of the example run, None where none was made.
+    `name` is the one of `convs.names`, in the whole model. `calls` counts the calls of the same
+    module. `shapes` are those of the example run, None where none was made.
     """
 
     name: str

@@ -81,7 +81,7 @@ class MaskedConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.weight * self.mask
-        # conv1d: Conv1d 6->9, kernel 3, groups 3
+        # weight: Conv1d 6->9, kernel 3, groups 3
         return torch.cat(
             [
                 F.conv1d(

@@ -9,6 +9,7 @@ from typing import Any
 from rich.text import Text
 
 from ...api.models import FoundSite, make_pipeline, survey
+from ...convs.names import unnumbered
 from ...files.archive import Archive
 from ...rewriting import Totals
 from ...targets.opinions import TARGETS
@@ -188,7 +189,7 @@ def _words(site: FoundSite) -> tuple[str, ...]:
 
 
 def _show_totals(screen: Screen, found: Sequence[FoundSite], whole: Totals) -> None:
-    modules = {site.name.partition("#")[0]: site for site in found}
+    modules = {unnumbered(site.name): site for site in found}
     parameters = sum(site.parameters or 0 for site in modules.values())
     macs = sum(site.macs or 0 for site in found)
     taken = sum(site.taken for site in found)

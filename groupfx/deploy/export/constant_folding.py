@@ -31,7 +31,7 @@ def fold_constants(graph: fx.GraphModule, sites: tuple[GraphSite, ...]) -> bool:
         for node, value in values.items()
         if node.op == "call_function" and any(user not in values for user in node.users)
     }
-    homes = {_weight(site): site.name.partition("#")[0] for site in sites}
+    homes = {_weight(site): site.path for site in sites}
     for position, (node, value) in enumerate(wanted.items()):
         key = _register(graph, homes.get(node), value, position)
         with graph.graph.inserting_before(node):

@@ -22,6 +22,7 @@ import onnx_ir.passes.common as common
 import torch
 from onnxscript.optimizer import fold_constants
 
+from ...convs.names import module_path, numbered, unnumbered
 from ...errors import InternalError, ModelError, UsageError
 from ...merging.graph import PlannedSite
 from ...plan.forms import FormPlan
@@ -33,7 +34,6 @@ from ..graph.conv_nodes import CONVS, ConvNode, conv_nodes
 from ..graph.files import PRODUCER
 from ..graph.metadata import mark, strip
 from ..graph.opsets import FIRST_WRITTEN, lower_opset
-from .graph_sites import module_path, numbered
 from .torch_export import ConvName, Sizes, TracedModel
 
 DEFAULT_OPSET = 20
@@ -218,7 +218,7 @@ def _names_by_weight(
 
 def _name_weight(graph: ir.Graph, node: ir.Node, site: str) -> None:
     """Call a weight that was computed beforehand `<site>.weight`."""
-    weight, name = node.inputs[1], f"{site.partition('#')[0]}{_WEIGHT}"
+    weight, name = node.inputs[1], f"{unnumbered(site)}{_WEIGHT}"
     if weight is None or not weight.is_initializer() or name in graph.initializers:
         return
     if (weight.name or "").startswith("folded_"):

@@ -7,7 +7,7 @@ is computed from parameters alone computed once, arguments and results flat list
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from ...tracing import CannotTrace
 from ...tracing.exporting import export_program
 from ...tracing.program import copied
 from .constant_folding import fold_constants
-from .graph_sites import GraphSite, graph_sites, renamed
+from .graph_sites import GraphSite, graph_sites
 from .io_names import output_names, unique
 
 
@@ -145,6 +145,11 @@ def gathered_sites(
     return _with(model, made), tuple(planned)
 
 
+def site_names(planned: Iterable[PlannedSite]) -> Mapping[str, str]:
+    """Names of sites by the paths of what stands for them in the exported model."""
+    return {plan.path: plan.name for plan in planned}
+
+
 def _with(model: nn.Module, made: Mapping[fx.GraphModule, fx.GraphModule]) -> nn.Module:
     """A copy of `model` over the same tensors with other graphs in it."""
     if isinstance(model, fx.GraphModule):
@@ -163,7 +168,7 @@ def _traced(
     program = export_program(model, pair, axes, batch=None)
     graph = program.module(check_guards=False)
     assert isinstance(graph, fx.GraphModule)
-    sites = graph_sites(graph)
+    sites = graph_sites(graph, site_names(planned))
     names = _output_names(program, graph)
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     tensors = [node for node in placeholders if _is_tensor(node)]
@@ -185,12 +190,10 @@ def _traced(
 
 
 def _conv_name(site: GraphSite, planned: Sequence[PlannedSite]) -> ConvName:
-    base = site.name.partition("#")[0]
-    plan = next((entry for entry in planned if entry.path == base), None)
-    name = site.name if plan is None else renamed(site.name, lambda _: plan.name)
+    plan = next((entry for entry in planned if entry.path == site.path), None)
     spec = site.call.spec if isinstance(site.call, ConvCall) else None
     return ConvName(
-        name=name,
+        name=site.name,
         form=None if plan is None else plan.form,
         bias=spec is None or spec.bias,
         groups=site.call.groups if spec is None else spec.groups,  # type: ignore[union-attr]

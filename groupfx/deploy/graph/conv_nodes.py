@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ...convs.names import numbered
 from ...convs.spec import ConvSpec
-from ..export.graph_sites import numbered
 from .metadata import mark_of
 
 CONVS = ("Conv", "ConvTranspose")

@@ -26,8 +26,8 @@ from ...plan.channels import group_slices
 from ...running.float64 import Float64, named_state, widen
 from ...running.inputs import ExampleInputs, in_order
 from ...tracing.exporting import export_program
-from ..export.graph_sites import GraphSite, graph_sites, renamed, tensor_at
-from ..export.torch_export import gathered_sites
+from ..export.graph_sites import GraphSite, graph_sites, tensor_at
+from ..export.torch_export import gathered_sites, site_names
 
 _CONVOLVE: Mapping[tuple[int, bool], Callable[..., Tensor]] = {
     (1, False): F.conv1d,
@@ -206,7 +206,6 @@ def torch_site_functions(
     `CannotTrace` where `torch.export` does not take the model.
     """
     own, planned = gathered_sites(model, inputs)
-    names = {plan.path: plan.name for plan in planned}
     program = export_program(own, in_order(own, inputs), lambda _: ())
     graph = program.module(check_guards=False)
     assert isinstance(graph, fx.GraphModule)
@@ -215,13 +214,12 @@ def torch_site_functions(
     found: list[SiteFunction] = []
     left: list[str] = []
     values = _WideValues(graph, native)
-    for site in graph_sites(graph):
+    for site in graph_sites(graph, site_names(planned)):
         function = _function(graph, site, values)
         if isinstance(function, str):
             left.append(f"{site.name}: {function}")
             continue
-        name = renamed(site.name, lambda base: names.get(base, base))
-        found.append(replace(function, name=name))
+        found.append(function)
     return tuple(found), tuple(left)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...convs.calls import ConvCall
+from ...convs.names import split_number, with_number
 from ...running.inputs import ExampleInputs, in_order
 from ...tracing.exporting import all_axes, export_program
 from ..export.graph_sites import GraphSite, graph_sites
@@ -35,7 +36,7 @@ class TorchValues:
         graph = program.module(check_guards=False)
         assert isinstance(graph, fx.GraphModule)
         self._graph = graph
-        self.pairs = tuple(_pairs(graph_sites(graph), {f.name: f for f in functions}))
+        self.pairs = tuple(_pairs(graph_sites(graph, {}), {f.name: f for f in functions}))
         names = (name for _, region in self.pairs for name in region.values)
         self._wanted = frozenset(names)
 
@@ -77,9 +78,8 @@ def _pairs(sites: Sequence[GraphSite], functions: Mapping[str, SiteFunction]) ->
 def _function_for(site: GraphSite, functions: Mapping[str, SiteFunction]) -> SiteFunction | None:
     if site.name in functions:
         return functions[site.name]
-    base, mark, call = site.name.partition("#")
-    home, _, position = base.rpartition(".")
-    whole = functions.get(f"{home}{mark}{call}")
+    home, _, position = site.path.rpartition(".")
+    whole = functions.get(with_number(home, split_number(site.name)[1]))
     if whole is None or not position.isdecimal() or int(position) >= whole.spec.groups:
         return None
     return replace(whole.group(int(position)), name=site.name)
