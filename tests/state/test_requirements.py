@@ -83,11 +83,12 @@ def test_a_tensor_that_must_be_what_it_was() -> None:
             mapping.convert({"w": w, "layer.mask": bad})
 
 
-def test_a_check_of_someone_else() -> None:
-    def signs(tensors: Any, value: Any) -> str | None:
-        found = tuple((tensors[0] > 0).tolist())
-        return None if found == value else f"its gates are {found}, not {value}"
+def signs(tensors: Any, value: Any) -> str | None:
+    found = tuple((tensors[0] > 0).tolist())
+    return None if found == value else f"its gates are {found}, not {value}"
 
+
+def test_a_check_of_someone_else() -> None:
     register_check("test-signs", signs)
     register_check("test-signs", signs)
     with pytest.raises(UsageError, match="'test-signs' is registered already"):
