@@ -421,7 +421,7 @@ def test_flops_of_the_published_network(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_layer_that_is_called_twice_counts_twice() -> None:
-    class Twice(nn.Module):
+    class LearningLayerTwice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.layer = Flgc1d(3, 3, 3, padding=1, group_num=2)
@@ -429,7 +429,7 @@ def test_a_layer_that_is_called_twice_counts_twice() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.layer(self.layer(x))
 
-    model = Twice()
+    model = LearningLayerTwice()
     (layer,) = learned_layers(model)
     counted = count_learned(model, ExampleInputs.of(torch.randn(4, 3, 10)), [layer])
     assert counted.positions == {"layer": 20}

@@ -28,7 +28,7 @@ ORDER, FOLDED = 4, 2
 
 
 @dataclass(frozen=True)
-class Conv:
+class ConvOfFile:
     """A convolution of a file: its operator, groups, and position in its site."""
 
     op_type: str
@@ -95,9 +95,9 @@ def rms(values: np.ndarray[Any, Any]) -> float:
     return math.sqrt(float(np.mean(np.square(values.astype(np.float64)))))
 
 
-def convs_of(path: Path) -> dict[str, list[Conv]]:
+def convs_of(path: Path) -> dict[str, list[ConvOfFile]]:
     """The convolutions of a file by the site in their metadata."""
-    found: dict[str, list[Conv]] = defaultdict(list)
+    found: dict[str, list[ConvOfFile]] = defaultdict(list)
     for node in onnx.load(path).graph.node:
         if node.op_type not in CONVS:
             continue
@@ -105,7 +105,7 @@ def convs_of(path: Path) -> dict[str, list[Conv]]:
         attributes = {entry.name: entry.i for entry in node.attribute}
         position = props.get("groupfx.group")
         found[props["groupfx.site"]].append(
-            Conv(
+            ConvOfFile(
                 node.op_type,
                 attributes.get("group", 1),
                 None if position is None else int(position),

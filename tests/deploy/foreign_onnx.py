@@ -52,7 +52,7 @@ def model_of(
 
 
 @dataclass(frozen=True)
-class Case:
+class ForeignConv:
     """One grouped convolution: shapes, attributes, and what else is to be seen."""
 
     x: tuple[int, ...]
@@ -81,33 +81,33 @@ class Case:
 
 
 CASES = {
-    "opset 11": Case((2, 6, 7, 5), (10, 3, 3, 3), 2, opset=11),
-    "opset 13": Case((2, 6, 7, 5), (15, 2, 3, 3), 3, opset=13),
-    "opset 17, no bias": Case((2, 15, 7, 5), (10, 3, 3, 3), 5, bias=False),
-    "opset 21": Case((2, 6, 11, 7), (14, 3, 5, 3), 2, {"kernel_shape": [5, 3]}, opset=21),
-    "depthwise": Case((2, 7, 7, 5), (7, 1, 3, 3), 7),
-    "multiplier": Case((2, 5, 7, 5), (15, 1, 3, 3), 5),
-    "strides": Case((2, 6, 11, 13), (10, 3, 3, 3), 2, {"strides": [2, 3], "pads": [1] * 4}),
-    "dilations": Case((2, 6, 11, 13), (10, 3, 3, 3), 2, {"dilations": [2, 3]}),
-    "asymmetric pads": Case((2, 6, 7, 5), (10, 3, 3, 3), 2, {"pads": [0, 2, 1, 3]}),
-    "SAME_UPPER": Case(
+    "opset 11": ForeignConv((2, 6, 7, 5), (10, 3, 3, 3), 2, opset=11),
+    "opset 13": ForeignConv((2, 6, 7, 5), (15, 2, 3, 3), 3, opset=13),
+    "opset 17, no bias": ForeignConv((2, 15, 7, 5), (10, 3, 3, 3), 5, bias=False),
+    "opset 21": ForeignConv((2, 6, 11, 7), (14, 3, 5, 3), 2, {"kernel_shape": [5, 3]}, opset=21),
+    "depthwise": ForeignConv((2, 7, 7, 5), (7, 1, 3, 3), 7),
+    "multiplier": ForeignConv((2, 5, 7, 5), (15, 1, 3, 3), 5),
+    "strides": ForeignConv((2, 6, 11, 13), (10, 3, 3, 3), 2, {"strides": [2, 3], "pads": [1] * 4}),
+    "dilations": ForeignConv((2, 6, 11, 13), (10, 3, 3, 3), 2, {"dilations": [2, 3]}),
+    "asymmetric pads": ForeignConv((2, 6, 7, 5), (10, 3, 3, 3), 2, {"pads": [0, 2, 1, 3]}),
+    "SAME_UPPER": ForeignConv(
         (2, 6, 7, 5), (10, 3, 2, 3), 2, {"auto_pad": "SAME_UPPER", "strides": [2, 2]}
     ),
-    "SAME_LOWER": Case(
+    "SAME_LOWER": ForeignConv(
         (2, 6, 7, 5), (10, 3, 2, 3), 2, {"auto_pad": "SAME_LOWER", "strides": [2, 2]}
     ),
-    "VALID": Case((2, 6, 7, 5), (10, 3, 3, 3), 2, {"auto_pad": "VALID"}),
-    "1-d": Case((2, 6, 11), (10, 3, 5), 2, {"pads": [2, 1]}),
-    "3-d": Case((2, 6, 5, 7, 3), (10, 3, 3, 2, 3), 2, {"pads": [1] * 6}, opset=11),
-    "transposed": Case((2, 6, 5, 7), (6, 5, 3, 3), 3, op="ConvTranspose"),
-    "transposed, output_padding": Case(
+    "VALID": ForeignConv((2, 6, 7, 5), (10, 3, 3, 3), 2, {"auto_pad": "VALID"}),
+    "1-d": ForeignConv((2, 6, 11), (10, 3, 5), 2, {"pads": [2, 1]}),
+    "3-d": ForeignConv((2, 6, 5, 7, 3), (10, 3, 3, 2, 3), 2, {"pads": [1] * 6}, opset=11),
+    "transposed": ForeignConv((2, 6, 5, 7), (6, 5, 3, 3), 3, op="ConvTranspose"),
+    "transposed, output_padding": ForeignConv(
         (2, 6, 5, 7),
         (6, 5, 3, 3),
         2,
         {"strides": [2, 3], "pads": [1] * 4, "output_padding": [1, 2]},
         op="ConvTranspose",
     ),
-    "transposed, output_shape": Case(
+    "transposed, output_shape": ForeignConv(
         (2, 6, 5, 7),
         (6, 5, 3, 3),
         2,
@@ -115,10 +115,12 @@ CASES = {
         op="ConvTranspose",
         opset=11,
     ),
-    "transposed, 1-d, no bias": Case(
+    "transposed, 1-d, no bias": ForeignConv(
         (2, 15, 7), (15, 2, 3), 5, {"strides": [2]}, op="ConvTranspose", bias=False
     ),
-    "transposed, 3-d": Case((2, 6, 3, 2, 5), (6, 5, 3, 2, 3), 3, op="ConvTranspose", opset=21),
+    "transposed, 3-d": ForeignConv(
+        (2, 6, 3, 2, 5), (6, 5, 3, 2, 3), 3, op="ConvTranspose", opset=21
+    ),
 }
 
 

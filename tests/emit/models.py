@@ -56,7 +56,7 @@ class Unused(nn.ModuleList):
 # Sharing, freezing, modes, precision
 
 
-class Shared(nn.Module):
+class SharedLayers(nn.Module):
     """One layer at three places of two containers, a container at two, and a tied weight."""
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ class Shared(nn.Module):
         return self.back(x) - self.twin(x)
 
 
-class Frozen(nn.Module):
+class PartlyFrozen(nn.Module):
     """Frozen: a part, one tensor in each branch, one of a layer, one of integers."""
 
     def __init__(self) -> None:
@@ -102,12 +102,12 @@ class Frozen(nn.Module):
 
 
 def in_mixed_modes(training: bool) -> nn.Module:
-    model = Frozen().train(training)
+    model = PartlyFrozen().train(training)
     model.stem[1].train(not training)
     return model
 
 
-class Mixed(nn.Module):
+class MixedPrecision(nn.Module):
     """Parts in six precisions."""
 
     def __init__(self) -> None:
@@ -203,7 +203,7 @@ class Indices(Grouped):
         return parts, more, b, {"k": (c, [sizes, None, 3, "it's"]), "m": {}}, torch.float16
 
 
-class Functions(Grouped):
+class FunctionsWithDefaults(Grouped):
     """Functions with defaults, keywords, tuples as results."""
 
     def forward(self, x: Tensor) -> Any:
@@ -221,7 +221,7 @@ class Functions(Grouped):
         return a, halves[0] + halves[1], most[0], most[1], made, torch.cat([a, a], 2)
 
 
-class Branches(nn.Module):
+class Concatenations(nn.Module):
     """Concatenations that are alike and not split convolutions, and some that are almost alike."""
 
     def __init__(self) -> None:
@@ -328,11 +328,11 @@ def odd_fields() -> nn.Module:
 
 
 CASES = [
-    Case("shared", Shared, SOUND, "trace", {}),
-    Case("frozen", Frozen, example((2, 4, 9)), "trace", {}),
+    Case("shared", SharedLayers, SOUND, "trace", {}),
+    Case("frozen", PartlyFrozen, example((2, 4, 9)), "trace", {}),
     Case("mixed-modes", lambda: in_mixed_modes(True), example((2, 4, 9)), "trace", {}),
     Case("mixed-modes-eval", lambda: in_mixed_modes(False), example((2, 4, 9)), "trace", {}),
-    Case("mixed-precision", Mixed, SOUND, "trace", {}),
+    Case("mixed-precision", MixedPrecision, SOUND, "trace", {}),
     *(
         Case(str(dtype), in_(dtype), example((2, 4, 7), dtype=dtype), "trace", {})
         for dtype in (torch.float16, torch.bfloat16, torch.float64)
@@ -343,9 +343,9 @@ CASES = [
     Case("operators", Operators, example((2, 4, 7), (4, 4)), "trace", {}),
     Case("operators-export", Operators, example((2, 4, 7), (4, 4)), "export", {}),
     Case("indices", Indices, SOUND, "trace", {}),
-    Case("functions", Functions, example((2, 4, 8)), "trace", {}),
-    Case("functions-export", Functions, example((2, 4, 8)), "export", {}),
-    Case("branches", Branches, SOUND, "trace", {}),
+    Case("functions", FunctionsWithDefaults, example((2, 4, 8)), "trace", {}),
+    Case("functions-export", FunctionsWithDefaults, example((2, 4, 8)), "export", {}),
+    Case("branches", Concatenations, SOUND, "trace", {}),
     Case("leaves", Leaves, SOUND, "trace", {}),
     Case("mode-inside-a-leaf", with_a_mode_inside, SOUND, "trace", {}),
     Case("own-leaf", lambda: behind(Rates(5)), SOUND, "trace", {}),

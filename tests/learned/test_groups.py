@@ -59,7 +59,7 @@ class Elsewhere(nn.Module):
         self.out_channels_in_group_assignment_map = nn.Parameter(scores(OUTPUTS))
 
 
-class Subclass(Elsewhere):
+class ElsewhereWithScale(Elsewhere):
     """The same with more in it."""
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "Flgc2d": lambda: ours(Flgc2d),
     "Flgc3d": lambda: ours(Flgc3d),
     "elsewhere": Elsewhere,
-    "subclass": Subclass,
+    "subclass": ElsewhereWithScale,
     "buffers": MapsAreBuffers,
     "half": lambda: ours(Flgc2d).half(),
     "float64": lambda: ours(Flgc2d).double(),

@@ -16,7 +16,7 @@ from tests.deploy.exported_model import assert_clean, assert_computes, convs_of,
 Forward = Callable[[nn.Module, Tensor], Tensor]
 
 
-class Branches(nn.Module):
+class HandSplit(nn.Module):
     """Three convolutions of 2 inputs and 3 outputs, a BatchNorm each, and rows of one weight."""
 
     def __init__(self, forward: Forward, change: Callable[[nn.Module], None] | None) -> None:
@@ -219,7 +219,7 @@ def long_unless(quick: tuple[str, ...], table: dict[str, Any]) -> list[Any]:
 
 
 def traced(forward: Forward, change: Callable[[Any], None] | None) -> fx.GraphModule:
-    return fx.symbolic_trace(Branches(forward, change).eval())
+    return fx.symbolic_trace(HandSplit(forward, change).eval())
 
 
 @pytest.mark.parametrize(("forward", "change"), long_unless(("right", "rows"), SITES))

@@ -54,7 +54,7 @@ class ForeignFlgc(nn.Module):
         return F.conv2d(x, weight, conv.bias, conv.stride, conv.padding, conv.dilation)
 
 
-class Subclass(ForeignFlgc):
+class WithTemperature(ForeignFlgc):
     """With a temperature, which decides ties, and a counter."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

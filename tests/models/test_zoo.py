@@ -209,7 +209,7 @@ def test_batchnorms_are_not_trivial(case: Case) -> None:
 # The way in, measured with nothing but torch
 
 
-class LeafTracer(torch.fx.Tracer):
+class CaseTracer(torch.fx.Tracer):
     """The stock tracer, with a case's leaves, and with asserts taken for true where that is all."""
 
     proxy_buffer_attributes = True  # else what forward does to a buffer is done while tracing
@@ -229,7 +229,7 @@ class LeafTracer(torch.fx.Tracer):
 def trace(model: nn.Module, case: Case) -> torch.fx.GraphModule | None:
     """The traced model, or None where tracing fails."""
     try:
-        graph = LeafTracer(case).trace(model)
+        graph = CaseTracer(case).trace(model)
     except Exception:
         return None
     return torch.fx.GraphModule(model, graph)

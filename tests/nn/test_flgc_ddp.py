@@ -25,7 +25,7 @@ class Seen:
     state: dict[str, Tensor]
 
 
-class Model(nn.Module):
+class LearningModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first = Flgc2d(5, 11, 3, group_num=3)
@@ -48,7 +48,7 @@ def train(rank: int, folder: Path, together: bool) -> None:
     )
     try:
         torch.manual_seed(rank if together else 0)
-        model = Model()
+        model = LearningModel()
         called: nn.Module = DistributedDataParallel(model) if together else model
         torch.manual_seed(100 + rank)
         before = layers(model)

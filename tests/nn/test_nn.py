@@ -25,7 +25,7 @@ GATHERS = [(2, 0, 1), (1, 1, 0, 2), (2,), tuple(range(3)), (0, 2, 2, 2, 1)]
 MODULES = [ChannelShuffle(3), ChannelGather((4, 4, 0, 5))]
 
 
-class LeafTracer(fx.Tracer):
+class OwnLeafTracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m.__module__.startswith("groupfx.nn")
 
@@ -122,7 +122,7 @@ def test_reprs_stay_short() -> None:
 def test_modules_are_leaves_or_are_traced_through(inner: nn.Module) -> None:
     model = Around(inner)
     x = random(2, 6, 5)
-    leaf = fx.GraphModule(model, LeafTracer().trace(model))
+    leaf = fx.GraphModule(model, OwnLeafTracer().trace(model))
     assert [node.op for node in leaf.graph.nodes].count("call_module") == 1
     through = fx.symbolic_trace(model)
     for traced in (leaf, through):
@@ -293,7 +293,7 @@ def test_hooked_weight_can_be_copied_saved_and_rebuilt(hook: str) -> None:
 
 
 def test_hooked_weight_is_one_node_of_a_graph_and_exports_in_eval_mode() -> None:
-    class Conv(nn.Module):
+    class CallsHookedWeight(nn.Module):
         def __init__(self, weight: HookedWeight) -> None:
             super().__init__()
             self.weight = weight
@@ -306,8 +306,8 @@ def test_hooked_weight_is_one_node_of_a_graph_and_exports_in_eval_mode() -> None
         weight = HookedWeight.from_module(conv)
         assert weight is not None
         x = torch.randn(2, 6, 7, 5)
-        model = Conv(weight).eval()
-        traced = fx.GraphModule(model, LeafTracer().trace(model))
+        model = CallsHookedWeight(weight).eval()
+        traced = fx.GraphModule(model, OwnLeafTracer().trace(model))
         assert [n.target for n in traced.graph.nodes if n.op == "call_module"] == ["weight"]
         assert torch.equal(copy.deepcopy(traced)(x), conv(x))
         exported = torch.export.export(model, (x,)).module()

@@ -194,7 +194,7 @@ def test_groups_inside_a_grouped_convolution() -> None:
 
 
 def test_a_grouped_convolution_in_a_model_that_cannot_be_traced() -> None:
-    class Branching(nn.Module):
+    class FlipsBySign(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.conv = nn.Conv2d(12, 8, 3, groups=2)
@@ -205,14 +205,14 @@ def test_a_grouped_convolution_in_a_model_that_cannot_be_traced() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.conv(x if float(x.sum()) > 0 else -x)
 
-    model, x = Branching(), torch.randn(2, 12, 7, 5)
+    model, x = FlipsBySign(), torch.randn(2, 12, 7, 5)
     result = check_pass(DiscoverGroups(), model, (x,), sites=1, saved=False)
     assert result.report.way == "modules"
     oracle(model, result.model, x)
 
 
 def test_a_module_that_is_called_twice() -> None:
-    class Twice(nn.Module):
+    class ConvNormConv(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.conv = keep(nn.Conv2d(6, 6, 3, padding=1), [((0, 2, 4), (1, 2, 3)), ((1,), (0,))])
@@ -221,7 +221,7 @@ def test_a_module_that_is_called_twice() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.conv(torch.relu(self.norm(self.conv(x))))
 
-    model = Twice()
+    model = ConvNormConv()
     x = torch.randn(2, 6, 7, 5)
     result = check_pass(DiscoverGroups(), model, (x,), sites=2)
     oracle(model, result.model, x)
@@ -271,7 +271,7 @@ def test_many_blocks_of_a_linear_layer_are_left_unless_asked_for() -> None:
 
 
 def test_functions_of_stored_weights_and_export() -> None:
-    class Functional(nn.Module):
+    class ConvAndLinear(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.weight = keep(nn.Conv2d(9, 6, 3), EQUAL).weight
@@ -282,7 +282,7 @@ def test_functions_of_stored_weights_and_export() -> None:
             x = F.conv2d(x, self.weight, self.bias, padding=1)
             return F.linear(x.mean((2, 3)), self.head)
 
-    model = Functional()
+    model = ConvAndLinear()
     x = torch.randn(2, 9, 7, 5)
     result = check_pass(DiscoverGroups(), model, (x,), sites=2)
     oracle(model, result.model, x)

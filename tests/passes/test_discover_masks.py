@@ -242,7 +242,7 @@ def test_masks_that_hooks_and_parametrisations_multiply(
 Refused = tuple[Callable[[], nn.Module], Tensor, str]
 
 
-class Tied(nn.Module):
+class TiedToDense(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.one = keep(nn.Conv2d(9, 9, 1), EQUAL)
@@ -253,7 +253,7 @@ class Tied(nn.Module):
         return self.one(x) + self.two(x)
 
 
-class PerSample(nn.Module):
+class MaskPerSample(nn.Module):
     """Dynamic groups: each sample has a mask of its own."""
 
     def __init__(self) -> None:
@@ -309,9 +309,9 @@ REFUSED: dict[str, Refused] = {
     ),
     "transposed": (lambda: nn.Sequential(nn.ConvTranspose2d(9, 6, 1)), IMAGE, "transposed"),
     "depthwise": (lambda: nn.Sequential(nn.Conv2d(9, 18, 1, groups=9)), IMAGE, "depthwise"),
-    "tied": (Tied, IMAGE, "its weight is shared with another module"),
+    "tied": (TiedToDense, IMAGE, "its weight is shared with another module"),
     "hooked": (hooked, IMAGE, "it has hooks .*remove them"),
-    "per-sample": (PerSample, IMAGE[:, :6], "its weight depends on the input"),
+    "per-sample": (MaskPerSample, IMAGE[:, :6], "its weight depends on the input"),
     "read-twice": (ReadTwice, IMAGE, "its weight is used elsewhere too"),
     "unbatched": (
         lambda: nn.Sequential(keep(nn.Conv2d(9, 6, 1), EQUAL)),

@@ -15,7 +15,7 @@ from groupfx.errors import UsageError
 from groupfx.nn import Flgc2d
 from groupfx.passes import FreezeLearnedGroups
 from groupfx.testing import check_pass
-from tests.models.foreign_flgc import ForeignFlgc, Subclass
+from tests.models.foreign_flgc import ForeignFlgc, WithTemperature
 from tests.models.frozen_cases import (
     INPUT_MAP,
     OUTPUT_MAP,
@@ -45,7 +45,7 @@ def test_a_class_that_groupfx_never_saw_is_frozen(form: Any) -> None:
 
 
 def test_a_subclass_is_frozen_and_the_tensors_of_its_own_are_required_as_they_were() -> None:
-    layer = foreign(Subclass)
+    layer = foreign(WithTemperature)
     model = nn.Sequential(layer)
     result = check_pass(FreezeLearnedGroups(), model, X, sites=1)
     assert_close(run64(result.model, X), CASE.expected(layer, X))
@@ -80,7 +80,7 @@ class Softer(ForeignFlgc):
         return (outputs @ inputs.T)[:, :, None, None]
 
 
-class PerSample(ForeignFlgc):
+class GatedPerSample(ForeignFlgc):
     """Each sample has groups of its own."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,12 +88,12 @@ class PerSample(ForeignFlgc):
         return super().forward(x * gate)
 
 
-class Noisy(ForeignFlgc):
+class NoisyMask(ForeignFlgc):
     def mask(self) -> Tensor:
         return super().mask() * torch.bernoulli(torch.full((11, 7, 1, 1), 0.5))
 
 
-class NoisyInTraining(Noisy):
+class NoisyInTraining(NoisyMask):
     def mask(self) -> Tensor:
         return super().mask() if self.training else ForeignFlgc.mask(self)
 
@@ -108,8 +108,11 @@ class Fails(ForeignFlgc):
 COMPUTES: dict[str, tuple[type[ForeignFlgc], str]] = {
     "louder": (Louder, "computes something else: its output differs .* by 4.8e-07 of its largest"),
     "mask-not-binary": (Softer, r"computes something else: its output differs .* by 0\.\d+ of"),
-    "per-sample": (PerSample, r"its mask depends on the input.* by 0\.\d+ of its largest value"),
-    "random": (Noisy, r"its mask is not static.* by \d+\.?\d* of its largest value"),
+    "per-sample": (
+        GatedPerSample,
+        r"its mask depends on the input.* by 0\.\d+ of its largest value",
+    ),
+    "random": (NoisyMask, r"its mask is not static.* by \d+\.?\d* of its largest value"),
     "random-in-training": (NoisyInTraining, "something else in train mode: its output differs"),
     "fails": (Fails, "it cannot be run on .*: ValueError: expected images of 8 columns"),
 }
@@ -214,7 +217,7 @@ def test_what_cannot_be_frozen_is_left_with_the_reason(
     assert torch.equal(result.model(X), model(X))
 
 
-class Net(nn.Module):
+class CallsAsTold(nn.Module):
     """Calls a learned-group layer in ways that the tests choose."""
 
     def __init__(self, call: Callable[[Any, Tensor], Tensor], **layers: nn.Module) -> None:
@@ -227,23 +230,23 @@ class Net(nn.Module):
         return self.call(self, x)
 
 
-def shared_weight() -> Net:
+def shared_weight() -> CallsAsTold:
     first, second = CASE.build(), CASE.build()
     second.conv.weight = first.conv.weight
-    return Net(lambda net, x: net.a(x) - net.b(x), a=first, b=second)
+    return CallsAsTold(lambda net, x: net.a(x) - net.b(x), a=first, b=second)
 
 
-def shared_map() -> Net:
+def shared_map() -> CallsAsTold:
     first, second = CASE.build(), CASE.build()
     second.in_channels_in_group_assignment_map = first.in_channels_in_group_assignment_map
-    return Net(lambda net, x: net.a(x) - net.b(x), a=first, b=second)
+    return CallsAsTold(lambda net, x: net.a(x) - net.b(x), a=first, b=second)
 
 
-PARTS_IN_USE: dict[str, tuple[Callable[[], Net], str, int]] = {
+PARTS_IN_USE: dict[str, tuple[Callable[[], CallsAsTold], str, int]] = {
     "weight-shared": (shared_weight, "its conv.weight is shared with another module", 2),
     "map-shared": (shared_map, "is shared with another module", 2),
     "map-read": (
-        lambda: Net(
+        lambda: CallsAsTold(
             lambda net, x: net.a(x) * net.a.in_channels_in_group_assignment_map.sum(),
             a=CASE.build(),
         ),
@@ -251,18 +254,22 @@ PARTS_IN_USE: dict[str, tuple[Callable[[], Net], str, int]] = {
         1,
     ),
     "conv-called": (
-        lambda: Net(lambda net, x: net.a(x) + net.a.conv(x), a=CASE.build()),
+        lambda: CallsAsTold(lambda net, x: net.a(x) + net.a.conv(x), a=CASE.build()),
         "its conv is called on its own as well",
         1,
     ),
-    "keyword": (lambda: Net(lambda net, x: net.a(x=x), a=CASE.build()), "more than one value", 1),
+    "keyword": (
+        lambda: CallsAsTold(lambda net, x: net.a(x=x), a=CASE.build()),
+        "more than one value",
+        1,
+    ),
     "keyword-once": (
-        lambda: Net(lambda net, x: net.a(x) + net.a(x=x), a=CASE.build()),
+        lambda: CallsAsTold(lambda net, x: net.a(x) + net.a(x=x), a=CASE.build()),
         "more than one value",
         2,
     ),
     "no-batch-once": (
-        lambda: Net(lambda net, x: net.a(x) + net.a(x[0]), a=CASE.build()),
+        lambda: CallsAsTold(lambda net, x: net.a(x) + net.a(x[0]), a=CASE.build()),
         "no batch axis",
         2,
     ),
@@ -271,7 +278,7 @@ PARTS_IN_USE: dict[str, tuple[Callable[[], Net], str, int]] = {
 
 @pytest.mark.parametrize(("build", "reason", "count"), PARTS_IN_USE.values(), ids=PARTS_IN_USE)
 def test_a_layer_of_which_something_else_uses_a_part_is_left(
-    build: Callable[[], Net], reason: str, count: int
+    build: Callable[[], CallsAsTold], reason: str, count: int
 ) -> None:
     model = build().eval()
     result = groupfx.rewrite(model, (X,), passes=["freeze-learned-groups"])
@@ -280,18 +287,20 @@ def test_a_layer_of_which_something_else_uses_a_part_is_left(
     assert torch.equal(result.model(X), model(X))
 
 
-def twice() -> Net:
-    return Net(lambda net, x: net.a(x) + net.a(x * 2), a=CASE.build()).eval()
+def twice() -> CallsAsTold:
+    return CallsAsTold(lambda net, x: net.a(x) + net.a(x * 2), a=CASE.build()).eval()
 
 
-def under_two_names() -> Net:
+def under_two_names() -> CallsAsTold:
     layer = CASE.build()
-    return Net(lambda net, x: net.a(x) - net.b(x + 1), a=layer, b=layer).eval()
+    return CallsAsTold(lambda net, x: net.a(x) - net.b(x + 1), a=layer, b=layer).eval()
 
 
 @pytest.mark.parametrize("form", ["auto", "dense", "padded"])
 @pytest.mark.parametrize("build", [twice, under_two_names])
-def test_a_layer_that_is_called_twice_is_frozen_once(build: Callable[[], Net], form: Any) -> None:
+def test_a_layer_that_is_called_twice_is_frozen_once(
+    build: Callable[[], CallsAsTold], form: Any
+) -> None:
     model = build()
     result = check_pass(FreezeLearnedGroups(form=form), model, X, sites=2)
     weights = [p for p in result.model.parameters() if p.dim() == 4]
@@ -308,7 +317,7 @@ def test_a_layer_with_two_names_is_chosen_by_either() -> None:
 
 
 def test_only_and_skip_choose_layers() -> None:
-    model = Net(lambda net, x: net.a(x) + net.b(x), a=CASE.build(), b=CASE.build()).eval()
+    model = CallsAsTold(lambda net, x: net.a(x) + net.b(x), a=CASE.build(), b=CASE.build()).eval()
     result = check_pass(FreezeLearnedGroups(only=("a",)), model, X, sites=1, skipped=1)
     assert result.report.skipped[0].reason == "not among only=a"
     result = check_pass(FreezeLearnedGroups(skip=("a*",)), model, X, sites=1, skipped=1)

@@ -163,7 +163,7 @@ def test_a_batchnorm_stays_behind_padded_filters() -> None:
     assert any("BatchNorm stays behind: padded filters" in note for note in site.notes)
 
 
-class TwoUsers(nn.Module):
+class NormOfTwoUsers(nn.Module):
     """A BatchNorm whose input, or whose output, has a second user."""
 
     def __init__(self, of_norm: bool) -> None:
@@ -180,7 +180,7 @@ class TwoUsers(nn.Module):
 @pytest.mark.parametrize("of_norm", [False, True])
 @pytest.mark.parametrize("form", FORMS)
 def test_a_batchnorm_with_another_user(form: Any, of_norm: bool) -> None:
-    model = TwoUsers(of_norm).eval()
+    model = NormOfTwoUsers(of_norm).eval()
     result = check_pass(FreezeLearnedGroups(form=form), model, CASE.example(), sites=1)
     (site,) = result.report.sites
     stays = any("BatchNorm stays behind: " in note for note in site.notes)
@@ -189,7 +189,7 @@ def test_a_batchnorm_with_another_user(form: Any, of_norm: bool) -> None:
 
 
 def test_a_batchnorm_that_is_called_twice_stays() -> None:
-    class Twice(nn.Module):
+    class NormTwice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.a, self.b = CASE.build(), CASE.build()
@@ -198,7 +198,7 @@ def test_a_batchnorm_that_is_called_twice_stays() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.norm(self.a(x)) + self.norm(self.b(x))
 
-    result = check_pass(FreezeLearnedGroups(), Twice().eval(), CASE.example(), sites=2)
+    result = check_pass(FreezeLearnedGroups(), NormTwice().eval(), CASE.example(), sites=2)
     assert "norm.weight" in result.model.state_dict()
 
 

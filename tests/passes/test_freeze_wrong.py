@@ -23,7 +23,7 @@ CASE = Layer(IN, OUT, {"padding": 1})
 Spoil = Callable[[nn.Module], None]
 
 
-class Wrong(FreezeLearnedGroups):
+class SpoiledFreeze(FreezeLearnedGroups):
     """A freeze with a mistake: `spoil` gets the module that took the layer's place."""
 
     spoil: Spoil
@@ -37,7 +37,7 @@ class Wrong(FreezeLearnedGroups):
 
 def wrong(spoil: Spoil, form: str = "auto") -> FreezeLearnedGroups:
     kind = dataclasses.dataclass(frozen=True)(
-        type("WrongFreeze", (Wrong,), {"spoil": staticmethod(spoil), "__doc__": "Wrong."})
+        type("WrongFreeze", (SpoiledFreeze,), {"spoil": staticmethod(spoil), "__doc__": "Wrong."})
     )
     made: FreezeLearnedGroups = kind(form=form)
     return made

@@ -147,7 +147,7 @@ def test_output_size_reaches_every_branch() -> None:
     assert result.model(x).shape == model(x).shape == (2, 10, 16, 11)
 
 
-class Functional(nn.Module):
+class ConvFunction(nn.Module):
     """A grouped convolution as a function call, its tensors in the attributes `w` and `b`."""
 
     def __init__(self, call: Callable[..., Tensor], shape: tuple[int, ...], buffer: bool) -> None:
@@ -194,7 +194,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Tensor], tuple[int, ...]]] = {
 def test_functional_calls(
     call: Callable[..., Tensor], shape: tuple[int, ...], buffer: bool, way: str
 ) -> None:
-    model = Functional(call, shape, buffer).eval()
+    model = ConvFunction(call, shape, buffer).eval()
     x = torch.randn(2, 6, *SIZES[len(shape) - 2])
     result = check_pass(SplitGroupedConv(), model, (x,), sites=1, way=way, again=0)
     assert (result.model(x) - model(x)).abs().max() <= 1e-4
@@ -259,7 +259,7 @@ def test_batchnorm_goes_into_the_branches_or_stays_behind() -> None:
     assert isinstance(after.model.get_submodule("1"), nn.BatchNorm2d)
 
 
-class TwoUsers(nn.Module):
+class ConvOfTwoUsers(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.bn = nn.Conv2d(6, 6, 3, groups=2), nn.BatchNorm2d(6)
@@ -270,7 +270,7 @@ class TwoUsers(nn.Module):
 
 
 def test_a_batchnorm_that_must_stay_is_said() -> None:
-    result = check_pass(SplitGroupedConv(), TwoUsers(), (X,), sites=1)
+    result = check_pass(SplitGroupedConv(), ConvOfTwoUsers(), (X,), sites=1)
     (note,) = result.report.sites[0].notes
     assert note.startswith("BatchNorm stays after the concat: the output of the convolution has 1")
 
@@ -375,7 +375,7 @@ def test_a_weight_that_is_cut_in_two_ways_stays_whole() -> None:
 
 
 def test_one_module_called_twice_shares_its_branches() -> None:
-    class Twice(nn.Module):
+    class ConvTwice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.conv = nn.Conv2d(6, 6, 3, groups=3, padding=1)
@@ -383,7 +383,7 @@ def test_one_module_called_twice_shares_its_branches() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.conv(self.conv(x))
 
-    result = check_pass(SplitGroupedConv(), Twice(), (X,), sites=2)
+    result = check_pass(SplitGroupedConv(), ConvTwice(), (X,), sites=2)
     assert [site.name for site in result.report.sites] == ["conv", "conv#2"]
     assert len(list(result.model.conv.children())) == 3
     targets = [n.target for n in result.model.graph.nodes if n.op == "call_module"]

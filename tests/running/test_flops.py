@@ -15,7 +15,7 @@ from groupfx.running.flops import Flops, count_flops
 X = torch.randn(2, 6, 7, 9)  # 2 * 6 * 7 * 9 = 756 elements
 
 
-class Functions(nn.Module):
+class CountedFunctions(nn.Module):
     """Functions of torch, with arguments by position and by name."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Flops]] = {
     "hardtanh": (nn.Hardtanh, Flops()),
     "not-counted": (lambda: nn.Sequential(nn.ReLU(), nn.MaxPool2d(2), nn.Sigmoid()), Flops()),
     "functions": (
-        Functions,
+        CountedFunctions,
         Flops(2 * 10 * 6 * 8 * 3 * 4 + 2 * 5 * 6 * 8 * 10, 2 * 5 * 6 * 4 * 8, 0, 2 * 5 * 6 * 8),
     ),
 }

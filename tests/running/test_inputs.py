@@ -184,7 +184,7 @@ def test_what_is_no_description_is_refused(entries: Any) -> None:
 # Guessing
 
 
-class Restless(nn.Module):
+class CallCounter(nn.Module):
     """Counts its calls in eval mode, and draws random numbers."""
 
     def __init__(self) -> None:
@@ -205,7 +205,7 @@ GUESSES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
         "0",
     ),
     "sound": (lambda: nn.Conv1d(7, 2, 3), (2, 7, 128), "the model"),
-    "long_sound": (Restless, (2, 3, 256), "conv"),
+    "long_sound": (CallCounter, (2, 3, 256), "conv"),
     "volume": (lambda: nn.Conv3d(2, 2, 3), (2, 2, 32, 32, 32), "the model"),
     "decoder": (lambda: nn.ConvTranspose2d(8, 2, 3), (2, 8, 4, 4), "the model"),
     "linear": (lambda: nn.Sequential(nn.Linear(9, 4), nn.BatchNorm1d(4)), (2, 9), "0"),

@@ -27,7 +27,7 @@ MAPS = ("in_channels_in_group_assignment_map", "out_channels_in_group_assignment
 Members = tuple[tuple[int, ...], ...]
 
 
-class Original(nn.Module):
+class LearnedOriginal(nn.Module):
     """A learned-group layer and its BatchNorm."""
 
     def __init__(self, inputs: Members = INPUTS, outputs: Members = OUTPUTS) -> None:
@@ -52,9 +52,9 @@ def scores(name: str, members: Members) -> Tensor:
     return table
 
 
-def trained(inputs: Members = INPUTS, outputs: Members = OUTPUTS) -> Original:
+def trained(inputs: Members = INPUTS, outputs: Members = OUTPUTS) -> LearnedOriginal:
     """An original whose every tensor is random, and whose BatchNorm has seen three batches."""
-    model = Original(inputs, outputs)
+    model = LearnedOriginal(inputs, outputs)
     for name, tensor in model.named_parameters():
         if not name.endswith("_map"):
             nn.init.uniform_(tensor, 0.5, 2.0)
@@ -68,7 +68,7 @@ def image() -> Tensor:
     return torch.randn(2, IN, 5, 7, dtype=torch.float64)
 
 
-class Frozen(nn.Module):
+class FrozenByHand(nn.Module):
     """`conv` between two gathers; its last `extra` channels are padding, which the gather drops."""
 
     def __init__(self, conv: nn.Conv2d, read: list[int], order: list[int]) -> None:
@@ -99,7 +99,7 @@ def fixed(inputs: Members = INPUTS, outputs: Members = OUTPUTS) -> Fixed:
     return Fixed.of_groups(*(f"flgc.{name}" for name in MAPS), groups)
 
 
-def padded(size: tuple[int, ...] = (OUT, IN)) -> tuple[StateDictMap, Frozen]:
+def padded(size: tuple[int, ...] = (OUT, IN)) -> tuple[StateDictMap, FrozenByHand]:
     """One grouped conv of 3 blocks, each padded to 4 inputs and 5 filters."""
 
     def to(count: int, channels: tuple[int, ...]) -> tuple[int | None, ...]:
@@ -117,11 +117,11 @@ def padded(size: tuple[int, ...] = (OUT, IN)) -> tuple[StateDictMap, Frozen]:
     # Padding reads some channel; its weights are 0.
     read = [channel or 0 for block in columns for channel in block]
     order = [everything.index(row) for row in range(OUT)]
-    model = Frozen(nn.Conv2d(12, 15, (3, 2), groups=3), read, order).double().eval()
+    model = FrozenByHand(nn.Conv2d(12, 15, (3, 2), groups=3), read, order).double().eval()
     return StateDictMap(table, model=model), model
 
 
-def dense() -> tuple[StateDictMap, Frozen]:
+def dense() -> tuple[StateDictMap, FrozenByHand]:
     """One dense conv with the mask folded in, for the layer with ties, its filters reversed."""
     mask = LearnedGroups(IN, OUT, TIED_INPUTS, TIED_OUTPUTS).mask()
     parts = []
@@ -135,11 +135,13 @@ def dense() -> tuple[StateDictMap, Frozen]:
         "flgc.groups": fixed(TIED_INPUTS, TIED_OUTPUTS),
     }
     order = list(reversed(range(OUT)))
-    model = Frozen(nn.Conv2d(IN, OUT, (3, 2)), list(range(IN)), order).double().eval()
+    model = FrozenByHand(nn.Conv2d(IN, OUT, (3, 2)), list(range(IN)), order).double().eval()
     return StateDictMap(table, model=model), model
 
 
-FORMS: dict[str, tuple[Callable[[], Original], Callable[[], tuple[StateDictMap, Frozen]]]] = {
+FORMS: dict[
+    str, tuple[Callable[[], LearnedOriginal], Callable[[], tuple[StateDictMap, FrozenByHand]]]
+] = {
     "padded": (trained, padded),
     "dense-tied": (lambda: trained(TIED_INPUTS, TIED_OUTPUTS), dense),
 }
@@ -216,7 +218,7 @@ def test_fine_tuned_weights_come_back_beside_those_that_the_mask_hid() -> None:
     assert torch.equal(back["flgc.conv.weight"], torch.where(mask, 3 * weight, weight.float()))
     assert torch.equal(back["bn.running_var"], before["bn.running_var"] * 0.5)
     assert same(original.state_dict(), before)
-    fresh = Original().double().eval()
+    fresh = LearnedOriginal().double().eval()
     fresh.load_state_dict(back)
     x = image()
     assert close(fresh(x), frozen(x))
@@ -376,7 +378,7 @@ def test_frozen_and_then_split() -> None:
 
 def test_renamed_and_then_frozen() -> None:
     second, _ = padded()
-    first = StateDictMap({key: Rows(f"net.{key}") for key in Original().state_dict()})
+    first = StateDictMap({key: Rows(f"net.{key}") for key in LearnedOriginal().state_dict()})
     both = first.then(StateDictMap({**second.entries, **second.requires}))
     state = {f"net.{key}": value for key, value in trained().state_dict().items()}
     assert same(both.to_original(both.convert(state), fill=state), state)

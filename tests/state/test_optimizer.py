@@ -15,7 +15,7 @@ from groupfx.state.map import Rows, StateDictMap
 from groupfx.state.optimizer import Piece, split_optimizer
 
 
-class Original(nn.Module):
+class WholeParameters(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(10, 3, 3, 3))
@@ -25,7 +25,7 @@ class Original(nn.Module):
         self.frozen = nn.Parameter(torch.empty(11), requires_grad=False)
 
 
-class Split(nn.Module):
+class SplitParameters(nn.Module):
     """The rows of `weight` and `bias` in two parts, of 3 and of 7 rows."""
 
     def __init__(self) -> None:
@@ -70,10 +70,12 @@ OPTIMIZERS: dict[str, Build] = {
 STATELESS = {"sgd"}
 
 
-def pair(dtype: torch.dtype = torch.float32) -> tuple[Original, Split, StateDictMap]:
+def pair(
+    dtype: torch.dtype = torch.float32,
+) -> tuple[WholeParameters, SplitParameters, StateDictMap]:
     """An original with random values, and its split form that holds the same."""
     torch.manual_seed(0)
-    original, split = Original().to(dtype), Split().to(dtype)
+    original, split = WholeParameters().to(dtype), SplitParameters().to(dtype)
     for parameter in original.parameters():
         nn.init.normal_(parameter)
     mapping = StateDictMap(ENTRIES, model=split)
@@ -81,7 +83,7 @@ def pair(dtype: torch.dtype = torch.float32) -> tuple[Original, Split, StateDict
     return original, split, mapping
 
 
-def gradients(original: Original, number: int) -> dict[str, Tensor]:
+def gradients(original: WholeParameters, number: int) -> dict[str, Tensor]:
     """Random gradients of the original's parameters, the same for the same number."""
     generator = torch.Generator().manual_seed(number)
     return {
@@ -91,17 +93,19 @@ def gradients(original: Original, number: int) -> dict[str, Tensor]:
     }
 
 
-def step(model: Original | Split, optimizer: optim.Optimizer, given: dict[str, Tensor]) -> None:
+def step(
+    model: WholeParameters | SplitParameters, optimizer: optim.Optimizer, given: dict[str, Tensor]
+) -> None:
     """One step on the given gradients of the original, or on their rows."""
     for name, parameter in model.named_parameters():
-        rows = Rows(name) if isinstance(model, Original) else ENTRIES[name]
+        rows = Rows(name) if isinstance(model, WholeParameters) else ENTRIES[name]
         if rows.key in given:
             whole = given[rows.key]
             parameter.grad = (whole if rows.stop is None else whole[rows.start : rows.stop]).clone()
     optimizer.step()
 
 
-def disagreement(original: Original, split: Split) -> list[str]:
+def disagreement(original: WholeParameters, split: SplitParameters) -> list[str]:
     """The split parameters that are not, bit for bit, rows of the original's."""
     expected = StateDictMap(ENTRIES).convert(original.state_dict())
     return [key for key, value in split.state_dict().items() if not value.equal(expected[key])]
@@ -147,7 +151,7 @@ def test_the_next_steps_are_the_same_there_and_back(name: str, dtype: torch.dtyp
         step(original, optimizer, gradients(original, number))
     assert disagreement(original, split) == []
 
-    again = Original().to(dtype)
+    again = WholeParameters().to(dtype)
     again.load_state_dict(mapping.to_original())
     back = mapping.optimizer_to_original(converted, again)
     assert equal_states(state_of(back), state_of(optimizer))

@@ -164,7 +164,7 @@ def test_models_that_trace_can_be_exported_as_well(name: str) -> None:
 
 
 def test_a_child_with_the_name_of_a_keyword_is_no_crash() -> None:
-    class Named(nn.Module):
+    class NamedOutputs(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.add_module("class", nn.Conv2d(6, 6, 3, groups=2))
@@ -172,7 +172,7 @@ def test_a_child_with_the_name_of_a_keyword_is_no_crash() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self._modules["class"](x)
 
-    result = check_pass(SplitGroupedConv(), Named(), (X,), sites=1)
+    result = check_pass(SplitGroupedConv(), NamedOutputs(), (X,), sites=1)
     assert result.report.way == "modules"
 
 

@@ -165,7 +165,7 @@ def test_a_fingerprint_sees(
 # Outputs of every build
 
 
-class Named(NamedTuple):
+class NamedPair(NamedTuple):
     first: Tensor
     second: Tensor
 
@@ -185,7 +185,7 @@ BUILDS: dict[str, Callable[[Tensor, float], Any]] = {
     "tuple": lambda x, d: (x, (x * 2 + d, 3)),
     "list": lambda x, d: [x, x + d],
     "dict": lambda x, d: {"a": x, "b": {"c": x + d}},
-    "named_tuple": lambda x, d: Named(x, x + d),
+    "named_tuple": lambda x, d: NamedPair(x, x + d),
     "dataclass": lambda x, d: Record(x, {"deep": x + d}),
     "object": lambda x, d: Plain([x + d], 3),
     "float": lambda x, d: (x, float(x.sum()) + d),
@@ -353,7 +353,7 @@ def test_blind_networks_are_told() -> None:
         assert set(observable_sites(model, inputs, sites).values()) == {expected}
 
 
-class Mixed(nn.Module):
+class SeenAndHidden(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         for name in ("seen", "hidden", "cut", "unused", "tied"):
@@ -368,7 +368,7 @@ class Mixed(nn.Module):
 
 
 def test_what_cannot_be_told_is_none() -> None:
-    model = Mixed()
+    model = SeenAndHidden()
     model.seen.weight.requires_grad_(False)
     names = ("seen", "hidden", "cut", "unused", "tied", "again")
     sites = {name: [f"{name}.weight"] for name in names}

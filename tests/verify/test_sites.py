@@ -331,7 +331,7 @@ def test_swapped_default_norms_are_caught() -> None:
     assert "in eval mode with random parameters it is not bit-identical" in str(verdict.reason)
 
 
-class BlindNet(nn.Module):
+class BlindBlock(nn.Module):
     """A residual block whose last BatchNorm has weight zero: its branch adds nothing."""
 
     def __init__(self) -> None:
@@ -348,7 +348,7 @@ class BlindNet(nn.Module):
 
 
 def test_a_wrong_split_in_a_blind_network_is_caught_at_its_site() -> None:
-    model = BlindNet().eval()
+    model = BlindBlock().eval()
     wrong = copy.deepcopy(model)
     halves = split(model.conv)
     with torch.no_grad():

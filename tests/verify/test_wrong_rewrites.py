@@ -20,7 +20,7 @@ from groupfx.testing import check_pass
 from tests.models import zoo
 
 
-class Wrong(SplitGroupedConv):
+class SpoiledSplit(SplitGroupedConv):
     """A split with a mistake: `spoil` gets the site and what the right split made of it."""
 
     def rewrite(self, site: Site, description: object) -> Rewritten:
@@ -49,14 +49,14 @@ def instead(
     )
 
 
-class SwappedGroups(Wrong):
+class SwappedBranches(SpoiledSplit):
     def spoil(self, site: Site, made: Rewritten) -> Rewritten:
         parts = list(made.output.args[0])
         made.output.args = ([parts[1], parts[0], *parts[2:]],)
         return made
 
 
-class SwappedInputs(Wrong):
+class SwappedInputs(SpoiledSplit):
     def spoil(self, site: Site, made: Rewritten) -> Rewritten:
         slices = [n for n in site.graph.nodes if n.target is operator.getitem]
         first, second = slices[-2:]
@@ -64,31 +64,31 @@ class SwappedInputs(Wrong):
         return made
 
 
-class LostBias(Wrong):
+class LostBias(SpoiledSplit):
     def spoil(self, site: Site, made: Rewritten) -> Rewritten:
         branches(site, made)[1].bias = None
         return made
 
 
-class DoubledOutput(Wrong):
+class DoubledOutput(SpoiledSplit):
     def spoil(self, site: Site, made: Rewritten) -> Rewritten:
         return instead(site, made, operator.mul, 2)
 
 
-class DroppedStride(Wrong):
+class DroppedStride(SpoiledSplit):
     def spoil(self, site: Site, made: Rewritten) -> Rewritten:
         for branch in branches(site, made):
             branch.stride = (1, 1)
         return made
 
 
-class LostGradient(Wrong):
+class LostGradient(SpoiledSplit):
     def spoil(self, site: Site, made: Rewritten) -> Rewritten:
         detached = site.graph.call_method("detach", (made.output,))
         return dataclasses.replace(made, output=detached)
 
 
-class FrozenBranch(Wrong):
+class FrozenBranch(SpoiledSplit):
     def spoil(self, site: Site, made: Rewritten) -> Rewritten:
         """One branch reads a copy of its weight that no optimiser knows."""
         branch = branches(site, made)[0]
@@ -98,7 +98,7 @@ class FrozenBranch(Wrong):
         return made
 
 
-class OneUlp(Wrong):
+class OneUlp(SpoiledSplit):
     def spoil(self, site: Site, made: Rewritten) -> Rewritten:
         weight = branches(site, made)[0].weight
         with torch.no_grad():
@@ -107,27 +107,27 @@ class OneUlp(Wrong):
         return made
 
 
-class WrongStatistics(Wrong):
+class WrongStatistics(SpoiledSplit):
     def spoil(self, site: Site, made: Rewritten) -> Rewritten:
         norm = site.root.get_submodule(str(made.output.all_input_nodes[0].target))
         norm.running_mean.zero_()
         return made
 
 
-class WrongMomentum(Wrong):
+class WrongMomentum(SpoiledSplit):
     def spoil(self, site: Site, made: Rewritten) -> Rewritten:
         norm = site.root.get_submodule(str(made.output.all_input_nodes[0].target))
         norm.momentum = 0.3
         return made
 
 
-class NotANumber(Wrong):
+class NotANumber(SpoiledSplit):
     def spoil(self, site: Site, made: Rewritten) -> Rewritten:
         return instead(site, made, torch.div, 0)
 
 
-CAUGHT: dict[str, tuple[type[Wrong], str]] = {
-    "swapped-groups": (SwappedGroups, "bit-identical"),
+CAUGHT: dict[str, tuple[type[SpoiledSplit], str]] = {
+    "swapped-groups": (SwappedBranches, "bit-identical"),
     "swapped-inputs": (SwappedInputs, "bit-identical"),
     "lost-bias": (LostBias, ""),
     "doubled-output": (DoubledOutput, "bit-identical"),
@@ -158,7 +158,9 @@ def test_the_right_split_passes() -> None:
 
 
 @pytest.mark.parametrize(("wrong", "reason"), CAUGHT.values(), ids=CAUGHT)
-def test_a_wrong_rewrite_is_caught_and_its_site_named(wrong: type[Wrong], reason: str) -> None:
+def test_a_wrong_rewrite_is_caught_and_its_site_named(
+    wrong: type[SpoiledSplit], reason: str
+) -> None:
     with pytest.raises(
         MismatchError, match=f"^1 does not compute what it did: .*{reason}"
     ) as caught:
@@ -168,8 +170,8 @@ def test_a_wrong_rewrite_is_caught_and_its_site_named(wrong: type[Wrong], reason
     assert not site.verdict.ok
 
 
-@pytest.mark.parametrize("wrong", [SwappedGroups, DoubledOutput, OneUlp])
-def test_a_wrong_rewrite_is_caught_in_a_network_that_is_blind(wrong: type[Wrong]) -> None:
+@pytest.mark.parametrize("wrong", [SwappedBranches, DoubledOutput, OneUlp])
+def test_a_wrong_rewrite_is_caught_in_a_network_that_is_blind(wrong: type[SpoiledSplit]) -> None:
     case = zoo.CASES["resnext-blind"]
     with pytest.raises(MismatchError, match="does not compute what it did") as caught:
         groupfx.rewrite(case.build(), case.inputs(), passes=[wrong()])
@@ -179,7 +181,7 @@ def test_a_wrong_rewrite_is_caught_in_a_network_that_is_blind(wrong: type[Wrong]
     assert not any(site.verdict.ok for site in report.sites)
 
 
-class ChangesTheModel(Wrong):
+class ChangesTheModel(SpoiledSplit):
     def spoil(self, site: Site, made: Rewritten) -> Rewritten:
         reference = site.fragment.reference
         with torch.no_grad():
@@ -193,7 +195,7 @@ def test_a_pass_that_changes_the_model_it_was_given_is_caught() -> None:
         check_pass(ChangesTheModel(), strided(), (X,), sites=1)
 
 
-class LeavesAnOrphan(Wrong):
+class LeavesAnOrphan(SpoiledSplit):
     def spoil(self, site: Site, made: Rewritten) -> Rewritten:
         site.root.add_module("orphan", nn.Conv2d(1, 1, 1))
         return made
@@ -232,7 +234,7 @@ def test_a_pass_that_raises_is_a_bug_and_says_which() -> None:
 
 
 def test_a_graph_out_of_order_is_a_bug_and_says_which() -> None:
-    class OutOfOrder(Wrong):
+    class OutOfOrder(SpoiledSplit):
         def spoil(self, site: Site, made: Rewritten) -> Rewritten:
             first: fx.Node = next(iter(site.graph.nodes))
             first.prepend(made.output)
@@ -246,6 +248,6 @@ def test_outputs_of_the_controls_really_differ() -> None:
     """The controls that claim to change the output do: their models give something else."""
     model = strided()
     expected: Tensor = model(X)
-    for wrong in (SwappedGroups, SwappedInputs, DoubledOutput, LostBias, WrongStatistics):
+    for wrong in (SwappedBranches, SwappedInputs, DoubledOutput, LostBias, WrongStatistics):
         spoiled = groupfx.rewrite(strided(), (X,), passes=[wrong()], verify=False).model
         assert not torch.allclose(spoiled(X), expected, atol=1e-4), wrong.__name__

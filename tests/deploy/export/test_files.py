@@ -171,7 +171,7 @@ class Odd(nn.Module):
         return odd(x)
 
 
-class Net(nn.Module):
+class BodyAndHead(nn.Module):
     """The operator lies in `head.odd`."""
 
     def __init__(self, odd_one: nn.Module) -> None:
@@ -184,7 +184,7 @@ class Net(nn.Module):
         return self.head(self.body(x))
 
 
-class Branching(nn.Module):
+class ChoosesByValue(nn.Module):
     """Control flow that depends on values."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -201,15 +201,17 @@ class Shaped(nn.Module):
 def test_an_operator_that_the_exporter_does_not_know(tmp_path: Path) -> None:
     message = r"does not know the operator groupfx_tests\.odd.* \(in head\.odd\): replace it"
     with pytest.raises(ModelError, match=message):
-        groupfx.export(Net(Odd()), X, tmp_path / "m.onnx")
+        groupfx.export(BodyAndHead(Odd()), X, tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("kind", [Branching, Shaped], ids=["branching", "shaped"])
+@pytest.mark.parametrize("kind", [ChoosesByValue, Shaped], ids=["branching", "shaped"])
 def test_control_flow_on_values(kind: type[nn.Module], tmp_path: Path) -> None:
-    message = "torch.export does not take Net: .*depends on values of tensors cannot be exported"
+    message = (
+        "torch.export does not take BodyAndHead: .*depends on values of tensors cannot be exported"
+    )
     with pytest.raises(ModelError, match=message):
-        groupfx.export(Net(kind()), X, tmp_path / "m.onnx")
+        groupfx.export(BodyAndHead(kind()), X, tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
 
 
@@ -219,5 +221,5 @@ def test_a_failed_export_leaves_the_file_that_was_there(tmp_path: Path) -> None:
     groupfx.export(nn.Conv1d(6, 3, 1), X, path)
     before = path.read_bytes()
     with pytest.raises(ModelError, match="groupfx_tests"):
-        groupfx.export(Net(Odd()), X, path)
+        groupfx.export(BodyAndHead(Odd()), X, path)
     assert path.read_bytes() == before

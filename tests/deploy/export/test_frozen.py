@@ -129,7 +129,7 @@ def test_the_oracle_sees_a_wrong_group(tmp_path: Path) -> None:
         assert_rounding_only(path, wrong, layer, x)
 
 
-class CalledTwice(nn.Module):
+class LearningTwice(nn.Module):
     """One learning layer at two sites."""
 
     def __init__(self, case: Layer) -> None:
@@ -140,7 +140,7 @@ class CalledTwice(nn.Module):
         return self.layer(torch.tanh(self.layer(x)))
 
 
-class Untraceable(CalledTwice):
+class LearningTwiceUntraced(LearningTwice):
     """The same with a question that no symbolic trace takes: its modules are swapped."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -152,17 +152,19 @@ class Untraceable(CalledTwice):
 @pytest.mark.parametrize(
     ("kind", "form"),
     [
-        pytest.param(CalledTwice, "bucketed", id="trace-bucketed"),
-        pytest.param(CalledTwice, "split", id="trace-split", marks=pytest.mark.long),
-        pytest.param(Untraceable, "bucketed", id="modules-bucketed", marks=pytest.mark.long),
-        pytest.param(Untraceable, "split", id="modules-split"),
+        pytest.param(LearningTwice, "bucketed", id="trace-bucketed"),
+        pytest.param(LearningTwice, "split", id="trace-split", marks=pytest.mark.long),
+        pytest.param(
+            LearningTwiceUntraced, "bucketed", id="modules-bucketed", marks=pytest.mark.long
+        ),
+        pytest.param(LearningTwiceUntraced, "split", id="modules-split"),
     ],
 )
-def test_a_layer_that_is_called_twice(kind: type[CalledTwice], form: str, tmp_path: Path) -> None:
+def test_a_layer_that_is_called_twice(kind: type[LearningTwice], form: str, tmp_path: Path) -> None:
     case = Layer(IN, tuple("abbcabc"), {"padding": 1})
     model, x, path = kind(case).eval(), torch.randn(2, 7, 9, 8), tmp_path / "m.onnx"
     result = groupfx.rewrite(model, x, passes=[f"freeze-learned-groups:form={form}"])
-    assert result.report.way == ("trace" if kind is CalledTwice else "modules")
+    assert result.report.way == ("trace" if kind is LearningTwice else "modules")
     groupfx.export(result, None, path)
     sites = convs_of(path)
     assert list(sites) == ["layer", "layer#2"]

@@ -26,7 +26,7 @@ from groupfx.errors import InternalError
 from tests.deploy.foreign_onnx import (
     CASES,
     Array,
-    Case,
+    ForeignConv,
     difference,
     model_of,
     norm_model,
@@ -73,7 +73,7 @@ def operators(model: ir.Model) -> Counter[str]:
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_a_split_computes_the_same(case: Case) -> None:
+def test_a_split_computes_the_same(case: ForeignConv) -> None:
     result = compare(case.model, numbers(*case.x))
     counts = operators(result.model)
     assert counts == {"Split": 1, case.op: case.groups, "Concat": 1}
@@ -100,7 +100,7 @@ def test_how_many_splits_are_identical_to_the_bit() -> None:
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_two_weights_exchanged_are_caught(case: Case) -> None:
+def test_two_weights_exchanged_are_caught(case: ForeignConv) -> None:
     model = split(case.model).model
     first, second = (model.graph.initializers[f"c.{k}.weight"] for k in (0, 1))
     first.const_value, second.const_value = second.const_value, first.const_value

@@ -22,7 +22,7 @@ from tests.step_counts import steps_of
 
 
 @dataclass(frozen=True)
-class Case:
+class OneNode:
     """One node, and what torch, numpy or scipy makes of its inputs in float64."""
 
     op: str
@@ -99,89 +99,91 @@ C6 = [weights(6, seed=s) for s in range(3)]
 VARIANCE = np.abs(weights(6, seed=9)) + np.float32(0.1)
 
 CASES = {
-    "relu": Case("Relu", [X], t(F.relu)),
-    "clip": Case(
+    "relu": OneNode("Relu", [X], t(F.relu)),
+    "clip": OneNode(
         "Clip",
         [X, np.float32(-0.3), np.float32(0.7)],
         lambda x, low, high: np.clip(x, float(low), float(high)),
     ),
-    "sigmoid": Case("Sigmoid", [X], special.expit),
-    "hard_sigmoid": Case(
+    "sigmoid": OneNode("Sigmoid", [X], special.expit),
+    "hard_sigmoid": OneNode(
         "HardSigmoid",
         [X],
         lambda x: np.clip(float(np.float32(0.2)) * x + 0.5, 0, 1),
     ),
-    "hard_swish": Case("HardSwish", [X], t(F.hardswish)),
-    "gelu": Case("Gelu", [X], lambda x: x * special.ndtr(x)),
-    "gelu_tail": Case("Gelu", [X - 12], lambda x: x * special.ndtr(x)),
-    "gelu_tanh": Case("Gelu", [X], t(F.gelu, approximate="tanh"), {"approximate": "tanh"}),
-    "erf": Case("Erf", [X], special.erf),
-    "softmax": Case("Softmax", [X], t(F.softmax, dim=1), {"axis": 1}),
-    "softmax_11": Case("Softmax", [X], flat_softmax, opset=11),
-    "softmax_11_last": Case("Softmax", [X], t(F.softmax, dim=2), {"axis": -1}, opset=11),
-    "log_softmax": Case("LogSoftmax", [X], t(F.log_softmax, dim=-1)),
-    "layer_norm": Case("LayerNormalization", [X, weights(7), weights(7, seed=2)], layer_norm),
-    "layer_norm_half_stash": Case(
+    "hard_swish": OneNode("HardSwish", [X], t(F.hardswish)),
+    "gelu": OneNode("Gelu", [X], lambda x: x * special.ndtr(x)),
+    "gelu_tail": OneNode("Gelu", [X - 12], lambda x: x * special.ndtr(x)),
+    "gelu_tanh": OneNode("Gelu", [X], t(F.gelu, approximate="tanh"), {"approximate": "tanh"}),
+    "erf": OneNode("Erf", [X], special.erf),
+    "softmax": OneNode("Softmax", [X], t(F.softmax, dim=1), {"axis": 1}),
+    "softmax_11": OneNode("Softmax", [X], flat_softmax, opset=11),
+    "softmax_11_last": OneNode("Softmax", [X], t(F.softmax, dim=2), {"axis": -1}, opset=11),
+    "log_softmax": OneNode("LogSoftmax", [X], t(F.log_softmax, dim=-1)),
+    "layer_norm": OneNode("LayerNormalization", [X, weights(7), weights(7, seed=2)], layer_norm),
+    "layer_norm_half_stash": OneNode(
         "LayerNormalization",
         [X, weights(7), weights(7, seed=2)],
         layer_norm,
         {"stash_type": TensorProto.BFLOAT16},
     ),
-    "rms_norm": Case(
+    "rms_norm": OneNode(
         "RMSNormalization",
         [X, weights(7)],
         lambda x, w: t(F.rms_norm, normalized_shape=(7,), eps=EPS)(x) * w,
     ),
-    "group_norm": Case("GroupNormalization", six(*C6[:2]), group_norm, {"num_groups": 3}),
-    "group_norm_18": Case(
+    "group_norm": OneNode("GroupNormalization", six(*C6[:2]), group_norm, {"num_groups": 3}),
+    "group_norm_18": OneNode(
         "GroupNormalization",
         six(weights(3), weights(3, seed=2)),
         lambda x, w, b: group_norm(x, np.repeat(w, 2), np.repeat(b, 2)),
         {"num_groups": 3},
         opset=18,
     ),
-    "instance_norm": Case(
+    "instance_norm": OneNode(
         "InstanceNormalization",
         six(*C6[:2]),
         lambda x, w, b: t(F.instance_norm, eps=EPS)(x) * w[:, None, None] + b[:, None, None],
     ),
-    "batch_norm": Case("BatchNormalization", six(*C6, VARIANCE), batch_norm),
-    "batch_norm_11": Case("BatchNormalization", six(*C6, VARIANCE), batch_norm, opset=11),
-    "lrn": Case("LRN", [IMAGE], lrn, {"size": 3, "alpha": EPS * 10}),
-    "reduce_mean": Case(
+    "batch_norm": OneNode("BatchNormalization", six(*C6, VARIANCE), batch_norm),
+    "batch_norm_11": OneNode("BatchNormalization", six(*C6, VARIANCE), batch_norm, opset=11),
+    "lrn": OneNode("LRN", [IMAGE], lrn, {"size": 3, "alpha": EPS * 10}),
+    "reduce_mean": OneNode(
         "ReduceMean", [X, np.array([1, 2])], lambda x, _: x.mean((1, 2), keepdims=True)
     ),
-    "reduce_mean_11": Case(
+    "reduce_mean_11": OneNode(
         "ReduceMean", [X], lambda x: x.mean(1), {"axes": [1], "keepdims": 0}, opset=11
     ),
-    "reduce_l2": Case(
+    "reduce_l2": OneNode(
         "ReduceL2", [X, np.array([2])], lambda x, _: np.linalg.norm(x, axis=2, keepdims=True)
     ),
-    "global_average_pool": Case(
+    "global_average_pool": OneNode(
         "GlobalAveragePool", [IMAGE], lambda x: x.mean((2, 3), keepdims=True)
     ),
-    "pow": Case("Pow", [POSITIVE, np.float32(0.3)], lambda x, _: x**SMALL),
-    "sqrt": Case("Sqrt", [POSITIVE], np.sqrt),
-    "div": Case("Div", [X, weights(7)], np.divide),
-    "where": Case(
+    "pow": OneNode("Pow", [POSITIVE, np.float32(0.3)], lambda x, _: x**SMALL),
+    "sqrt": OneNode("Sqrt", [POSITIVE], np.sqrt),
+    "div": OneNode("Div", [X, weights(7)], np.divide),
+    "where": OneNode(
         "Where",
         [X > 0, weights(2, 5, 7), weights(7, seed=2)],
         np.where,
     ),
-    "gather": Case("Gather", [X, INTS], lambda x, i: x[:, i], {"axis": 1}),
-    "slice": Case(
+    "gather": OneNode("Gather", [X, INTS], lambda x, i: x[:, i], {"axis": 1}),
+    "slice": OneNode(
         "Slice",
         [X, np.array([1]), np.array([7]), np.array([2]), np.array([2])],
         lambda x, *_: x[:, :, 1:7:2],
     ),
-    "concat": Case("Concat", [X, weights(2, 3, 7)], lambda *a: np.concatenate(a, 1), {"axis": 1}),
-    "pad": Case(
+    "concat": OneNode(
+        "Concat", [X, weights(2, 3, 7)], lambda *a: np.concatenate(a, 1), {"axis": 1}
+    ),
+    "pad": OneNode(
         "Pad",
         [IMAGE, PADS, np.float32(0.3)],
         lambda x, *_: np.pad(x, ((0, 0), (0, 0), (1, 3), (2, 1)), constant_values=SMALL),
     ),
     **{
-        f"pad_{mode}": Case(
+        f"pad_{mode}": OneNode(
             "Pad",
             [IMAGE, PADS],
             lambda x, _, kind=kind: t(F.pad, pad=(2, 1, 1, 3), mode=kind)(x),
@@ -189,39 +191,39 @@ CASES = {
         )
         for mode, kind in {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}.items()
     },
-    "pad_axes": Case(
+    "pad_axes": OneNode(
         "Pad",
         [X, PAD_ONLY, None, np.array([-2])],
         lambda x, *_: np.pad(x, ((0, 0), (2, 1), (0, 0))),
     ),
-    "pad_negative": Case(
+    "pad_negative": OneNode(
         "Pad", [X, np.array([0, -2, 1, 0, 1, -3])], lambda x, _: t(F.pad, pad=(1, -3, -2, 1))(x)
     ),
-    "resize_nearest": Case(
+    "resize_nearest": OneNode(
         "Resize",
         [IMAGE, None, None, SIZES],
         resized("nearest"),
         {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"},
     ),
-    "resize_linear": Case(
+    "resize_linear": OneNode(
         "Resize",
         [IMAGE, None, None, SIZES],
         resized("bilinear", align_corners=False),
         {"mode": "linear"},
     ),
-    "resize_linear_corners": Case(
+    "resize_linear_corners": OneNode(
         "Resize",
         [IMAGE, None, None, SIZES],
         resized("bilinear", align_corners=True),
         {"mode": "linear", "coordinate_transformation_mode": "align_corners"},
     ),
-    "resize_cubic": Case(
+    "resize_cubic": OneNode(
         "Resize",
         [IMAGE, None, None, SIZES],
         resized("bicubic", align_corners=False),
         {"mode": "cubic", "cubic_coeff_a": -0.75},
     ),
-    "resize_scales_11": Case(
+    "resize_scales_11": OneNode(
         "Resize",
         [IMAGE, np.zeros(0, np.float32), np.array([1, 1, 2, 1.5], np.float32)],
         t(
@@ -232,29 +234,31 @@ CASES = {
         {"mode": "linear"},
         opset=11,
     ),
-    "transpose": Case("Transpose", [X], lambda x: x.transpose(2, 0, 1), {"perm": [2, 0, 1]}),
-    "reshape": Case("Reshape", [X, np.array([0, -1])], lambda x, _: x.reshape(2, 35)),
-    "expand": Case(
+    "transpose": OneNode("Transpose", [X], lambda x: x.transpose(2, 0, 1), {"perm": [2, 0, 1]}),
+    "reshape": OneNode("Reshape", [X, np.array([0, -1])], lambda x, _: x.reshape(2, 35)),
+    "expand": OneNode(
         "Expand", [X, np.array([3, 2, 5, 7])], lambda x, _: np.broadcast_to(x, (3, *x.shape))
     ),
-    "gemm": Case(
+    "gemm": OneNode(
         "Gemm",
         [X[0], weights(3, 7), weights(3)],
         lambda a, b, c: SMALL * (a @ b.T) + c,
         {"alpha": 0.3, "transB": 1},
     ),
-    "matmul": Case("MatMul", [X, weights(7, 3)], np.matmul),
-    "einsum": Case(
+    "matmul": OneNode("MatMul", [X, weights(7, 3)], np.matmul),
+    "einsum": OneNode(
         "Einsum",
         [X, weights(3, 7)],
         lambda a, b: np.einsum("bij,kj->bki", a, b),
         {"equation": "bij,kj->bki"},
     ),
-    "leaky_relu": Case("LeakyRelu", [X], t(F.leaky_relu, negative_slope=SMALL), {"alpha": SMALL}),
-    "prelu": Case("PRelu", [X, weights(5, 1)], lambda x, s: np.where(x > 0, x, x * s)),
-    "elu": Case("Elu", [X], t(F.elu)),
-    "celu": Case("Celu", [X], t(F.celu)),
-    "selu": Case(
+    "leaky_relu": OneNode(
+        "LeakyRelu", [X], t(F.leaky_relu, negative_slope=SMALL), {"alpha": SMALL}
+    ),
+    "prelu": OneNode("PRelu", [X, weights(5, 1)], lambda x, s: np.where(x > 0, x, x * s)),
+    "elu": OneNode("Elu", [X], t(F.elu)),
+    "celu": OneNode("Celu", [X], t(F.celu)),
+    "selu": OneNode(
         "Selu",
         [X],
         lambda x: (
@@ -262,42 +266,42 @@ CASES = {
             * np.where(x > 0, x, float(np.float32(1.6732632423543772)) * np.expm1(x))
         ),
     ),
-    "tanh": Case("Tanh", [X], np.tanh),
-    "exp": Case("Exp", [X], np.exp),
-    "log": Case("Log", [POSITIVE], np.log),
-    "softplus": Case("Softplus", [X], lambda x: np.log1p(np.exp(x))),
-    "mish": Case("Mish", [X], lambda x: x * np.tanh(np.log1p(np.exp(x)))),
-    "mean_variance": Case(
+    "tanh": OneNode("Tanh", [X], np.tanh),
+    "exp": OneNode("Exp", [X], np.exp),
+    "log": OneNode("Log", [POSITIVE], np.log),
+    "softplus": OneNode("Softplus", [X], lambda x: np.log1p(np.exp(x))),
+    "mish": OneNode("Mish", [X], lambda x: x * np.tanh(np.log1p(np.exp(x)))),
+    "mean_variance": OneNode(
         "MeanVarianceNormalization",
         [IMAGE],
         mean_variance,
     ),
-    "attention": Case(
+    "attention": OneNode(
         "Attention",
         [numbers(2, 3, 5, 7), weights(2, 3, 11, 7), weights(2, 3, 11, 7, seed=2)],
         attention,
         {"scale": 0.3, "softmax_precision": TensorProto.FLOAT},
     ),
-    "cumsum": Case("CumSum", [X, np.array(1)], lambda x, _: x.cumsum(1)),
-    "topk": Case("TopK", [X, np.array([3])], lambda x, _: -np.sort(-x)[..., :3]),
-    "affine_grid": Case(
+    "cumsum": OneNode("CumSum", [X, np.array(1)], lambda x, _: x.cumsum(1)),
+    "topk": OneNode("TopK", [X, np.array([3])], lambda x, _: -np.sort(-x)[..., :3]),
+    "affine_grid": OneNode(
         "AffineGrid",
         [numbers(2, 2, 3), np.array([2, 3, 5, 7])],
         lambda x, _: F.affine_grid(torch.from_numpy(x), [2, 3, 5, 7], False).numpy(),
     ),
-    "grid_sample": Case(
+    "grid_sample": OneNode(
         "GridSample",
         [IMAGE, weights(2, 5, 3, 2)],
         t(F.grid_sample, mode="bilinear", align_corners=False),
     ),
-    "cast": Case("Cast", [X], lambda x: x, {"to": TensorProto.FLOAT16}),
-    "cast_int": Case("Cast", [X], lambda x: x.astype(np.int32), {"to": TensorProto.INT32}),
-    "constant_of_shape": Case("ConstantOfShape", [INTS], np.zeros),
+    "cast": OneNode("Cast", [X], lambda x: x, {"to": TensorProto.FLOAT16}),
+    "cast_int": OneNode("Cast", [X], lambda x: x.astype(np.int32), {"to": TensorProto.INT32}),
+    "constant_of_shape": OneNode("ConstantOfShape", [INTS], np.zeros),
 }
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_operator_keeps_float64(case: Case) -> None:
+def test_operator_keeps_float64(case: OneNode) -> None:
     outputs = 2 if case.op == "TopK" else 1
     model = one_node(case.op, case.inputs, outputs, case.opset, **case.attributes)
     first, *rest = case.inputs

@@ -19,7 +19,7 @@ IMAGE = numbers(2, 6, 7, 11)
 
 
 @dataclass(frozen=True)
-class Conv:
+class WindowedConv:
     """A convolution by torch's own arguments, and the same by the attributes of ONNX."""
 
     sizes: tuple[int, ...]
@@ -32,24 +32,26 @@ class Conv:
 
 
 CONVS = {
-    "1d": Conv((11,), (3,), {"pads": [1, 1]}, (1, 1)),
-    "2d_strides": Conv((11, 13), (3, 5), {"strides": [2, 3]}, stride=(2, 3)),
-    "2d_uneven_pads": Conv((7, 11), (3, 2), {"pads": [0, 3, 2, 1]}, (3, 1, 0, 2)),
-    "2d_groups": Conv((7, 11), (3, 3), {"group": 3}, groups=3),
-    "2d_depthwise": Conv((7, 11), (3, 2), {"group": 6, "pads": [1] * 4}, (1,) * 4, groups=6),
-    "2d_dilations": Conv((13, 11), (3, 2), {"dilations": [2, 5]}, dilation=(2, 5)),
-    "3d": Conv((5, 7, 11), (2, 3, 1), {"group": 2, "strides": [1, 2, 3]}, (), 2, (1, 2, 3)),
-    "valid": Conv((7, 11), (3, 2), {"auto_pad": "VALID"}),
-    "same_upper": Conv((7, 11), (2, 4), {"auto_pad": "SAME_UPPER"}, (1, 2, 0, 1)),
-    "same_lower": Conv((7, 11), (2, 4), {"auto_pad": "SAME_LOWER"}, (2, 1, 1, 0)),
-    "same_strides": Conv(
+    "1d": WindowedConv((11,), (3,), {"pads": [1, 1]}, (1, 1)),
+    "2d_strides": WindowedConv((11, 13), (3, 5), {"strides": [2, 3]}, stride=(2, 3)),
+    "2d_uneven_pads": WindowedConv((7, 11), (3, 2), {"pads": [0, 3, 2, 1]}, (3, 1, 0, 2)),
+    "2d_groups": WindowedConv((7, 11), (3, 3), {"group": 3}, groups=3),
+    "2d_depthwise": WindowedConv(
+        (7, 11), (3, 2), {"group": 6, "pads": [1] * 4}, (1,) * 4, groups=6
+    ),
+    "2d_dilations": WindowedConv((13, 11), (3, 2), {"dilations": [2, 5]}, dilation=(2, 5)),
+    "3d": WindowedConv((5, 7, 11), (2, 3, 1), {"group": 2, "strides": [1, 2, 3]}, (), 2, (1, 2, 3)),
+    "valid": WindowedConv((7, 11), (3, 2), {"auto_pad": "VALID"}),
+    "same_upper": WindowedConv((7, 11), (2, 4), {"auto_pad": "SAME_UPPER"}, (1, 2, 0, 1)),
+    "same_lower": WindowedConv((7, 11), (2, 4), {"auto_pad": "SAME_LOWER"}, (2, 1, 1, 0)),
+    "same_strides": WindowedConv(
         (7, 11),
         (2, 4),
         {"auto_pad": "SAME_UPPER", "strides": [2, 3]},
         (1, 1, 0, 1),
         stride=(2, 3),
     ),
-    "same_dilations": Conv(
+    "same_dilations": WindowedConv(
         (7, 11),
         (2, 4),
         {"auto_pad": "SAME_LOWER", "dilations": [3, 2]},
@@ -63,7 +65,7 @@ BY_RANK: Mapping[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.c
 @pytest.mark.parametrize("case", CONVS.values(), ids=CONVS.keys())
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "plain"])
 @pytest.mark.parametrize("opset", [11, 22])
-def test_conv(case: Conv, bias: bool, opset: int) -> None:
+def test_conv(case: WindowedConv, bias: bool, opset: int) -> None:
     x, weight = numbers(2, 6, *case.sizes), weights(12, 6 // case.groups, *case.kernel)
     rest = [weight, weights(12, seed=3)] if bias else [weight]
     model = one_node("Conv", [x, *rest], opset=opset, **case.attributes)

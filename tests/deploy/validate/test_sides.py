@@ -15,7 +15,7 @@ from groupfx.errors import FileError
 SHAPE = (2, 6, 9, 7)
 
 
-class Net(nn.Module):
+class TwoConvs(nn.Module):
     """A BatchNorm behind each convolution and activations that work in place."""
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model in every kind of file, and each with a wrong sign in the second convolution."""
     made = tmp_path_factory.mktemp("sides")
     x = torch.randn(SHAPE)
-    for name, model in (("right", Net().eval()), ("wrong", _wrong())):
+    for name, model in (("right", TwoConvs().eval()), ("wrong", _wrong())):
         result = groupfx.rewrite(model, (x,), verify=False)
         result.save(made / f"{name}.pt")
         result.save_exported(made / f"{name}.pt2")
@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _wrong() -> nn.Module:
-    model = Net().eval()
+    model = TwoConvs().eval()
     with torch.no_grad():
         model.two.weight[4, 1] *= -1
     return model
@@ -90,7 +90,7 @@ OUTPUTS_TELL = {"pt2, onnx"}
 def _side(folder: Path, kind: str, which: str) -> nn.Module | Path:
     if kind != "model":
         return folder / f"{which}{kind}"
-    return Net().eval() if which == "right" else _wrong()
+    return TwoConvs().eval() if which == "right" else _wrong()
 
 
 @pytest.mark.parametrize("pair", PAIRS)
@@ -118,7 +118,7 @@ def test_a_pt2_is_not_read_without_trust(folder: Path) -> None:
 
 
 def test_half_precision_is_held_to_its_own_rounding(tmp_path: Path) -> None:
-    model, x = Net().eval(), torch.randn(SHAPE)
+    model, x = TwoConvs().eval(), torch.randn(SHAPE)
     groupfx.export(model, (x,), tmp_path / "half.onnx", dtype="float16")
     found = groupfx.validate(model, tmp_path / "half.onnx", (x,))
     assert found.ok, found.blame
@@ -135,7 +135,7 @@ def test_half_precision_is_held_to_its_own_rounding(tmp_path: Path) -> None:
 
 
 def test_a_bfloat16_model_exported_as_float32(tmp_path: Path) -> None:
-    model, x = Net().eval().bfloat16(), torch.randn(SHAPE).bfloat16()
+    model, x = TwoConvs().eval().bfloat16(), torch.randn(SHAPE).bfloat16()
     groupfx.export(model, (x,), tmp_path / "net.onnx", dtype="float32")
     found = groupfx.validate(model, tmp_path / "net.onnx", (x,))
     assert found.ok, found.blame
