@@ -15,6 +15,7 @@ from rich.console import Console
 from . import (
     export_time,
     files,
+    files_of_a_call,
     freeze_time,
     frozen_speed,
     inspect_cost,
@@ -28,6 +29,7 @@ BENCHMARKS: dict[str, Callable[[Console, bool], None]] = {
     "peak-memory": peak_memory.run,
     "inspect-cost": inspect_cost.run,
     "files": files.run,
+    "files-of-a-call": files_of_a_call.run,
     "export-time": export_time.run,
     "source1-groups": source1_groups.run,
     "freeze-time": freeze_time.run,
