@@ -17,7 +17,7 @@ the layer that has zeros there, and what that changes is measured and reported.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -26,37 +26,20 @@ import torch
 from torch import Tensor, fx
 
 from groupfx.convs.calls import ConvCall, Unreadable
+from groupfx.convs.spec import LinearSpec
 from groupfx.errors import UsageError
 from groupfx.plan.blocks import MIN_SAVING, BlockStructure, find_blocks, spread_mask
-from groupfx.plan.cost import likely_slower
-from groupfx.plan.forms import FormPlan, plan
-from groupfx.rewriting import BatchNorm, Pass, Rewritten, Site, Skip, name_matches
-from groupfx.rewriting.block_layers import (
-    BlockPicks,
-    emit_blocks,
-    norm_moves,
-    original_key,
-    refusal,
-    with_bias_only,
-)
-from groupfx.rewriting.weights import LinearSpec, SparseWeight, read_sparse, sparse_calls
+from groupfx.rewriting import Pass, Rewritten, Site, Skip, unwanted
+from groupfx.rewriting.block_layers import Blocks, emit_blocks, plan_blocks
+from groupfx.rewriting.sparse_sites import original_key, read_weight, sparse_calls
+from groupfx.rewriting.weights import MaskedLayer
 
 # More linear layers in place of one than that are slower than it, however small they are.
 _MOST_LINEARS = 64
 
 
 @dataclass(frozen=True)
-class Discovery:
-    """The blocks of a weight, how they are executed, and what the user should know."""
-
-    picks: BlockPicks
-    norm: BatchNorm | None
-    notes: tuple[str, ...]
-    zeroed: Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class DiscoverGroups(Pass[Discovery]):
+class DiscoverGroups(Pass[Blocks]):
     """Zeros in any dense layer (pruned, masked) become standard grouped convolutions."""
 
     exact = False
@@ -99,111 +82,76 @@ class DiscoverGroups(Pass[Discovery]):
     def wants(self, site: Site) -> bool:
         return True
 
-    def match(self, site: Site) -> Discovery | Skip:
-        if self.only and not name_matches(site.name, self.only):
-            return Skip(f"not among only={','.join(self.only)}")
-        if name_matches(site.name, self.skip):
-            return Skip(f"named by skip={','.join(self.skip)}")
-        weight = read_sparse(site.call, site.root).found
-        if isinstance(weight, str):
-            return Skip(weight)
-        reason = refusal(site, weight)
-        if reason is not None:
-            return Skip(reason)
-        return self._blocks(site, weight)
-
-    def _blocks(self, site: Site, weight: SparseWeight) -> Discovery | Skip:
-        groups = site.spec.groups
-        structure = find_blocks(
-            spread_mask(_mask(weight, self.threshold), groups),
-            max_blocks=self.max_blocks,
-            min_saving=self.min_saving,
-        )
+    def match(self, site: Site) -> Blocks | Skip:
+        named = unwanted((site.name,), self.only, self.skip)
+        if named is not None:
+            return Skip(named)
+        layer = read_weight(site)
+        if isinstance(layer, str):
+            return Skip(layer)
+        structure = self._structure(layer)
         if not structure.blocks:
             return Skip("all its weights are 0: it puts out its bias alone, and can be removed")
-        if isinstance(site.spec, LinearSpec):
-            structure = with_bias_only(structure)
-        before = structure.dense_macs // groups
-        saved = 1 - structure.exact_macs / before
+        groups, linear = layer.spec.groups, isinstance(layer.spec, LinearSpec)
+        saved = 1 - structure.exact_macs * groups / structure.dense_macs
         if saved <= 0 or saved < self.min_saving:
-            return Skip(_nothing(weight, saved, self.min_saving))
-        form = self._form(site, structure)
-        if isinstance(form, Skip):
-            return form
-        picks = BlockPicks(site.spec, weight, structure, form)
-        if isinstance(site.spec, LinearSpec) and any(picks.of(c).is_padded for c in form.convs):
+            return Skip(_nothing(layer, saved, self.min_saving))
+        if self.form == "dense" and (linear or groups > 1):
+            return Skip("form=dense keeps it as it is; take another form")
+        if self.form == "auto" and linear and len(structure.blocks) > _MOST_LINEARS:
+            number = len(structure.blocks)
+            return Skip(
+                f"{number} blocks would be {number} Linear layers, slower than one; "
+                "form=split takes them"
+            )
+        remarks = [f"{saved:.0%} of the MACs are products with 0"]
+        blocks = plan_blocks(site, layer, structure, "split" if linear else self.form, remarks)
+        if linear and any(blocks.weights.of(each).mask is not None for each in blocks.form.convs):
             return Skip(
                 "its mask has zeros inside the blocks, which a Linear cannot keep; fold it in "
                 "first (torch.nn.utils.prune.remove)"
             )
-        notes = [*_remarks(site, structure, form, saved)]
-        norm = site.following_batchnorm() if site.spec.dims else None
-        if isinstance(norm, str):
-            notes.append(f"BatchNorm stays where it is: {norm}")
-            norm = None
-        if norm is not None and not norm_moves(form, site.spec.out_channels):
-            norm = None
-        zeroed = picks.zeroed()
+        return self._with_zeros(site, blocks)
+
+    def _structure(self, layer: MaskedLayer) -> BlockStructure:
+        structure = find_blocks(
+            spread_mask(_mask(layer, self.threshold), layer.spec.groups),
+            max_blocks=self.max_blocks,
+            min_saving=self.min_saving,
+        )
+        linear = structure.blocks and isinstance(layer.spec, LinearSpec)
+        return structure.without_bias_only() if linear else structure
+
+    def _with_zeros(self, site: Site, blocks: Blocks) -> Blocks | Skip:
+        """`blocks`, and what they leave out that is not 0, as a threshold allows."""
+        zeroed = blocks.weights.zeroed()
         if zeroed is None:
-            return Discovery(picks, norm, tuple(notes), {})
-        key = original_key(site, weight)
+            return blocks
+        key = original_key(site, blocks.layer)
         if key is None:
             return Skip(
                 "a threshold needs the weight of the original model, and another pass has cut this "
                 "one; run discover-groups first"
             )
-        notes.append(_error(weight, zeroed, self.threshold))
-        return Discovery(picks, norm, tuple(notes), {key: zeroed})
+        note = _error(blocks.layer, zeroed, self.threshold)
+        return replace(blocks, notes=(*blocks.notes, note), zeroed={key: zeroed})
 
-    def _form(self, site: Site, structure: BlockStructure) -> FormPlan | Skip:
-        blocks = len(structure.blocks)
-        if isinstance(site.spec, LinearSpec):
-            if self.form == "auto" and blocks > _MOST_LINEARS:
-                return Skip(
-                    f"{blocks} blocks would be {blocks} Linear layers, slower than one; "
-                    "form=split takes them"
-                )
-            return Skip(_KEPT) if self.form == "dense" else plan(structure, "split")
-        if self.form == "dense" and site.spec.groups > 1:
-            return Skip(_KEPT)
-        if self.form == "auto":
-            return plan(structure, "grouped" if structure.equal else "bucketed")
-        return plan(structure, self.form)
-
-    def rewrite(self, site: Site, description: Discovery) -> Rewritten:
-        picks = description.picks
-        output, end, remembered = emit_blocks(site, picks, description.norm)
-        sizes = ", ".join(f"{inputs}->{outputs}" for inputs, outputs in picks.structure.shapes[:8])
-        more = len(picks.structure.shapes) - 8
-        blocks = f"blocks: {sizes}" + (f" and {more} more" if more > 0 else "")
-        before = picks.structure.dense_macs // site.spec.groups
-        return Rewritten(
-            output=output,
-            end=end,
-            form=_describe(picks.form),
-            branches=len(picks.form.convs),
-            notes=(blocks, *description.notes),
-            macs=None if site.macs is None else site.macs * picks.form.macs // before,
-            zeroed=description.zeroed,
-            plan=remembered,
-        )
+    def rewrite(self, site: Site, description: Blocks) -> Rewritten:
+        return emit_blocks(site, description)
 
 
-_KEPT = "form=dense keeps it as it is; take another form"
-
-
-def _mask(weight: SparseWeight, threshold: float) -> npt.NDArray[np.bool_]:
+def _mask(layer: MaskedLayer, threshold: float) -> npt.NDArray[np.bool_]:
     """`[out_channels, inputs a group]`: where any tap of the kernel counts as not 0."""
-    value = weight.value.flatten(2) if weight.dense.dim() > 2 else weight.value[..., None]
+    value = layer.value.flatten(2) if layer.dense.dim() > 2 else layer.value[..., None]
     # Not `abs > threshold`: a NaN is no zero.
     entries = ~(value.abs() <= threshold)
     found: npt.NDArray[np.bool_] = entries.any(dim=2).cpu().numpy()
     return found
 
 
-def _error(weight: SparseWeight, zeroed: Tensor, threshold: float) -> str:
+def _error(layer: MaskedLayer, zeroed: Tensor, threshold: float) -> str:
     """What the entries that are set to 0 change, for the report."""
-    value = weight.value.double().flatten(2) if weight.dense.dim() > 2 else weight.value.double()
+    value = layer.value.double().flatten(2) if layer.dense.dim() > 2 else layer.value.double()
     lost = value[zeroed.to(value.device)]
     size = torch.zeros_like(value)
     size[zeroed.to(value.device)] = lost.abs()
@@ -217,52 +165,14 @@ def _error(weight: SparseWeight, zeroed: Tensor, threshold: float) -> str:
     )
 
 
-def _nothing(weight: SparseWeight, saved: float, least: float) -> str:
-    zeros = int((weight.value == 0).sum())
+def _nothing(layer: MaskedLayer, saved: float, least: float) -> str:
+    zeros = int((layer.value == 0).sum())
     if not zeros:
         return "its weight holds no zeros"
-    share = zeros / weight.dense.numel()
+    share = zeros / layer.dense.numel()
     if saved <= 0:
         return f"{share:.0%} of its weight is 0, but no channel can be left out of any block"
     return (
         f"its zeros ({share:.0%} of the weight) save {saved:.1%} of its MACs, less than "
         f"min_saving={least:g}"
     )
-
-
-def _remarks(site: Site, structure: BlockStructure, form: FormPlan, saved: float) -> list[str]:
-    found = [f"{saved:.0%} of the MACs are products with 0"]
-    if structure.dead_inputs:
-        found.append(f"{len(structure.dead_inputs)} inputs are read by no filter")
-    if structure.bias_only:
-        found.append(f"{len(structure.bias_only)} filters read nothing and put out their bias")
-    if not structure.partition:
-        found.append("some inputs are in several blocks")
-    if site.shapes is None or not site.spec.dims or site.spec.groups > 1:
-        return found
-    slower = likely_slower(
-        structure,
-        form,
-        taps=_product(site.spec.kernel_size),
-        positions=max(_product(site.shapes.output[2:]), 1),
-        input_positions=max(_product(site.shapes.input[2:]), 1),
-    )
-    return found if slower is None else [*found, f"likely slower on ONNX Runtime: {slower}"]
-
-
-def _describe(form: FormPlan) -> str:
-    convs = ", ".join(
-        f"{conv.in_channels}->{conv.out_channels}" + (f" /{conv.groups}" if conv.groups > 1 else "")
-        for conv in form.convs[:3]
-    )
-    more = f" and {len(form.convs) - 3} more" if len(form.convs) > 3 else ""
-    gathers = [
-        f"{name} {gather.kind}"
-        for name, gather in (("input", form.input_gather), ("output", form.output_gather))
-        if gather.kind != "identity"
-    ]
-    return "; ".join([f"{form.form}: {convs}{more}", *gathers])
-
-
-def _product(sizes: tuple[int, ...]) -> int:
-    return int(np.prod(sizes, dtype=int))

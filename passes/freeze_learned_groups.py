@@ -18,37 +18,22 @@ same to rounding, not to the bit. The trained binarisation is reproduced to the 
 softmax compared with its own maximum.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import fx
 
 from groupfx.convs.calls import ConvCall, Unreadable
-from groupfx.plan.blocks import BlockStructure, find_blocks
-from groupfx.plan.cost import likely_slower
-from groupfx.plan.forms import FormPlan, plan
-from groupfx.rewriting import BatchNorm, Pass, Rewritten, Site, Skip, name_matches
-from groupfx.rewriting.frozen_layer import emit_form, norm_is_in_place, norm_stays_because
-from groupfx.rewriting.learned_sites import MaskedLayer, learned_calls, read_layer
-
-_SHOWN = 4
+from groupfx.plan.blocks import counted, find_blocks
+from groupfx.rewriting import Pass, Rewritten, Site, Skip, unwanted
+from groupfx.rewriting.block_layers import Blocks, emit_blocks, plan_blocks
+from groupfx.rewriting.learned_sites import learned_calls, read_layer
+from groupfx.rewriting.weights import MaskedLayer
 
 
 @dataclass(frozen=True)
-class Freeze:
-    """The groups as they were learned, their blocks, and how these are executed."""
-
-    layer: MaskedLayer
-    structure: BlockStructure
-    form: FormPlan
-    batchnorm: BatchNorm | None
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class FreezeLearnedGroups(Pass[Freeze]):
+class FreezeLearnedGroups(Pass[Blocks]):
     """Learned groups (FLGC) become standard grouped convolutions with channel shuffles."""
 
     exact = False
@@ -76,113 +61,34 @@ class FreezeLearnedGroups(Pass[Freeze]):
     def wants(self, site: Site) -> bool:
         return True
 
-    def match(self, site: Site) -> Freeze | Skip:
+    def match(self, site: Site) -> Blocks | Skip:
         assert site.module is not None
         # A layer with two names is frozen under both or under none.
         names = site.store.paths_of(site.module) or (site.name,)
-        if self.only and not any(name_matches(name, self.only) for name in names):
-            return Skip(f"not among only={','.join(self.only)}")
-        if any(name_matches(name, self.skip) for name in names):
-            return Skip(f"named by skip={','.join(self.skip)}")
+        named = unwanted(names, self.only, self.skip)
+        if named is not None:
+            return Skip(named)
         layer = read_layer(site)
         if isinstance(layer, str):
             return Skip(layer)
-        mask = layer.mask.numpy()
+        assert layer.factors is not None
+        mask = layer.factors.numpy()
         structure = find_blocks(mask, max_blocks=len(mask), min_saving=0)
-        form = plan(structure, self.form if structure.blocks else "dense")
-        notes = [*_remarks(site, layer, structure), *_speed(site, structure, form)]
-        norm = None if norm_is_in_place(form) else site.following_batchnorm()
-        if isinstance(norm, BatchNorm):
-            reason = norm_stays_because(form, site.spec.out_channels)
-        else:
-            reason, norm = norm, None
-        if reason is not None:
-            notes.append(f"BatchNorm stays behind: {reason}")
-            norm = None
-        return Freeze(layer, structure, form, norm, tuple(notes))
+        form = self.form if structure.blocks else "dense"
+        return plan_blocks(site, layer, structure, form, [*_remarks(site, layer)])
 
-    def rewrite(self, site: Site, description: Freeze) -> Rewritten:
-        form = description.form
-        layer, norm = description.layer, description.batchnorm
-        output, end, remembered = emit_form(site, form, layer, norm)
-        return Rewritten(
-            output=output,
-            end=end,
-            form=_describe(form),
-            branches=len(form.convs),
-            notes=(_blocks(description.structure), *description.notes),
-            macs=None if site.macs is None else _frozen_macs(site, form),
-            plan=remembered,
-        )
+    def rewrite(self, site: Site, description: Blocks) -> Rewritten:
+        return emit_blocks(site, description)
 
 
-def _frozen_macs(site: Site, form: FormPlan) -> int:
-    dense = site.spec.in_channels * site.spec.out_channels
-    assert site.macs is not None
-    return site.macs * form.macs // dense
-
-
-def _describe(form: FormPlan) -> str:
-    convs = [
-        f"{conv.in_channels}->{conv.out_channels}" + (f" /{conv.groups}" if conv.groups > 1 else "")
-        for conv in form.convs
-    ]
-    gathers = [
-        f"{name} {gather.kind}"
-        for name, gather in (("input", form.input_gather), ("output", form.output_gather))
-        if gather.kind != "identity"
-    ]
-    return "; ".join([f"{form.form}: {_listed(convs)}", *gathers])
-
-
-def _blocks(structure: BlockStructure) -> str:
-    """The blocks by their shape, such as `8 blocks of 8->8` or `3 blocks: 3->4, 1->1, 4->3`."""
-    shapes = [f"{inputs}->{outputs}" for inputs, outputs in structure.shapes]
-    if len(shapes) < 2:
-        return f"1 block: {shapes[0]}" if shapes else "no blocks"
-    if structure.equal:
-        return f"{len(shapes)} blocks of {shapes[0]}"
-    return f"{len(shapes)} blocks: {_listed(shapes)}"
-
-
-def _listed(texts: Sequence[str]) -> str:
-    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
-    return ", ".join(texts[:_SHOWN]) + more
-
-
-def _remarks(site: Site, layer: MaskedLayer, structure: BlockStructure) -> list[str]:
-    """What a user should know of the groups that were learned."""
-    groups, found = layer.groups, []
+def _remarks(site: Site, layer: MaskedLayer) -> Iterator[str]:
+    """What a user should know of the groups that were learned, beside their blocks."""
+    groups, said = layer.groups, site.spec.padding_mode
+    assert groups is not None
     for channels, side in ((groups.nan_inputs, "input"), (groups.nan_outputs, "filter")):
         if channels:
-            are = _are(len(channels), side)
-            found.append(f"{are} in no group, because of NaN or infinity in the map")
-    if structure.dead_inputs:
-        found.append(f"{_are(len(structure.dead_inputs), 'input')} read by no filter")
-    if structure.bias_only:
-        found.append(f"{_are(len(structure.bias_only), 'filter')} without inputs: bias alone")
-    if not structure.partition:
-        found.append("ties: blocks share inputs")
-    if not structure.blocks:
-        found.append("no filter reads anything: one convolution stays, for the size of its output")
-    if layer.padding_mode != site.spec.padding_mode:
-        mode = site.spec.padding_mode
-        found.append(f"padded with zeros, as its forward does (its conv says '{mode}')")
-    return found
-
-
-def _are(number: int, what: str) -> str:
-    return f"1 {what} is" if number == 1 else f"{number} {what}s are"
-
-
-def _speed(site: Site, structure: BlockStructure, form: FormPlan) -> list[str]:
-    if site.shapes is None:
-        return []
-    reason = likely_slower(
-        structure,
-        form,
-        taps=math.prod(site.spec.kernel_size),
-        positions=max(math.prod(site.shapes.output[2:]), 1),
-        input_positions=max(math.prod(site.shapes.input[2:]), 1),
-    )
-    return [] if reason is None else [f"likely slower than dense on ONNX Runtime: {reason}"]
+            yield f"{counted(channels, side)} in no group, because of NaN or infinity in the map"
+    if all(0 in size for size in groups.sizes):
+        yield "no filter reads anything: one convolution stays, for the size of its output"
+    if layer.spec.padding_mode != said:
+        yield f"padded with zeros, as its forward does (its conv says '{said}')"

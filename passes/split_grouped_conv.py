@@ -22,7 +22,7 @@ from groupfx.errors import UsageError
 from groupfx.nn.marks import FROZEN_MARK
 from groupfx.plan.channels import Slice, group_slices
 from groupfx.plan.site_plan import SitePlan
-from groupfx.rewriting import BatchNorm, Pass, Rewritten, Site, Skip, name_matches
+from groupfx.rewriting import BatchNorm, Pass, Rewritten, Site, Skip, unwanted
 from groupfx.rewriting.site import modules_called
 
 
@@ -116,10 +116,9 @@ class SplitGroupedConv(Pass[Split]):
 
         `frozen` says whether freeze-learned-groups made it.
         """
-        if self.only and not name_matches(name, self.only):
-            return f"not among only={','.join(self.only)}"
-        if name_matches(name, self.skip):
-            return f"named by skip={','.join(self.skip)}"
+        named = unwanted((name,), self.only, self.skip)
+        if named is not None:
+            return named
         if self.frozen == "keep" and frozen:
             return "made by freezing learned groups; -p split-grouped-conv splits it"
         if spec.kind == "depthwise" and self.depthwise == "auto" and spec.dims < 3:

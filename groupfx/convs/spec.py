@@ -100,6 +100,30 @@ class ConvSpec:
         return f"{self.type_name} {self.in_channels}->{self.out_channels}, kernel {kernel}{groups}"
 
 
+@dataclass(frozen=True)
+class LinearSpec(ConvSpec):
+    """A linear layer as a convolution without spatial dimensions. Channels are the last axis."""
+
+    @classmethod
+    def of(cls, in_features: int, out_features: int, bias: bool) -> "LinearSpec":
+        """The fields of such a layer."""
+        none = ((),) * 5
+        return cls(0, False, in_features, out_features, 1, *none, "zeros", bias)
+
+    def macs(self, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> int:
+        """Multiply-accumulates for one sample: the first axis is the batch."""
+        return math.prod(output_shape[1:-1]) * self.in_channels * self.out_channels
+
+    @property
+    def type_name(self) -> str:
+        """`Linear`."""
+        return "Linear"
+
+    def describe(self) -> str:
+        """One line, such as `Linear 64->10`."""
+        return f"Linear {self.in_channels}->{self.out_channels}"
+
+
 def original_type(module: nn.Module) -> type[nn.Module]:
     """Class of `module` before a parametrisation put a generated subclass in its place."""
     kind = type(module)
@@ -138,6 +162,8 @@ def fields_of(module: _ConvNd, dims: int, transposed: bool) -> ConvSpec:
 
 def module_from_spec(spec: ConvSpec) -> nn.Module:
     """A module with the fields of `spec` and no memory for weights (they lie on `meta`)."""
+    if isinstance(spec, LinearSpec):
+        return nn.Linear(spec.in_channels, spec.out_channels, spec.bias, device="meta")
     types = {fields: kind for kind, fields in CONV_TYPES.items()}
     options: dict[str, Any] = {"output_padding": spec.output_padding} if spec.transposed else {}
     return types[spec.dims, spec.transposed](

@@ -7,7 +7,8 @@ made of the classes of filters that read the same inputs; an input may be in sev
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +24,7 @@ Mask = npt.NDArray[Any]
 Support = npt.NDArray[np.bool_]
 
 MIN_SAVING = 0.1
+_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,49 @@ class BlockStructure:
         """Whether no channel is in two blocks."""
         read = sum(inputs for inputs, _ in self.shapes)
         return read == self.in_channels - len(self.dead_inputs)
+
+    def without_bias_only(self) -> BlockStructure:
+        """The same with the filters that read nothing in the block of the fewest inputs.
+
+        A linear layer has no cheaper way to put out a constant than a few products with 0.
+        """
+        if not self.bias_only:
+            return self
+        small = min(self.blocks, key=lambda block: len(block.inputs))
+        outputs = tuple(sorted((*small.outputs, *self.bias_only)))
+        blocks = (Block(b.inputs, outputs) if b is small else b for b in self.blocks)
+        return replace(self, blocks=tuple(blocks), bias_only=())
+
+    def describe(self) -> str:
+        """The blocks by their shape: `8 blocks of 8->8`, or `3 blocks: 3->4, 1->1, 4->3`."""
+        shapes = [f"{inputs}->{outputs}" for inputs, outputs in self.shapes]
+        if len(shapes) < 2:
+            return f"1 block: {shapes[0]}" if shapes else "no blocks"
+        if self.equal:
+            return f"{len(shapes)} blocks of {shapes[0]}"
+        return f"{len(shapes)} blocks: {first_few(shapes)}"
+
+    def remarks(self) -> list[str]:
+        """What a user should know of the channels that are in no block, or in several."""
+        found = []
+        if self.dead_inputs:
+            found.append(f"{counted(self.dead_inputs, 'input')} read by no filter")
+        if self.bias_only:
+            found.append(f"{counted(self.bias_only, 'filter')} without inputs: bias alone")
+        if not self.partition:
+            found.append("some inputs are in several blocks")
+        return found
+
+
+def counted(channels: Sequence[int], what: str) -> str:
+    """`1 filter is`, `2 filters are`."""
+    return f"1 {what} is" if len(channels) == 1 else f"{len(channels)} {what}s are"
+
+
+def first_few(texts: Sequence[str]) -> str:
+    """The first texts of a list that may be long, and how many more there are."""
+    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+    return ", ".join(texts[:_SHOWN]) + more
 
 
 def find_blocks(

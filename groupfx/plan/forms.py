@@ -22,7 +22,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from ..errors import UsageError
-from .blocks import Block, BlockStructure
+from .blocks import Block, BlockStructure, first_few
 from .channels import Slice
 from .gathers import GatherPlan, plan_gather
 
@@ -72,6 +72,11 @@ class ConvPlan:
         """Whether any row or column is padding."""
         return None in self.rows or any(None in group for group in self.columns)
 
+    def describe(self) -> str:
+        """`64->64 /8`: its channels, and its groups if it has more than one."""
+        groups = f" /{self.groups}" if self.groups > 1 else ""
+        return f"{self.in_channels}->{self.out_channels}{groups}"
+
 
 @dataclass(frozen=True)
 class FormPlan:
@@ -99,6 +104,22 @@ class FormPlan:
     def result_channels(self) -> int:
         """Channels of the concatenated result, before the output gather."""
         return sum(conv.out_channels for conv in self.convs) + len(self.constants)
+
+    @property
+    def in_order(self) -> bool:
+        """Whether one convolution puts out all channels, in order: nothing comes behind it."""
+        one = len(self.convs) == 1 and not self.constants
+        return one and self.output_gather.kind == "identity"
+
+    def describe(self) -> str:
+        """The form, its convolutions and what gathers for them, in one line."""
+        sides = (("input", self.input_gather), ("output", self.output_gather))
+        return "; ".join(
+            [
+                f"{self.form}: {first_few([conv.describe() for conv in self.convs])}",
+                *(f"{name} {side.kind}" for name, side in sides if side.kind != "identity"),
+            ]
+        )
 
 
 def plan(structure: BlockStructure, form: Form | Literal["auto"] = "auto") -> FormPlan:

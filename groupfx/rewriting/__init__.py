@@ -3,7 +3,7 @@
 from ..running.totals import Complexity, Totals, totals
 from .checking import Progress
 from .driver import PassResult, UnreadableSite, find_sites, run_pass
-from .pass_ import Option, Pass, Rewritten, Skip, name_matches
+from .pass_ import Option, Pass, Rewritten, Skip, name_matches, unwanted
 from .pipeline import Pipeline, example_inputs
 from .report import PassSummary, Report, RewrittenSite, SkippedSite
 from .result import Result
@@ -34,4 +34,5 @@ __all__ = [
     "name_matches",
     "run_pass",
     "totals",
+    "unwanted",
 ]

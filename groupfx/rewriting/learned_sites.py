@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -11,27 +11,15 @@ from torch import Tensor, fx, nn
 from ..convs.calls import ConvCall, Stored, Unreadable
 from ..convs.spec import CONV_TYPES, ConvSpec, original_type, spec_of_module
 from ..errors import UsageError, kind_and_line
-from ..learned.groups import CONV, INPUT_SCORES, LearnedGroups, groups_of, has_learned_groups
+from ..learned.groups import CONV, INPUT_SCORES, OUTPUT_SCORES, groups_of, has_learned_groups
 from ..nn import Flgc1d, Flgc2d, Flgc3d
 from ..running.float64 import Float64
 from ..running.unchanged import unchanged
 from .site import Site
+from .weights import MaskedLayer
 
 _TOLERANCE = 1e-12
 _CONVOLVE: Mapping[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-
-
-@dataclass(frozen=True)
-class MaskedLayer:
-    """A learned-group layer that computes what its groups say.
-
-    `mask` is that of the groups, int32 `[out_channels, in_channels]`. `padding_mode` is the one
-    that the layer's forward uses: the public FLGC code pads with zeros, whatever its conv says.
-    """
-
-    groups: LearnedGroups
-    padding_mode: str
-    mask: Tensor = field(repr=False, compare=False)
 
 
 def learned_calls(root: fx.GraphModule) -> Mapping[fx.Node, ConvCall | Unreadable]:
@@ -63,7 +51,11 @@ def learned_calls(root: fx.GraphModule) -> Mapping[fx.Node, ConvCall | Unreadabl
 
 
 def read_layer(site: Site) -> MaskedLayer | str:
-    """The layer of the site, or why it cannot be frozen."""
+    """The layer of the site, or why it cannot be frozen.
+
+    Its `padding_mode` is the one that its forward uses: the public FLGC code pads with zeros,
+    whatever its conv says.
+    """
     layer = site.module
     assert layer is not None
     conv = layer.get_submodule(CONV)
@@ -72,7 +64,28 @@ def read_layer(site: Site) -> MaskedLayer | str:
     except UsageError as error:
         return str(error).removeprefix(f"{site.name}: ")
     reason = _kept_back(site, layer, conv)
-    return reason or _confirmed(layer, conv, groups)
+    if reason is not None:
+        return reason
+    mask = groups.mask()
+    spec = _confirmed(layer, conv, mask)
+    if isinstance(spec, str):
+        return spec
+    state = layer.state_dict(keep_vars=True)
+    bias_key = f"{CONV}.bias" if spec.bias else None
+    computing = {f"{CONV}.weight", bias_key, INPUT_SCORES, OUTPUT_SCORES}
+    return MaskedLayer(
+        spec,
+        site.call.path,
+        f"{CONV}.weight",
+        conv.get_parameter("weight"),
+        bias_key,
+        conv._parameters["bias"],
+        template=conv,
+        factors=mask,
+        # It may decide something, as a temperature does.
+        fixed={key: tensor for key, tensor in state.items() if key not in computing},
+        groups=groups,
+    )
 
 
 def _kept_back(site: Site, layer: nn.Module, conv: nn.Module) -> str | None:
@@ -105,9 +118,10 @@ def _rank(node: fx.Node) -> int | None:
     return None if shape is None else len(shape)
 
 
-def _confirmed(layer: nn.Module, conv: nn.Module, groups: LearnedGroups) -> MaskedLayer | str:
-    """Run the layer in float64, and see that it is the masked convolution: in both modes, and in
-    one of the two ways to pad.
+def _confirmed(layer: nn.Module, conv: nn.Module, mask: Tensor) -> ConvSpec | str:
+    """The convolution that the layer is under its mask, or why it is none.
+
+    Run in float64, it must give what that gives: in both modes, and in one of two ways to pad.
     """
     spec = spec_of_module(conv)
     assert spec is not None
@@ -115,7 +129,6 @@ def _confirmed(layer: nn.Module, conv: nn.Module, groups: LearnedGroups) -> Mask
     named = (*layer.named_parameters(), *layer.named_buffers())
     # The maps, and what may decide with them.
     maps = [tensor for name, tensor in named if not name.startswith(f"{CONV}.")]
-    mask = groups.mask()
     # Ours reads no mode.
     modes = (False,) if type(layer) in (Flgc1d, Flgc2d, Flgc3d) else (False, True)
     with unchanged(layer), torch.no_grad(), Float64(layer, native=maps):
@@ -128,7 +141,7 @@ def _confirmed(layer: nn.Module, conv: nn.Module, groups: LearnedGroups) -> Mask
             expected = _masked(conv, spec, mask, x, mode)
             errors.append([_distance(value, expected) for value in found])
             if max(errors[-1]) <= _TOLERANCE:
-                return MaskedLayer(groups, mode, mask)
+                return replace(spec, padding_mode=mode)
         return _otherwise(layer, x, min(errors))
 
 

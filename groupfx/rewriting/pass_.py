@@ -153,6 +153,15 @@ def name_matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(plain, pattern) for pattern in patterns)
 
 
+def unwanted(names: Iterable[str], only: Iterable[str], skip: Iterable[str]) -> str | None:
+    """Why the options `only` and `skip` leave a site with these names alone, or None."""
+    if only and not any(name_matches(name, only) for name in names):
+        return f"not among only={','.join(only)}"
+    if any(name_matches(name, skip) for name in names):
+        return f"named by skip={','.join(skip)}"
+    return None
+
+
 @cache
 def _texts(cls: type) -> dict[str, str]:
     """The line of text under each field, read from the source of the class."""

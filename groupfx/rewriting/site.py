@@ -96,6 +96,32 @@ class Site:
         keys = [source.key for source in sources if isinstance(source, Stored)]
         return self.store.gradient_hooks(attribute(self.root, key) for key in keys)
 
+    def used_elsewhere(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor that the graph reads serves anything but the site's convolution."""
+        places = [
+            (id(module), name)
+            for module in self.store.program.result.modules()
+            for name, own in (*module._parameters.items(), *module._buffers.items())
+            if own is tensor
+        ]
+        if len(places) != 1:
+            return True
+        reached: set[fx.Node] = {self.call.node}
+        pending = [
+            node
+            for node in self.graph.nodes
+            if node.op == "get_attr" and attribute(self.root, str(node.target)) is tensor
+        ]
+        if not pending:  # held by a module that computes with it
+            return True
+        while pending:
+            node = pending.pop()
+            if node.op == "output":
+                return True
+            pending += [user for user in node.users if user not in reached]
+            reached.update(node.users)
+        return False
+
     def following_batchnorm(self) -> BatchNorm | str | None:
         """The BatchNorm that may move with the convolution, why it may not, or None."""
         node = self.call.node

@@ -7,7 +7,7 @@ rewritten model's state_dict to the original's.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import fx, nn
@@ -15,13 +15,14 @@ from torch import fx, nn
 from ..convs.calls import ConvCall, Stored
 from ..convs.names import joined
 from ..convs.spec import BATCHNORMS, rows_of
-from ..learned.groups import LearnedGroups
+from ..learned.groups import INPUT_SCORES, OUTPUT_SCORES
 from ..nn import HookedWeight, is_weight_hook
 from ..plan.channels import Slice
 from ..state import compose
 from ..state.map import Entry, Fixed, Picked, Requirement, Rows, Zeros
 from ..tracing.program import Fragment, Program
 from ..tracing.tracer import hooked
+from .weights import MaskedLayer
 
 Place = tuple[int, str]
 _HOOKED = "hooked"
@@ -201,11 +202,10 @@ class Store:
         """Put `branches` under `home` in place of the tensors `keys` (key -> name in a branch)."""
         full_home = fragment.full_name(home)
         for key, name in keys.items():
-            holder, attribute = _holder(fragment.working, key)
+            attribute = key.rpartition(".")[2]
             owner = fragment.full_name(key.rpartition(".")[0])
             self._move(owner, attribute, full_home, rows[name], new_name=name)
-            holder._parameters.pop(attribute, None)
-            holder._buffers.pop(attribute, None)
+            _remove(fragment.working, key)
         container = nn.ModuleList(branches)
         container.training = fragment.working.training
         self._install(fragment, None, home, container)
@@ -243,104 +243,63 @@ class Store:
         container.training = module.training
         self._install(fragment, path, fragment.home(path), container)
 
-    def freeze(
-        self,
-        fragment: Fragment,
-        path: str,
-        children: Mapping[str, nn.Module],
-        picks: Mapping[str, Picked],
-        *,
-        conv: str,
-        groups: LearnedGroups,
-        scores: tuple[str, str],
-    ) -> None:
-        """Put `children` in place of the learned-group layer at `path`.
-
-        `picks` says, for each new tensor, what it is of the tensor of that key in the layer's
-        `conv`. The score maps have no place in the frozen layer: a checkpoint must have the groups
-        that were frozen.
-        """
-        layer = fragment.working.get_submodule(path)
-        for full_path in self._paths[id(layer)]:
-            taken = {
-                name: self._take_entry(joined(full_path, name))
-                for name in layer.state_dict(keep_vars=True)
-            }
-            for new, pick in picks.items():
-                old = taken.get(f"{conv}.{pick.key}")
-                if old is not None:
-                    self.entries[joined(full_path, new)] = compose(old, pick)
-            maps = [taken.get(name) for name in scores]
-            keys = [entry.key for entry in maps if entry is not None]
-            if len(keys) == 2:
-                self.entries[f"{full_path} (groups)"] = Fixed.of_groups(keys[0], keys[1], groups)
-            self._fix_others(layer, taken, {f"{conv}.weight", f"{conv}.bias", *scores})
-        holder = nn.Module()
-        holder.training = layer.training
-        for name, child in children.items():
-            holder.add_module(name, child)
-        self._install(fragment, path, fragment.home(path), holder)
-
-    def _fix_others(
-        self, layer: nn.Module, taken: Mapping[str, Entry | None], known: Collection[str]
-    ) -> None:
-        """What else a layer holds must stay as it is: it may decide something, as a temperature."""
-        for name, entry in taken.items():
-            if entry is not None and name not in known:
-                tensor = _get(layer, name)
-                assert isinstance(tensor, torch.Tensor)
-                self.entries[f"{entry.key} (as it was)"] = Fixed.exactly(entry.key, tensor)
-
     def replace_blocks(
         self,
         fragment: Fragment,
-        path: str | None,
+        layer: MaskedLayer,
         home: str,
         children: Mapping[str, nn.Module],
         picks: Mapping[str, Picked],
         *,
-        zeros: Picked,
-        fixed: Mapping[str, torch.Tensor],
-        removed: Iterable[str] = (),
+        zeros: Picked | None,
+        removed: Iterable[str],
     ) -> None:
-        """Put `children` in place of a weight of which only blocks are kept.
+        """Put `children` in place of a layer of which only blocks are kept.
 
-        With a `path`, that module is replaced, under its aliases too, and keys are relative to it;
-        without, the tensors that `picks` name and those `removed` are taken out, and `children` go
-        under `home`. A checkpoint must have zeros where `zeros` says and no new tensor holds the
-        element, and the same values as now in the tensors `fixed`.
+        `picks` says, for each new tensor, what it is of the layer's. A layer with a path is
+        replaced as a whole, under its aliases too; of one without, the tensors that `picks` name
+        and those `removed` are taken out, and `children` go under `home`.
+
+        A checkpoint must have zeros where `zeros` says and no new tensor holds the element, and
+        must decide as the layer did: in what is fixed, and in its groups.
         """
-        gone = (*dict.fromkeys(pick.key for pick in picks.values()), *removed)
-        module = fragment.working if path is None else fragment.working.get_submodule(path)
-        owners = [fragment.path] if path is None else self._paths[id(module)]
+        whole = layer.path is not None
+        module = fragment.working.get_submodule(layer.path or "")
+        owners = self._paths[id(module)] if whole else [fragment.path]
+        named = dict.fromkeys(pick.key for pick in picks.values())
+        gone = [*module.state_dict()] if whole else [*named, *removed]
         for owner in owners:
             taken = {name: self._take_entry(joined(owner, name)) for name in gone}
-            place = joined(owner, home) if path is None else owner
+            place = owner if whole else joined(owner, home)
             for new, pick in picks.items():
                 old = taken[pick.key]
                 if old is not None:
                     self.entries[joined(place, new)] = compose(old, pick)
-            source = taken[zeros.key]
-            if source is not None:
+            source = taken[layer.key]
+            if zeros is not None and source is not None:
                 self.entries[f"{place} (zeros)"] = Zeros(compose(source, zeros))
-            for name, tensor in fixed.items():
-                key = joined(owner, name)
-                entry = taken.get(name) or self.entries.get(key)
-                if isinstance(entry, Entry):
-                    self.entries[f"{key} (fixed)"] = Fixed.exactly(entry.key, tensor)
+            self._require_decisions(layer, owner, taken)
         holder = nn.Module()
         holder.training = module.training
         for name, child in children.items():
             holder.add_module(name, child)
-        if path is None:
-            for name in gone:
-                self._remove(fragment, name)
-        self._install(fragment, path, home, holder)
+        for name in gone if layer.path is None else ():
+            _remove(fragment.working, name)
+        self._install(fragment, layer.path, home, holder)
 
-    def _remove(self, fragment: Fragment, key: str) -> None:
-        holder, name = _holder(fragment.working, key)
-        holder._parameters.pop(name, None)
-        holder._buffers.pop(name, None)
+    def _require_decisions(
+        self, layer: MaskedLayer, owner: str, taken: Mapping[str, Entry | None]
+    ) -> None:
+        """A checkpoint must decide as the layer did, whose entries were `taken` out of the map."""
+        inputs, outputs = taken.get(INPUT_SCORES), taken.get(OUTPUT_SCORES)
+        if layer.groups is not None and inputs is not None and outputs is not None:
+            required = Fixed.of_groups(inputs.key, outputs.key, layer.groups)
+            self.entries[f"{owner} (groups)"] = required
+        for name, tensor in layer.fixed.items():
+            key = joined(owner, name)
+            entry = taken.get(name) or self.entries.get(key)
+            if isinstance(entry, Entry):
+                self.entries[f"{key} (fixed)"] = Fixed.exactly(entry.key, tensor)
 
     def expose(self, fragment: Fragment, path: str) -> str:
         """Turn a convolution module into a holder of its tensors, which the graph now reads.
@@ -445,6 +404,12 @@ def _get(root: nn.Module, key: str) -> object:
 def _holder(root: nn.Module, key: str) -> tuple[nn.Module, str]:
     path, _, name = key.rpartition(".")
     return root.get_submodule(path), name
+
+
+def _remove(root: nn.Module, key: str) -> None:
+    holder, name = _holder(root, key)
+    holder._parameters.pop(name, None)
+    holder._buffers.pop(name, None)
 
 
 def _stored_keys(call: ConvCall) -> Iterable[str]:

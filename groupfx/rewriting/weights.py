@@ -1,92 +1,65 @@
-"""Weights that hold zeros, wherever they come from: stored, or a stored tensor times a fixed mask.
+"""What the tensors of a block form are: rows and columns of a dense weight under a fixed mask.
 
-A convolution's weight may be a parameter, a pruned or parametrised one, or computed in the graph or
-inside a layer that a trace does not look into. What all of them come down to here is
+Both passes that make blocks come down to
 
     weight = factors * dense          factors [out_channels, inputs a group], the same for each tap
 
-with `dense` a stored tensor and `factors` made of other stored tensors alone. That is not read off
-the code: the weight is computed with ones, and with random numbers, in place of the dense tensor,
-and must be the product, to the bit.
+with `dense` a stored tensor. What is left out of it is under a factor of 0 or, where a pass found
+zeros in it, outside the blocks. Everything else is held as it was, zeros inside a block included.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
-from math import prod
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import groupby
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor, fx, nn
-from torch.nn.utils.prune import BasePruningMethod
-from torch.overrides import TorchFunctionMode
+from torch import Tensor, nn
 
-from ..convs.calls import (
-    Computed,
-    ConvCall,
-    Recomputed,
-    Source,
-    Stored,
-    Unreadable,
-    attribute,
-    convs,
-)
-from ..convs.spec import ConvSpec, original_type
-from ..errors import InternalError
-from ..learned.groups import has_learned_groups
-from ..nn import is_weight_hook
-from ..running.unchanged import evaluate, unchanged
-from ..verify.region import Region, run_region
+from ..convs.spec import ConvSpec
+from ..learned.groups import LearnedGroups
+from ..plan.blocks import BlockStructure
+from ..plan.channels import group_slices
+from ..plan.forms import ConvPlan, FormPlan
+from ..state.map import Part, Picked
 
-Compute = Callable[[Mapping[str, Tensor]], Tensor]
-"""The weight, with other tensors in place of those of the given keys."""
+# Whatever the default device is.
+_TABLE: Any = {"dtype": torch.int32, "device": "cpu"}
 
-_LINEAR = {nn.functional.linear, torch.ops.aten.linear.default}
-_CONVS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
-_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_FULL = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
-
-
-@dataclass(frozen=True)
-class LinearSpec(ConvSpec):
-    """A linear layer as a convolution without spatial dimensions. Channels are the last axis."""
-
-    @classmethod
-    def of(cls, in_features: int, out_features: int, bias: bool) -> "LinearSpec":
-        """The fields of such a layer."""
-        none = ((),) * 5
-        return cls(0, False, in_features, out_features, 1, *none, "zeros", bias)
-
-    def macs(self, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> int:
-        """Multiply-accumulates for one sample: the first axis is the batch."""
-        return prod(output_shape[1:-1]) * self.in_channels * self.out_channels
-
-    @property
-    def type_name(self) -> str:
-        """`Linear`."""
-        return "Linear"
-
-    def describe(self) -> str:
-        """One line, such as `Linear 64->10`."""
-        return f"Linear {self.in_channels}->{self.out_channels}"
+Indices = tuple[int | None, ...]
+Factors = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class SparseWeight:
-    """Where a weight and its zeros come from.
+class MaskedLayer:
+    """A dense layer under a mask, which may be replaced by blocks of it.
 
-    `path` is the module that holds all these tensors and may be replaced as a whole; None where the
-    graph reads them. Keys are relative to it. `factors` is `[out_channels, inputs a group]` in the
-    dtype of `dense`, None for ones; `mask_keys` are the tensors that it is made of.
+    `spec` says what it computes. `path` is the module that holds all its tensors and may be
+    replaced as a whole; None where the graph reads them. Keys are relative to it. `template` is the
+    module whose fields those in its place take over, None where no plain one computes it.
+
+    `factors` `[out_channels, inputs a group]` multiply the dense weight, None for ones. Floats, in
+    the dtype of the weight, are folded into it. Integers count the learned groups that a filter and
+    an input share: a count that would round is multiplied by in each forward instead.
+
+    What decided the factors must not change: `fixed` are tensors that a checkpoint must hold as
+    they are, `groups` those that its score maps must give.
     """
 
+    spec: ConvSpec
     path: str | None
     key: str
     dense: Tensor
     bias_key: str | None
     bias: Tensor | None
+    template: nn.Module | None = None
     factors: Tensor | None = None
-    masks: Mapping[str, Tensor] = field(default_factory=dict)
+    fixed: Mapping[str, Tensor] = field(default_factory=dict)
+    groups: LearnedGroups | None = None
 
     @property
     def value(self) -> Tensor:
@@ -98,343 +71,142 @@ class SparseWeight:
 
 
 @dataclass(frozen=True)
-class SparseCall(ConvCall):
-    """A call of a convolution or a linear layer, and its weight, or why that cannot be read."""
+class ConvWeight:
+    """The weight of one convolution: what is `picked` of the dense one.
 
-    found: SparseWeight | str = field(default="", compare=False)
-
-    @property
-    def input(self) -> fx.Node:
-        """Node of the input."""
-        value = self.node.args[0] if self.node.args else self.node.kwargs["input"]
-        assert isinstance(value, fx.Node)
-        return value
-
-    @property
-    def computed(self) -> bool:
-        """False: a weight that is computed is replaced by one that is stored."""
-        return False
-
-
-def sparse_calls(root: fx.GraphModule) -> Mapping[fx.Node, ConvCall | Unreadable]:
-    """Every call of a convolution or a linear layer in the graph of `root`, in order.
-
-    A layer that a trace does not look into counts if all it does is one convolution, whose weight
-    does not depend on its input. One with learned groups is left to the pass for those.
+    `mask`, where there is one, multiplies it in each forward: bool, where padding must stay 0 in
+    training, or int32 counts that cannot be folded in.
     """
-    known = convs(root)
-    found: dict[fx.Node, ConvCall | Unreadable] = {}
-    for node in root.graph.nodes:
-        call = known.get(node)
-        if call is None:
-            call = _linear(node, root) or _leaf(node, root)
-        elif isinstance(call, ConvCall):
-            call = read_sparse(call, root)
-        else:
-            call = replace(call, groups=None)
-        if call is not None:
-            found[node] = call
-    return found
+
+    picked: Picked
+    mask: Tensor | None
 
 
-def read_sparse(call: ConvCall, root: fx.GraphModule) -> SparseCall:
-    """`call` with its weight."""
-    if isinstance(call, SparseCall):
-        return call
-    given = {each.name: getattr(call, each.name) for each in fields(ConvCall)}
-    if call.bias is not None and not isinstance(call.bias, Stored):
-        return SparseCall(**given, found="its bias is computed in each forward, not stored")
-    bias_key = call.bias.key if isinstance(call.bias, Stored) else None
-    return SparseCall(**given, found=_weight(root, call.path, call.weight, bias_key))
+@dataclass(frozen=True, eq=False)
+class BlockWeights:
+    """The tensors of all convolutions of `form`, which executes `structure`."""
+
+    layer: MaskedLayer
+    structure: BlockStructure
+    form: FormPlan
+
+    def of(self, plan: ConvPlan) -> ConvWeight:
+        """The weight of a convolution of the form. A factor of 0 is left out like padding."""
+        height = len(plan.rows) // plan.groups
+        parts: list[Part] = []
+        for group, columns in enumerate(plan.columns):
+            rows = plan.rows[group * height : (group + 1) * height]
+            parts += self._parts(rows, columns, self._held)
+        factors = self.layer.factors
+        counted = factors is not None and not factors.is_floating_point()
+        if counted and not all(map(_round_nothing, parts)):
+            counts = torch.tensor([row for part in parts for row in _counts(part)], **_TABLE)
+            return ConvWeight(self._picked(replace(part, factors=None) for part in parts), counts)
+        picked = self._picked(parts)
+        return ConvWeight(picked, picked.held() if picked.is_padded else None)
+
+    def bias_of(self, rows: Iterable[int | None]) -> Picked | None:
+        """The bias of the output channels `rows`; None without one."""
+        if self.layer.bias_key is None:
+            return None
+        return Picked(self.layer.bias_key, (Part(tuple(rows)),), self._size[:1])
+
+    def unmasked(self) -> Picked:
+        """All that the mask lets through: where it is not held, it must be 0."""
+        spec = self.layer.spec
+        parts: list[Part] = []
+        sides = (group_slices(n, spec.groups) for n in (spec.out_channels, spec.in_channels))
+        for rows, columns in zip(*sides, strict=True):
+            inputs = tuple(range(columns.start, columns.stop))
+            parts += self._parts(range(rows.start, rows.stop), inputs, self._factors)
+        return self._picked(replace(part, factors=None) for part in parts)
+
+    def zeroed(self) -> Tensor | None:
+        """Entries `[out_channels, inputs a group]` that are not 0 and that no convolution holds.
+
+        None where there are none, as without a threshold.
+        """
+        held = torch.zeros(self._size)
+        for plan in self.form.convs:
+            self.of(plan).picked.count(held)
+        value = self.layer.value.detach().cpu().reshape(*self._size, -1)
+        lost = (held == 0) & (value != 0).any(dim=2)
+        return lost if bool(lost.any()) else None
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        spec = self.layer.spec
+        return spec.out_channels, spec.in_channels // spec.groups
+
+    @cached_property
+    def _factors(self) -> Factors | None:
+        factors = self.layer.factors
+        return None if factors is None else factors.double().cpu().numpy()
+
+    @cached_property
+    def _held(self) -> Factors | None:
+        """The factors; in the form `dense`, 0 outside the blocks as well."""
+        if self.form.form != "dense":
+            return self._factors
+        inside = np.zeros(self._size)
+        for block in self.structure.blocks:
+            inside[np.ix_(block.outputs, block.inputs)] = 1
+        return inside if self._factors is None else self._factors * inside
+
+    def _picked(self, parts: Iterable[Part]) -> Picked:
+        return Picked(self.layer.key, tuple(parts), self._size)
+
+    def _parts(
+        self, rows: Sequence[int | None], columns: Indices, table: Factors | None
+    ) -> Iterator[Part]:
+        """`rows` and `columns` of one group, cut where what the table leaves of a row changes."""
+        height, width = self._size[0] // self.layer.spec.groups, self._size[1]
+        known: dict[object, tuple[Indices, tuple[float, ...] | None]] = {}
+        chosen = []
+        last: object = None
+        for row in rows:
+            # A row of padding goes with the rows around it.
+            if row is not None:
+                first = row // height * width
+                factors = None if table is None else table[row]
+                last = first, None if factors is None else factors.tobytes()
+                if last not in known:
+                    known[last] = _under(factors, _from(first, columns))
+            chosen.append((row, known.get(last, (columns, None))))
+        for (kept, scales), run in groupby(chosen, key=lambda each: each[1]):
+            members = tuple(row for row, _ in run)
+            yield Part(members, kept, None if scales is None else (scales,) * len(members))
 
 
-def _weight(
-    root: fx.GraphModule, path: str | None, source: Source, bias_key: str | None
-) -> SparseWeight | str:
-    bias = None if bias_key is None else attribute(root, bias_key)
-    if isinstance(source, Stored):
-        key, own = (_below(each, path) for each in (source.key, bias_key))
-        assert key is not None
-        return SparseWeight(path, key, attribute(root, source.key), own, bias)
-    if isinstance(source, Recomputed):
-        module = root.get_submodule(source.path)
-        product = _product(*_recomputation(module, source.name))
-        return _masked(product, path, _below(bias_key, path), bias)
-    assert isinstance(source, Computed)
-    try:
-        nodes = Region(root, (), source.node).nodes()
-    except InternalError:
-        return (
-            "its weight depends on the input of the model, as a mask for each sample does: "
-            "there are no fixed groups to find"
-        )
-    return _masked(_product(*_graph_computation(root, source.node, nodes)), None, bias_key, bias)
+def _from(first: int, columns: Indices) -> Indices:
+    """`columns`, counted from `first`."""
+    return tuple(None if c is None else c - first for c in columns) if first else columns
 
 
-def _masked(
-    product: "_Product | str", path: str | None, bias_key: str | None, bias: Tensor | None
-) -> SparseWeight | str:
-    if isinstance(product, str):
-        return product
-    masks = {key: tensor for key, tensor in product.masks.items() if key != bias_key}
-    return SparseWeight(path, product.key, product.dense, bias_key, bias, product.factors, masks)
-
-
-def _below(key: str | None, path: str | None) -> str | None:
-    return key if key is None or path is None else key.removeprefix(f"{path}.")
-
-
-# Products
-
-
-@dataclass(frozen=True)
-class _Product:
-    key: str
-    dense: Tensor
-    factors: Tensor
-    masks: Mapping[str, Tensor]
-
-
-def _product(compute: Compute | str, tensors: Mapping[str, Tensor]) -> _Product | str:
-    """The computed weight as one of `tensors` times a mask that the others make; or why not."""
-    if isinstance(compute, str):
-        return compute
-    with torch.no_grad():
-        whole = compute({})
-        if not torch.equal(whole, compute({})):
-            return "its weight is not the same in each forward"
-        for key in _candidates(tensors, whole):
-            dense = tensors[key].detach()
-            factors = compute({key: torch.ones_like(dense)})
-            other = _random_like(dense)
-            same = torch.equal(factors * dense, whole)
-            if not same or not torch.equal(factors * other, compute({key: other})):
-                continue
-            taps = factors.reshape(*factors.shape[:2], -1)
-            if not torch.equal(taps, taps[..., :1].expand_as(taps)):
-                return (
-                    "its mask differs from tap to tap of the kernel, and is not stored in the "
-                    "weight; fold it in first (torch.nn.utils.prune.remove)"
-                )
-            masks = {name: tensor for name, tensor in tensors.items() if name != key}
-            return _Product(key, tensors[key], taps[..., 0].clone(), masks)
-    return (
-        "its weight is computed in each forward, and is no stored tensor times a fixed mask; "
-        "store the weight first (torch.nn.utils.parametrize.remove_parametrizations)"
+def _under(
+    factors: npt.NDArray[np.float64] | None, columns: Indices
+) -> tuple[Indices, tuple[float, ...] | None]:
+    """`columns` of a row without those whose factor is 0, and the factors if any is not 1."""
+    if factors is None:
+        return columns, None
+    # One entry more for padding, which is index -1.
+    entries = np.append(factors, 0)[[-1 if c is None else c for c in columns]]
+    held = entries != 0
+    kept = tuple(c if keep else None for c, keep in zip(columns, held.tolist(), strict=True))
+    scales = np.where(held, entries, 1)
+    return (columns if kept == columns else kept), (
+        None if (scales == 1).all() else tuple(scales.tolist())
     )
 
 
-def _candidates(tensors: Mapping[str, Tensor], whole: Tensor) -> list[str]:
-    """Tensors that may be the dense weight: those of its shape, trainable ones first."""
-    fitting = [
-        key
-        for key, tensor in tensors.items()
-        if tensor.shape == whole.shape and tensor.dtype == whole.dtype
-    ]
-    return sorted(fitting, key=lambda key: not tensors[key].requires_grad)
+def _round_nothing(part: Part) -> bool:
+    """Whether all factors of a part, whose rows have the same, are powers of 2."""
+    return part.factors is None or all(math.frexp(f)[0] == 0.5 for f in part.factors[0])
 
 
-def _random_like(tensor: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(29)
-    return torch.randn(tensor.shape, generator=generator).to(tensor)
-
-
-def _recomputation(module: nn.Module, name: str) -> tuple[Compute | str, Mapping[str, Tensor]]:
-    """How a parametrisation or a pruning hook computes a weight, and of what."""
-    if nn.utils.parametrize.is_parametrized(module, name):
-        chain = module.get_submodule(f"parametrizations.{name}")
-        prefix = f"parametrizations.{name}"
-        tensors = {f"{prefix}.{key}": tensor for key, tensor in _state(chain)}
-
-        def parametrized(values: Mapping[str, Tensor]) -> Tensor:
-            given = {key.removeprefix(f"{prefix}."): value for key, value in values.items()}
-            with _evaluated(chain):
-                return torch.func.functional_call(chain, given, ())  # type: ignore[no-any-return]
-
-        return parametrized, tensors
-    hooks = [hook for hook in module._forward_pre_hooks.values() if is_weight_hook(hook, name)]
-    if len(hooks) != 1 or not isinstance(hooks[0], BasePruningMethod):
-        return f"its weight is computed in each forward by {type(hooks[0]).__name__}", {}
-    tensors = {f"{name}_{part}": getattr(module, f"{name}_{part}") for part in ("orig", "mask")}
-
-    def pruned(values: Mapping[str, Tensor]) -> Tensor:
-        both = tensors | dict(values)
-        return both[f"{name}_orig"] * both[f"{name}_mask"].to(both[f"{name}_orig"])
-
-    return pruned, tensors
-
-
-def _graph_computation(
-    root: fx.GraphModule, node: fx.Node, nodes: Collection[fx.Node]
-) -> tuple[Compute | str, Mapping[str, Tensor]]:
-    """How `nodes` compute the weight, and of which tensors."""
-    read = [str(each.target) for each in nodes if each.op == "get_attr"]
-    called = [str(each.target) for each in nodes if each.op == "call_module"]
-    tensors = {key: attribute(root, key) for key in read}
-    modules = {key: root.get_submodule(key) for key in called}
-    for path, module in modules.items():
-        tensors |= {f"{path}.{key}": each for key, each in _state(module)}
-    region = Region(root, (), node)
-
-    def compute(values: Mapping[str, Tensor]) -> Tensor:
-        parts = {**modules, **{key: values.get(key, tensors[key]) for key in read}}
-        with _evaluated(*modules.values()):
-            result: Tensor = run_region(region, (), parts, list(nodes))
-            return result
-
-    return compute, tensors
-
-
-def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from module.named_parameters()
-    yield from module.named_buffers()
-
-
-@contextmanager
-def _evaluated(*modules: nn.Module) -> Iterator[None]:
-    with unchanged(*modules), torch.no_grad():
-        for module in modules:
-            evaluate(module)
-        yield
-
-
-# Other layers
-
-
-def _linear(node: fx.Node, root: fx.GraphModule) -> SparseCall | None:
-    if node.op == "call_module":
-        path = str(node.target)
-        module = root.get_submodule(path)
-        if original_type(module) is not nn.Linear or len(node.all_input_nodes) != 1:
-            return None
-        assert isinstance(module, nn.Linear)
-        spec = LinearSpec.of(module.in_features, module.out_features, module.bias is not None)
-        computed = "weight" not in module._parameters
-        source: Source = Recomputed(path, "weight") if computed else Stored(f"{path}.weight")
-        bias = Stored(f"{path}.bias") if spec.bias else None
-        if spec.bias and "bias" not in module._parameters:
-            bias = Recomputed(path, "bias")  # type: ignore[assignment]
-        return read_sparse(ConvCall(spec, node, source, bias, path), root)
-    if node.op != "call_function" or node.target not in _LINEAR:
-        return None
-    given = dict(zip(("input", "weight", "bias"), node.args, strict=False)) | dict(node.kwargs)
-    weight, offset = given.get("weight"), given.get("bias")
-    sources = [n for n in (weight, offset) if n is not None]
-    if not all(isinstance(n, fx.Node) and n.op == "get_attr" for n in sources):
-        return None
-    assert isinstance(weight, fx.Node)
-    out_features, in_features = attribute(root, str(weight.target)).shape
-    spec = LinearSpec.of(in_features, out_features, offset is not None)
-    bias = Stored(str(offset.target)) if isinstance(offset, fx.Node) else None
-    return read_sparse(ConvCall(spec, node, Stored(str(weight.target)), bias), root)
-
-
-def _leaf(node: fx.Node, root: fx.GraphModule) -> SparseCall | None:
-    """A call of a layer that is one convolution with a computed weight, and nothing else."""
-    if node.op != "call_module" or len(node.all_input_nodes) != 1 or len(node.args) != 1:
-        return None
-    path = str(node.target)
-    layer = root.get_submodule(path)
-    shape = node.all_input_nodes[0].meta.get("shape")
-    foreign = not type(layer).__module__.startswith(("torch.", "groupfx."))
-    if not foreign or shape is None or has_learned_groups(layer):
-        return None
-    first = next((p for p in layer.parameters() if p.is_floating_point()), None)
-    if first is None or first.is_meta:
-        return None
-    generator = torch.Generator().manual_seed(17)
-    x = torch.randn(tuple(shape), generator=generator).to(first)
-    recorded = _observed(layer, x)
-    return None if recorded is None else _leaf_call(node, path, layer, x, recorded)
-
-
-def _leaf_call(
-    node: fx.Node, path: str, layer: nn.Module, x: Tensor, recorded: Mapping[str, Any]
-) -> SparseCall:
-    weight, bias = recorded["weight"], recorded["bias"]
-    names = {id(tensor): key for key, tensor in layer.named_parameters()}
-    bias_key = None if bias is None else names.get(id(bias))
-    tensors: dict[str, Tensor] = dict(layer.state_dict(keep_vars=True))
-
-    def compute(values: Mapping[str, Tensor]) -> Tensor:
-        found = _observed(layer, x, values)
-        return weight * torch.nan if found is None else found["weight"]  # type: ignore[no-any-return]
-
-    found: SparseWeight | str = "its bias is computed in each forward, not stored"
-    if bias is None or bias_key is not None:
-        found = _masked(_product(compute, tensors), path, bias_key, bias)
-    others = [_observed(layer, -x), _observed(layer, x, training=True)]
-    if any(each is None or not torch.equal(each["weight"], weight) for each in others):
-        found = "its weight is not the same for each input and in train mode"
-    key = found.key if isinstance(found, SparseWeight) else "weight"
-    spec = _spec(_CONVS[recorded["function"]], recorded)
-    own = None if bias is None else Stored(f"{path}.{bias_key}")
-    return SparseCall(spec, node, Stored(f"{path}.{key}"), own, path, found=found)
-
-
-def _spec(dims: int, call: Mapping[str, Any]) -> ConvSpec:
-    rows, columns, *kernel = call["weight"].shape
-
-    def each(value: Any) -> tuple[int, ...]:
-        values = (value,) if isinstance(value, int) else tuple(value)
-        return values * dims if len(values) == 1 else values
-
-    padding = call["padding"]
-    return ConvSpec(
-        dims=dims,
-        transposed=False,
-        in_channels=columns * call["groups"],
-        out_channels=rows,
-        groups=call["groups"],
-        kernel_size=tuple(kernel),
-        stride=each(call["stride"]),
-        padding=padding if isinstance(padding, str) else each(padding),
-        dilation=each(call["dilation"]),
-        output_padding=(0,) * dims,
-        padding_mode="zeros",
-        bias=call["bias"] is not None,
-    )
-
-
-class _Recorder(TorchFunctionMode):
-    """Notes the arguments and the result of each convolution."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[dict[str, Any]] = []
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        named = dict(kwargs or {})
-        result = func(*args, **named)
-        if func in _CONVS:
-            given = _FULL | dict(zip(_ARGUMENTS, args, strict=False)) | named
-            self.calls.append({**given, "function": func, "result": result})
-        return result
-
-
-def _observed(
-    layer: nn.Module,
-    x: Tensor,
-    values: Mapping[str, Tensor] | None = None,
-    *,
-    training: bool = False,
-) -> Mapping[str, Any] | None:
-    """The one convolution that `layer` is, as it runs on `x`; None if it is something else."""
-    recorder = _Recorder()
-    with unchanged(layer), torch.no_grad(), recorder:
-        for module in layer.modules():
-            module.training = training
-        try:
-            output = torch.func.functional_call(layer, dict(values or {}), (x,))
-        except Exception:
-            return None
-    if len(recorder.calls) != 1:
-        return None
-    (call,) = recorder.calls
-    return call if call["input"] is x and call["result"] is output else None
+def _counts(part: Part) -> list[list[int]]:
+    """The factors of a part, a row for each of its rows; 0 for padding."""
+    assert part.columns is not None
+    factors = (1.0,) * len(part.columns) if part.factors is None else part.factors[0]
+    row = [0 if c is None else int(f) for c, f in zip(part.columns, factors, strict=True)]
+    return [[0] * len(row) if number is None else row for number in part.rows]

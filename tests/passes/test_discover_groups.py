@@ -55,11 +55,11 @@ def test_what_the_report_says() -> None:
     (site,) = report.sites
     assert site.before == "Conv2d 11->13, kernel 3x3"
     assert site.after == "bucketed: 2->3, 3->4, 5->5; input gather; output gather"
-    assert site.notes[0] == "blocks: 2->3, 3->4, 5->5"
+    assert site.notes[0] == "3 blocks: 2->3, 3->4, 5->5"
     notes = " ".join(site.notes)
     assert "70% of the MACs are products with 0" in notes
-    assert "1 inputs are read by no filter" in notes
-    assert "1 filters read nothing" in notes
+    assert "1 input is read by no filter" in notes
+    assert "1 filter is without inputs: bias alone" in notes
     assert "likely slower" in notes
     assert report.notes == ()
 

@@ -368,7 +368,7 @@ def test_a_threshold_reports_the_error_that_it_introduces() -> None:
     model, x = nearly(1e-4)
     result = Pipeline([DiscoverGroups(threshold=1e-4)])(model, (x,))
     (site,) = result.report.sites
-    assert site.notes[0] == "blocks: 2->3, 3->4, 5->5"
+    assert site.notes[0] == "3 blocks: 2->3, 3->4, 5->5"
     # The same, computed here.
     zeroed = copy.deepcopy(model)
     keep(zeroed[0], UNEQUAL)
@@ -427,14 +427,11 @@ class Shifted(DiscoverGroups):
     """Reads the neighbours of the channels that it should read."""
 
     def rewrite(self, site: Site, description: Any) -> Rewritten:
-        picks = description.picks
-        gather = picks.form.input_gather
+        form = description.form
+        gather = form.input_gather
         moved = tuple((channel + 1) % site.spec.in_channels for channel in gather.indices)
-        form = dataclasses.replace(
-            picks.form, input_gather=dataclasses.replace(gather, indices=moved)
-        )
-        picks = dataclasses.replace(picks, form=form)
-        return super().rewrite(site, dataclasses.replace(description, picks=picks))
+        form = dataclasses.replace(form, input_gather=dataclasses.replace(gather, indices=moved))
+        return super().rewrite(site, dataclasses.replace(description, form=form))
 
 
 @pytest.mark.parametrize("wrong", [Sloppy, Excuse, Shifted])
