@@ -29,7 +29,7 @@ from groupfx.convs.calls import ConvCall, Unreadable
 from groupfx.convs.spec import LinearSpec
 from groupfx.errors import UsageError
 from groupfx.plan.blocks import MIN_SAVING, BlockStructure, find_blocks, spread_mask
-from groupfx.rewriting import Pass, Rewritten, Site, Skip, unwanted
+from groupfx.rewriting import Note, Pass, Rewritten, Site, Skip, unwanted
 from groupfx.rewriting.block_layers import Blocks, emit_blocks, plan_blocks
 from groupfx.rewriting.sparse_sites import original_key, read_weight, sparse_calls
 from groupfx.rewriting.weights import MaskedLayer
@@ -149,7 +149,7 @@ def _mask(layer: MaskedLayer, threshold: float) -> npt.NDArray[np.bool_]:
     return found
 
 
-def _error(layer: MaskedLayer, zeroed: Tensor, threshold: float) -> str:
+def _error(layer: MaskedLayer, zeroed: Tensor, threshold: float) -> Note:
     """What the entries that are set to 0 change, for the report."""
     value = layer.value.double().flatten(2) if layer.dense.dim() > 2 else layer.value.double()
     lost = value[zeroed.to(value.device)]
@@ -157,11 +157,12 @@ def _error(layer: MaskedLayer, zeroed: Tensor, threshold: float) -> str:
     size[zeroed.to(value.device)] = lost.abs()
     worst = float(size.flatten(1).sum(1).max())
     share = float(lost.norm() / value.norm())
-    return (
-        f"threshold={threshold:g}: {int(lost.count_nonzero())} entries of up to "
+    return Note(
+        f"threshold={threshold:g}",
+        f"{int(lost.count_nonzero())} entries of up to "
         f"{float(lost.abs().max()):.3g} are set to 0, {share:.3g} of the weight's norm, which is "
         "the relative error of the output (root mean square, without the bias) for inputs that "
-        f"are not correlated; no output moves by more than {worst:.3g} times the largest input"
+        f"are not correlated; no output moves by more than {worst:.3g} times the largest input",
     )
 
 

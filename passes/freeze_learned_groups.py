@@ -26,7 +26,7 @@ from torch import fx
 
 from groupfx.convs.calls import ConvCall, Unreadable
 from groupfx.plan.blocks import counted, find_blocks
-from groupfx.rewriting import Pass, Rewritten, Site, Skip, unwanted
+from groupfx.rewriting import Note, Pass, Rewritten, Site, Skip, unwanted
 from groupfx.rewriting.block_layers import Blocks, emit_blocks, plan_blocks
 from groupfx.rewriting.learned_sites import learned_calls, read_layer
 from groupfx.rewriting.weights import MaskedLayer
@@ -81,14 +81,17 @@ class FreezeLearnedGroups(Pass[Blocks]):
         return emit_blocks(site, description)
 
 
-def _remarks(site: Site, layer: MaskedLayer) -> Iterator[str]:
+_ONE_STAYS = "one convolution stays, for the size of its output"
+
+
+def _remarks(site: Site, layer: MaskedLayer) -> Iterator[Note]:
     """What a user should know of the groups that were learned, beside their blocks."""
     groups, said = layer.groups, site.spec.padding_mode
     assert groups is not None
     for channels, side in ((groups.nan_inputs, "input"), (groups.nan_outputs, "filter")):
         if channels:
-            yield f"{counted(channels, side)} in no group, because of NaN or infinity in the map"
+            yield counted(channels, side, "in no group, because of NaN or infinity in the map")
     if all(0 in size for size in groups.sizes):
-        yield "no filter reads anything: one convolution stays, for the size of its output"
+        yield Note("no filter reads anything", _ONE_STAYS)
     if layer.spec.padding_mode != said:
-        yield f"padded with zeros, as its forward does (its conv says '{said}')"
+        yield Note(f"padded with zeros, as its forward does (its conv says '{said}')")

@@ -22,7 +22,7 @@ from groupfx.errors import UsageError
 from groupfx.nn.marks import FROZEN_MARK
 from groupfx.plan.channels import Slice, group_slices
 from groupfx.plan.site_plan import SitePlan
-from groupfx.rewriting import BatchNorm, Pass, Rewritten, Site, Skip, unwanted
+from groupfx.rewriting import BatchNorm, Note, Pass, Rewritten, Site, Skip, unwanted
 from groupfx.rewriting.site import modules_called
 
 
@@ -82,7 +82,7 @@ class SplitGroupedConv(Pass[Split]):
         if self.batchnorm == "branches" and site.may_have_hidden_batchnorm():
             return Split(inputs, outputs, None, (_OUT_OF_SIGHT,))
         if isinstance(norm, str):
-            return Split(inputs, outputs, None, (f"BatchNorm stays after the concat: {norm}",))
+            return Split(inputs, outputs, None, (Note("BatchNorm stays after the concat", norm),))
         return Split(inputs, outputs, norm)
 
     def rewrite(self, site: Site, description: Split) -> Rewritten:
@@ -131,7 +131,9 @@ class SplitGroupedConv(Pass[Split]):
         return None
 
 
-_OUT_OF_SIGHT = "a BatchNorm that follows stays after the concat: forward is no graph to see it in"
+_OUT_OF_SIGHT = Note(
+    "a BatchNorm that follows stays after the concat", "forward is no graph to see it in"
+)
 
 
 def _not_possible(site: Site) -> str | None:

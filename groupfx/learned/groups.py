@@ -92,11 +92,19 @@ def _holds(layer: nn.Module, name: str) -> bool:
     return is_tensor or nn.utils.parametrize.is_parametrized(layer, name)
 
 
+class UnfitMapsError(UsageError):
+    """The maps of a layer do not fit its convolution. `reason` does not name the layer."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.reason = reason
+
+
 def groups_of(layer: nn.Module, name: str = "") -> LearnedGroups:
     """The groups that `layer` has now, decided as its forward decides them.
 
-    `name` is what messages call the layer. Raises UsageError for a layer of another form, and for
-    maps that do not fit its convolution.
+    `name` is what messages call the layer. Raises UsageError for a layer of another form, and
+    UnfitMapsError for maps that do not fit its convolution.
     """
     name = name or type(layer).__name__
     if not has_learned_groups(layer):
@@ -106,16 +114,18 @@ def groups_of(layer: nn.Module, name: str = "") -> LearnedGroups:
         )
     conv: nn.Conv1d | nn.Conv2d | nn.Conv3d = getattr(layer, CONV)
     if conv.groups != 1:
-        raise UsageError(
-            f"{name}: its conv has groups={conv.groups}; groups are learned on a dense conv, "
-            "so build it with groups=1"
+        raise UnfitMapsError(
+            name,
+            f"its conv has groups={conv.groups}; groups are learned on a dense conv, "
+            "so build it with groups=1",
         )
     scores = _scores(layer, name, INPUT_SCORES, conv.in_channels, "in_channels")
     other = _scores(layer, name, OUTPUT_SCORES, conv.out_channels, "out_channels")
     if scores.shape[1] != other.shape[1]:
-        raise UsageError(
-            f"{name}: {INPUT_SCORES} has {scores.shape[1]} groups (columns) and {OUTPUT_SCORES} "
-            f"has {other.shape[1]}; give both the same number"
+        raise UnfitMapsError(
+            name,
+            f"{INPUT_SCORES} has {scores.shape[1]} groups (columns) and {OUTPUT_SCORES} "
+            f"has {other.shape[1]}; give both the same number",
         )
     return LearnedGroups(
         in_channels=conv.in_channels,
@@ -128,12 +138,13 @@ def groups_of(layer: nn.Module, name: str = "") -> LearnedGroups:
 def _scores(layer: nn.Module, name: str, key: str, channels: int, field: str) -> Tensor:
     scores: Tensor = getattr(layer, key).detach()
     if scores.dim() != 2 or scores.shape[0] != channels or scores.shape[1] < 1:
-        raise UsageError(
-            f"{name}: {key} has the shape {list(scores.shape)}, and its conv has "
-            f"{field}={channels}; the map must be [{channels}, groups], a row for each channel"
+        raise UnfitMapsError(
+            name,
+            f"{key} has the shape {list(scores.shape)}, and its conv has {field}={channels}; "
+            f"the map must be [{channels}, groups], a row for each channel",
         )
     if scores.is_meta:
-        raise UsageError(f"{name}: {key} has no values (device meta); load the weights first")
+        raise UnfitMapsError(name, f"{key} has no values (device meta); load the weights first")
     return scores
 
 

@@ -19,6 +19,7 @@ from scipy.sparse.csgraph import connected_components
 
 from ..errors import UsageError
 from .channels import channels_per_group, is_permutation
+from .notes import Note
 
 Mask = npt.NDArray[Any]
 Support = npt.NDArray[np.bool_]
@@ -121,30 +122,31 @@ class BlockStructure:
         blocks = (Block(b.inputs, outputs) if b is small else b for b in self.blocks)
         return replace(self, blocks=tuple(blocks), bias_only=())
 
-    def describe(self) -> str:
+    def describe(self) -> Note:
         """The blocks by their shape: `8 blocks of 8->8`, or `3 blocks: 3->4, 1->1, 4->3`."""
         shapes = [f"{inputs}->{outputs}" for inputs, outputs in self.shapes]
         if len(shapes) < 2:
-            return f"1 block: {shapes[0]}" if shapes else "no blocks"
+            return Note("block", shapes[0], count=1) if shapes else Note("no blocks")
         if self.equal:
-            return f"{len(shapes)} blocks of {shapes[0]}"
-        return f"{len(shapes)} blocks: {first_few(shapes)}"
+            return Note(f"blocks of {shapes[0]}", count=len(shapes))
+        return Note("blocks", first_few(shapes), count=len(shapes))
 
-    def remarks(self) -> list[str]:
+    def remarks(self) -> list[Note]:
         """What a user should know of the channels that are in no block, or in several."""
         found = []
         if self.dead_inputs:
-            found.append(f"{counted(self.dead_inputs, 'input')} read by no filter")
+            found.append(counted(self.dead_inputs, "input", "read by no filter"))
         if self.bias_only:
-            found.append(f"{counted(self.bias_only, 'filter')} without inputs: bias alone")
+            found.append(counted(self.bias_only, "filter", "without inputs", "bias alone"))
         if not self.partition:
-            found.append("some inputs are in several blocks")
+            found.append(Note("some inputs are in several blocks"))
         return found
 
 
-def counted(channels: Sequence[int], what: str) -> str:
-    """`1 filter is`, `2 filters are`."""
-    return f"1 {what} is" if len(channels) == 1 else f"{len(channels)} {what}s are"
+def counted(channels: Sequence[int], what: str, state: str, detail: str = "") -> Note:
+    """`1 filter is state: detail`, `2 filters are state: detail`."""
+    are = f"{what} is" if len(channels) == 1 else f"{what}s are"
+    return Note(f"{are} {state}", detail, count=len(channels))
 
 
 def first_few(texts: Sequence[str]) -> str:

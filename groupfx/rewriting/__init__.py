@@ -1,5 +1,6 @@
 """The pass framework: passes, sites, pipelines and reports."""
 
+from ..plan.notes import Note
 from ..running.totals import Complexity, Totals, totals
 from .checking import Progress
 from .driver import PassResult, UnreadableSite, find_sites, run_pass
@@ -13,6 +14,7 @@ from .store import Store
 __all__ = [
     "BatchNorm",
     "Complexity",
+    "Note",
     "Option",
     "Pass",
     "PassResult",

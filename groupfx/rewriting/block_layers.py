@@ -26,6 +26,7 @@ from ..plan.blocks import BlockStructure
 from ..plan.cost import likely_slower
 from ..plan.forms import ConvPlan, Form, FormPlan, plan
 from ..plan.gathers import GatherPlan
+from ..plan.notes import Note
 from ..plan.site_plan import SitePlan
 from ..state.map import Picked
 from .pass_ import Rewritten
@@ -66,12 +67,12 @@ def plan_blocks(
     notes = [structure.describe(), *remarks, *structure.remarks(), *_speed(site, structure, chosen)]
     norm = _moving_batchnorm(site, chosen)
     if isinstance(norm, str):
-        notes.append(f"BatchNorm stays behind: {norm}")
+        notes.append(Note("BatchNorm stays behind", norm))
         norm = None
     return Blocks(layer, structure, chosen, norm, tuple(notes))
 
 
-def _speed(site: Site, structure: BlockStructure, form: FormPlan) -> list[str]:
+def _speed(site: Site, structure: BlockStructure, form: FormPlan) -> list[Note]:
     spec, shapes = site.spec, site.shapes
     if shapes is None or isinstance(spec, LinearSpec) or spec.groups > 1:
         return []
@@ -82,7 +83,7 @@ def _speed(site: Site, structure: BlockStructure, form: FormPlan) -> list[str]:
         positions=max(math.prod(shapes.output[2:]), 1),
         input_positions=max(math.prod(shapes.input[2:]), 1),
     )
-    return [] if reason is None else [f"likely slower than dense on ONNX Runtime: {reason}"]
+    return [] if reason is None else [Note("likely slower than dense on ONNX Runtime", reason)]
 
 
 def _moving_batchnorm(site: Site, form: FormPlan) -> BatchNorm | str | None:

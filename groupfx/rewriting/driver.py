@@ -15,6 +15,7 @@ from torch import fx
 from ..convs.calls import ConvCall, Recomputed, Unreadable, convs
 from ..convs.names import call_name, numbered
 from ..errors import GroupfxError, InternalError
+from ..plan.notes import Note
 from ..state.map import Entry, Requirement
 from ..tracing import Fragment, Program, Shapes, SwappedConv
 from .pass_ import Pass, Rewritten, Skip
@@ -192,7 +193,7 @@ def _rewrite_site(pass_: Pass[Any], match: _Match) -> RewrittenSite:
 
 def _notes(site: Site, made: Rewritten) -> tuple[str, ...]:
     if site.whole_weights is not None:
-        return (*made.notes, f"the weight stays whole and is sliced: {site.whole_weights}")
+        return (*made.notes, Note("the weight stays whole and is sliced", site.whole_weights))
     if site.call.computed:
         return (*made.notes, "the weight is computed in each forward and is sliced there")
     return made.notes

@@ -10,8 +10,15 @@ from torch import Tensor, fx, nn
 
 from ..convs.calls import ConvCall, Stored, Unreadable
 from ..convs.spec import CONV_TYPES, ConvSpec, original_type, spec_of_module
-from ..errors import UsageError, kind_and_line
-from ..learned.groups import CONV, INPUT_SCORES, OUTPUT_SCORES, groups_of, has_learned_groups
+from ..errors import kind_and_line
+from ..learned.groups import (
+    CONV,
+    INPUT_SCORES,
+    OUTPUT_SCORES,
+    UnfitMapsError,
+    groups_of,
+    has_learned_groups,
+)
 from ..nn import Flgc1d, Flgc2d, Flgc3d
 from ..running.float64 import Float64
 from ..running.unchanged import unchanged
@@ -61,8 +68,8 @@ def read_layer(site: Site) -> MaskedLayer | str:
     conv = layer.get_submodule(CONV)
     try:
         groups = groups_of(layer, site.name)
-    except UsageError as error:
-        return str(error).removeprefix(f"{site.name}: ")
+    except UnfitMapsError as error:
+        return error.reason
     reason = _kept_back(site, layer, conv)
     if reason is not None:
         return reason

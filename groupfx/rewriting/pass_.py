@@ -48,7 +48,8 @@ class Rewritten:
     """What a pass made of a site.
 
     `output` gives the value that `end` gave; everything from the convolution to `end` is replaced.
-    `form` says in a few words what stands there now, `notes` what the user should know. `macs` are
+    `form` says in a few words what stands there now, `notes` what the user should know (a text, or
+    a `Note`, which others can be told with). `macs` are
     those of one call for one sample afterwards, None where they are what they were. `zeroed` says,
     for keys of the original, which entries (bool, rows by columns) were set to 0: the check is then
     against an original that has those zeros, and the difference is reported. `plan` is remembered

@@ -88,8 +88,8 @@ def example_inputs(model: nn.Module, inputs: object) -> tuple[ExampleInputs, tup
     """The given inputs, or inferred ones with a note that says which."""
     if inputs is not None:
         return ExampleInputs.of(inputs), ()
-    example, chosen = infer_inputs(model)
-    return example, (chosen,)
+    found = infer_inputs(model)
+    return found.inputs, (found.source,)
 
 
 def _report(program: Program, results: Sequence[PassResult]) -> Report:

@@ -66,7 +66,7 @@ class RewrittenSite:
             "branches": self.branches,
             "macs": self.macs,
             "macs_after": self.macs_after,
-            "notes": list(self.notes),
+            "notes": [str(note) for note in self.notes],
             "verdict": None if self.verdict is None else self.verdict.to_dict(),
             "observable": self.observable,
         }

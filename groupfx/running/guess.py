@@ -28,10 +28,14 @@ _BATCH = 2
 
 
 class InferredInputs(NamedTuple):
-    """Inputs that a model's forward accepted, and where they came from, as text."""
+    """Inputs that a model's forward accepted, and where they came from, as text.
+
+    `layer` is the one whose channels told the shape, if one did.
+    """
 
     inputs: ExampleInputs
     source: str
+    layer: str | None = None
 
 
 def infer_inputs(model: nn.Module) -> InferredInputs:
@@ -48,7 +52,7 @@ def infer_inputs(model: nn.Module) -> InferredInputs:
     failure = "nothing in it says what shape it takes"
     with unchanged(model), torch.no_grad():
         evaluate(model)
-        for make, source in _candidates(model):
+        for make, source, layer in _candidates(model):
             tried.append(source)
             try:
                 inputs = _placed(make(generator), model)
@@ -56,7 +60,7 @@ def infer_inputs(model: nn.Module) -> InferredInputs:
             except Exception as error:
                 failure = f"{source}: {kind_and_line(error)}"
                 continue
-            return InferredInputs(inputs, source)
+            return InferredInputs(inputs, source, layer)
     attempts = "; ".join(tried) or "nothing"
     raise ModelError(
         f"cannot guess the inputs of {type(model).__name__}: tried {attempts}; the last failure "
@@ -67,24 +71,25 @@ def infer_inputs(model: nn.Module) -> InferredInputs:
 Make = Callable[[torch.Generator], ExampleInputs]
 
 
-def _candidates(model: nn.Module) -> Iterator[tuple[Make, str]]:
+def _candidates(model: nn.Module) -> Iterator[tuple[Make, str, str | None]]:
     dummy = getattr(model, "dummy_inputs", None)
     if isinstance(dummy, Mapping) and dummy:
-        yield (lambda _: ExampleInputs.of(dummy).with_batch(_BATCH)), "the model's dummy_inputs"
+        told = "the model's dummy_inputs"
+        yield (lambda _: ExampleInputs.of(dummy).with_batch(_BATCH)), told, None
     name = getattr(model, "main_input_name", None)
     if name in ("input_ids", "inputs"):
-        yield (lambda g: _tokens(model, name, g)), f"{name}: token ids [{_BATCH}, 16]"
+        yield (lambda g: _tokens(model, name, g)), f"{name}: token ids [{_BATCH}, 16]", None
     if name == "input_values":
         for length in (16000, 4000, 1000, 400):
             shape = (_BATCH, length)
-            yield _random(shape, name), f"{name}: {list(shape)}"
+            yield _random(shape, name), f"{name}: {list(shape)}", None
     keyword = name if name == "pixel_values" else None
     layer = _first_layer(model)
     if layer is not None:
         path, module = layer
         for sizes in _shapes(model, module):
-            source = f"{list(sizes)} from {path or 'the model'}"
-            yield _random(sizes, keyword), source
+            layer_name = path or "the model"
+            yield _random(sizes, keyword), f"{list(sizes)} from {layer_name}", layer_name
 
 
 def _first_layer(model: nn.Module) -> tuple[str, nn.Module] | None:

@@ -6,6 +6,7 @@ import io
 import operator
 import sys
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,8 +17,6 @@ from ..running.inputs import ExampleInputs, in_order
 from ..running.unchanged import evaluate, unchanged
 from .graphs import adopt, restore_order
 from .tracer import CannotTrace
-
-FIXED = "sizes that the export fixed:"
 
 
 class ExportedModule(fx.GraphModule):
@@ -84,8 +83,20 @@ def export_program(
         return program
 
 
-def exported(model: nn.Module, inputs: ExampleInputs) -> tuple[fx.GraphModule, tuple[str, ...]]:
-    """Graph of `torch.export` in eval mode, and notes on what it fixed.
+@dataclass(frozen=True)
+class Exported:
+    """A graph of `torch.export` in eval mode, and notes on what it fixed.
+
+    `dynamic` is False where it fixed sizes of the inputs.
+    """
+
+    module: fx.GraphModule
+    notes: tuple[str, ...]
+    dynamic: bool
+
+
+def exported(model: nn.Module, inputs: ExampleInputs) -> Exported:
+    """Graph of `torch.export` in eval mode.
 
     Raises `CannotTrace` with the reason where the exporter refuses.
     """
@@ -97,8 +108,8 @@ def exported(model: nn.Module, inputs: ExampleInputs) -> tuple[fx.GraphModule, t
     notes = ["exported in eval mode: result.model stays in it"]
     fixed = list(_assert_fixed_sizes(module))
     if fixed:
-        notes.append(f"{FIXED} {', '.join(fixed)}")
-    return module, tuple(notes)
+        notes.append(f"sizes that the export fixed: {', '.join(fixed)}")
+    return Exported(module, tuple(notes), dynamic=not fixed)
 
 
 def _assert_fixed_sizes(module: fx.GraphModule) -> Iterator[str]:

@@ -18,7 +18,7 @@ from ..learned.groups import has_learned_groups
 from ..nn.masked_conv import MASKED
 from ..running.inputs import ExampleInputs
 from .counting import Counted, ModuleCalls, count_calls, site_modules
-from .exporting import FIXED, exported
+from .exporting import exported
 from .graphs import (
     assemble,
     copied_graph,
@@ -188,13 +188,13 @@ class _Opener:
         )
 
     def export(self, reasons: tuple[str, ...]) -> Program:
-        reference, notes = exported(self.own, self.inputs)
-        working = self._working(reference)
+        made = exported(self.own, self.inputs)
+        reference, working = made.module, self._working(made.module)
         fragment = Fragment(path="", reference=reference, working=working)
         program = Program(
-            "export", self.model, working, [fragment], self.inputs, (*reasons, *notes)
+            "export", self.model, working, [fragment], self.inputs, (*reasons, *made.notes)
         )
-        program.dynamic = not any(note.startswith(FIXED) for note in notes)
+        program.dynamic = made.dynamic
         program.uncalled = _uncalled(self.own, reference)
         return program
 

@@ -191,6 +191,16 @@ def test_the_file_of_a_rewrite(name: str, tmp_path: Path) -> None:
         assert site_names(check.sites) == names, way
 
 
+def test_branches_of_a_second_call_belong_to_it() -> None:
+    model, *_ = made("module-called-twice")
+    split = groupfx.rewrite(model, (X,), passes=["split-grouped-conv"]).model
+    check = groupfx.validate(model, split, (X,))
+    assert site_names(check.sites) == tuple(
+        with_number(f"conv.{group}", call) for call in (1, 2) for group in range(3)
+    )
+    assert not [note for note in check.notes if "no such site" in note]
+
+
 def test_a_number_behind_a_name() -> None:
     names = list(numbered(["a", "b", "a", "a"]))
     assert names == ["a", "b", "a#2", "a#3"]

@@ -220,7 +220,7 @@ def test_shapes_are_guessed(
     model = make()
     before, state = Fingerprint.of(model), torch.get_rng_state()
     python = random.getstate()
-    inputs, source = infer_inputs(model)
+    inputs, source, *_ = infer_inputs(model)
     assert shapes(inputs) == [shape]
     assert source == f"{list(shape)} from {path}"
     assert before.changes(model) == ()
@@ -251,10 +251,10 @@ class Config:
 
 def test_a_model_that_says_what_it_takes_is_believed() -> None:
     ids = torch.tensor([[1, 2, 3]])
-    inputs, source = infer_inputs(Dummy(dummy_inputs={"input_ids": ids, "mask": ids}))
+    inputs, source, *_ = infer_inputs(Dummy(dummy_inputs={"input_ids": ids, "mask": ids}))
     assert source == "the model's dummy_inputs"
     assert shapes(inputs) == [(2, 3), (2, 3)]
-    inputs, source = infer_inputs(Dummy(config=Config()))
+    inputs, source, *_ = infer_inputs(Dummy(config=Config()))
     assert source == "input_ids: token ids [2, 16]"
     assert int(inputs.kwargs["input_ids"].max()) > 1
 
@@ -262,7 +262,7 @@ def test_a_model_that_says_what_it_takes_is_believed() -> None:
 @pytest.mark.parametrize("name", ["regnet-y", "squeezebert", "wav2vec2"])
 def test_transformers_models_are_guessed(name: str) -> None:
     model = zoo.CASES[name].build()
-    inputs, _ = infer_inputs(model)
+    inputs, *_ = infer_inputs(model)
     assert inputs.batch == 2
     inputs.call(model)
 

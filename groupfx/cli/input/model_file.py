@@ -124,9 +124,8 @@ def read_source(options: ModelOptions, warn: Callable[[str], None]) -> OpenedFil
 
 def _inferred(inferred: InferredInputs) -> str:
     """Where the inputs came from; their shape is told anyway."""
-    shape = f"{list(next(inferred.inputs.tensors()).shape)} from "
-    if inferred.source.startswith(shape):
-        return f"inferred from {inferred.source.removeprefix(shape)}"
+    if inferred.layer is not None:
+        return f"inferred from {inferred.layer}"
     return f"inferred: {inferred.source}"
 
 

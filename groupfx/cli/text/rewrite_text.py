@@ -1,12 +1,12 @@
 """A rewrite's report as text: the sites, what was left and why, the sizes, and the verdict."""
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.text import Text
 
+from ...plan.notes import Note
 from ...rewriting import Report, RewrittenSite
 from ..input.model_file import OpenedFile
 from .numbers import count, plural, short, sizes
@@ -70,11 +70,11 @@ def _show_sites(screen: Screen, report: Report) -> None:
 
 
 def _show_notes(screen: Screen, sites: Sequence[RewrittenSite]) -> None:
-    """What to know of single sites; many notes that differ in their numbers only are one line."""
+    """What to know of single sites; many notes on one topic are one line."""
     noted: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for site in sites:
         for note in site.notes:
-            topic = re.sub(r"^[\d,]+ ", "", note.partition(":")[0])
+            topic = note.topic if isinstance(note, Note) else note
             noted[note if screen.verbose else topic][note].append(site.name)
     for topic, notes in noted.items():
         if len(notes) <= _FEW_NOTES:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..graph.conv_nodes import ConvNode, constant_of, conv_nodes
 from ..graph.metadata import mark_of
-from .site_functions import Affine, SiteFunction
+from .site_functions import Affine, SiteFunction, Unchecked
 
 _NORM = "BatchNormalization"
 _EPSILON = 1e-5
@@ -43,7 +43,9 @@ class Region:
         return () if self.problem is not None else tuple(name for name in named if name)
 
 
-def onnx_site_functions(model: ir.Model) -> tuple[tuple[SiteFunction, ...], tuple[str, ...]]:
+def onnx_site_functions(
+    model: ir.Model,
+) -> tuple[tuple[SiteFunction, ...], tuple[Unchecked, ...]]:
     """The convolutions of an ONNX file with constant weights, in order; and why not the others.
 
     A site that is split, or executed as several convolutions, is none of them.
@@ -56,9 +58,9 @@ def onnx_site_functions(model: ir.Model) -> tuple[tuple[SiteFunction, ...], tupl
     for conv in convs:
         name = _site_name(conv)
         if mark_of(conv.node) is not None and counts[name] > 1:
-            left.append(f"{name}: it is several convolutions in the reference too")
+            left.append(Unchecked("it is several convolutions in the reference too", name))
         elif not conv.constant:
-            left.append(f"{name}: its weight is computed in the graph")
+            left.append(Unchecked("its weight is computed in the graph", name))
         else:
             found.append(_function(conv, name))
     return tuple(found), tuple(dict.fromkeys(left))

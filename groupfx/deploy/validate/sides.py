@@ -30,7 +30,7 @@ from ..graph.files import proto_of
 from ..running.float64_onnx import Float64Model
 from ..running.runtime import Session, declared_inputs
 from .onnx_sites import onnx_site_functions
-from .site_functions import SiteFunction, torch_site_functions
+from .site_functions import SiteFunction, Unchecked, torch_site_functions
 
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
@@ -99,12 +99,12 @@ class TorchSide:
                     f"{self.source} does not run on {shapes}: {first_line(error)}"
                 ) from error
 
-    def site_functions(self) -> tuple[tuple[SiteFunction, ...], tuple[str, ...]]:
+    def site_functions(self) -> tuple[tuple[SiteFunction, ...], tuple[Unchecked, ...]]:
         """What each convolution computes, and what is left out and why."""
         try:
             return torch_site_functions(self.model, self.example)
         except (CannotTrace, GroupfxError) as error:
-            return (), (f"sites are not checked on their own: {error}",)
+            return (), (Unchecked(f"sites are not checked on their own: {error}"),)
 
     @cached_property
     def _runner(self) -> Float64Runner:
@@ -194,7 +194,7 @@ class OnnxSide:
         session = self.optimised if self._wide_model is None else self.session
         return session.run(feeds)
 
-    def site_functions(self) -> tuple[tuple[SiteFunction, ...], tuple[str, ...]]:
+    def site_functions(self) -> tuple[tuple[SiteFunction, ...], tuple[Unchecked, ...]]:
         """What each convolution computes, and what is left out and why."""
         return onnx_site_functions(self.model)
 

@@ -177,6 +177,17 @@ class SiteFunction:
         return cuts
 
 
+@dataclass(frozen=True)
+class Unchecked:
+    """A site that is not looked at on its own, and why; without a `name`, all of them."""
+
+    reason: str
+    name: str | None = None
+
+    def __str__(self) -> str:
+        return self.reason if self.name is None else f"{self.name}: {self.reason}"
+
+
 def _fields(norm: Affine) -> tuple[Tensor, Tensor, Tensor]:
     return norm.scale, norm.mean, norm.beta
 
@@ -199,7 +210,7 @@ def _same_edges(spec: ConvSpec, sizes: tuple[int, ...], lower: bool) -> list[int
 
 def torch_site_functions(
     model: nn.Module, inputs: ExampleInputs
-) -> tuple[tuple[SiteFunction, ...], tuple[str, ...]]:
+) -> tuple[tuple[SiteFunction, ...], tuple[Unchecked, ...]]:
     """The sites of a torch model, in the order of its graph, and why others cannot be computed.
 
     Names are those of the exported file: sites that a rewrite split count as one. Raises
@@ -212,12 +223,12 @@ def torch_site_functions(
     state = named_state(own)
     native = [state[name] for name in deciding_tensors(own)]
     found: list[SiteFunction] = []
-    left: list[str] = []
+    left: list[Unchecked] = []
     values = _WideValues(graph, native)
     for site in graph_sites(graph, site_names(planned)):
         function = _function(graph, site, values)
         if isinstance(function, str):
-            left.append(f"{site.name}: {function}")
+            left.append(Unchecked(function, site.name))
             continue
         found.append(function)
     return tuple(found), tuple(left)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from .onnx_sites import Region, candidate_regions, some_names
 from .runs import Run
 from .sides import OnnxSide, Side, TorchSide
 from .site_checks import SiteCheck, check_site
-from .site_functions import SiteFunction
+from .site_functions import SiteFunction, Unchecked
 from .torch_values import TorchValues
 
 Array = npt.NDArray[Any]
@@ -40,7 +40,7 @@ class SiteWork:
         functions, left = reference.site_functions()
         self._reference, self._functions = reference, functions
         self._first: tuple[Feeds, Mapping[str, Array]] | None = None
-        notes = list(_by_reason(left)) if functions else list(left)
+        notes = list(_by_reason(left)) if functions else list(map(str, left))
         if functions and isinstance(candidate, OnnxSide):
             notes += self._of_onnx(candidate, functions)
         elif functions and isinstance(candidate, TorchSide):
@@ -65,8 +65,7 @@ class SiteWork:
         except CannotTrace as error:
             return [f"sites are not checked on their own: {error}"]
         self.pairs = values.pairs
-        found = {region.name for _, region in self.pairs}
-        missing = [f.name for f in functions if not _is_found(f.name, found)]
+        missing = [f.name for f in functions if f.name not in values.found]
         self._values = lambda feeds: values.of(side.given(feeds))
         if not missing:
             return []
@@ -104,16 +103,10 @@ class SiteWork:
         return tuple(self._checks.values())
 
 
-def _is_found(name: str, found: Collection[str]) -> bool:
-    """Whether a site, or the branches of it, are among `found`."""
-    return name in found or any(other.rpartition(".")[0] == name for other in found)
-
-
-def _by_reason(left: Sequence[str]) -> Iterator[str]:
-    """`name: reason` of many sites, a line for each reason."""
+def _by_reason(left: Sequence[Unchecked]) -> Iterator[str]:
+    """A line for each reason."""
     names: dict[str, list[str]] = {}
-    for text in left:
-        name, _, reason = text.partition(": ")
-        names.setdefault(reason, []).append(name)
+    for site in left:
+        names.setdefault(site.reason, []).append(site.name or "all")
     for reason, found in names.items():
         yield f"not checked on its own ({reason}): {some_names(found)}"

@@ -26,7 +26,8 @@ class TorchValues:
     """The graph of a torch model, run node by node.
 
     A convolution has the region of the site of its name; one called `name.k` is group `k` of a
-    split site `name`. Raises `CannotTrace` where `torch.export` does not take the model.
+    split site `name`. `found` are the names of the sites that are there, in whatever form. Raises
+    `CannotTrace` where `torch.export` does not take the model.
     """
 
     def __init__(
@@ -36,7 +37,9 @@ class TorchValues:
         graph = program.module(check_guards=False)
         assert isinstance(graph, fx.GraphModule)
         self._graph = graph
-        self.pairs = tuple(_pairs(graph_sites(graph, {}), {f.name: f for f in functions}))
+        found = list(_pairs(graph_sites(graph, {}), {f.name: f for f in functions}))
+        self.found = frozenset(name for name, _ in found)
+        self.pairs = tuple(pair for _, pair in found)
         names = (name for _, region in self.pairs for name in region.values)
         self._wanted = frozenset(names)
 
@@ -62,24 +65,30 @@ class _Recorder(fx.Interpreter):
         return value
 
 
-def _pairs(sites: Sequence[GraphSite], functions: Mapping[str, SiteFunction]) -> Iterator[Pair]:
+def _pairs(
+    sites: Sequence[GraphSite], functions: Mapping[str, SiteFunction]
+) -> Iterator[tuple[str, Pair]]:
+    """The name of the site of the reference, and what is compared with it."""
     for site in sites:
-        function = _function_for(site, functions)
-        if function is None or not isinstance(site.call, ConvCall):
+        matched = _function_for(site, functions)
+        if matched is None or not isinstance(site.call, ConvCall):
             continue
+        whole, function = matched
         start, end = site.call.input.name, site.call.node.name
         if function.norms:
-            yield function, Region(function.name, start, site.end.name)
+            yield whole, (function, Region(function.name, start, site.end.name))
         else:
             behind = site.end.name if site.norms else None
-            yield function, Region(function.name, start, end, behind)
+            yield whole, (function, Region(function.name, start, end, behind))
 
 
-def _function_for(site: GraphSite, functions: Mapping[str, SiteFunction]) -> SiteFunction | None:
+def _function_for(
+    site: GraphSite, functions: Mapping[str, SiteFunction]
+) -> tuple[str, SiteFunction] | None:
     if site.name in functions:
-        return functions[site.name]
+        return site.name, functions[site.name]
     home, _, position = site.path.rpartition(".")
     whole = functions.get(with_number(home, split_number(site.name)[1]))
     if whole is None or not position.isdecimal() or int(position) >= whole.spec.groups:
         return None
-    return replace(whole.group(int(position)), name=site.name)
+    return whole.name, replace(whole.group(int(position)), name=site.name)
