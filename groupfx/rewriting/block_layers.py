@@ -8,7 +8,6 @@ passes that find blocks differ in how they find them alone.
 """
 
 import math
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -142,13 +141,14 @@ class _Emission:
         width = len(form.input_gather.indices)
         convs, values = [], []
         for position, conv in enumerate(form.convs):
-            part = value if len(conv.inputs) == width else self._slice(value, conv)
+            whole = len(conv.inputs) == width
+            part = value if whole else site.channels(value, conv.inputs, self._axis)
             convs.append(self._call(self._conv_name(position), part))
             values.append(norms[position](convs[-1]) if norms else convs[-1])
         if form.constants:
             constants = self._call("constants", values[0])
             values.append(norms[-1](constants) if norms else constants)
-        joint = values[0] if len(values) == 1 else self._concat(values)
+        joint = values[0] if len(values) == 1 else site.concat(values, self._axis)
         output = self._gather("output_gather", form.output_gather, joint)
         return output, self._plan(modules_called(convs), modules_called(values if norms else ()))
 
@@ -181,13 +181,6 @@ class _Emission:
             return 1
         assert self.site.shapes is not None
         return len(self.site.shapes.input) - 1
-
-    def _slice(self, value: fx.Node, conv: ConvPlan) -> fx.Node:
-        index = (*(slice(None),) * self._axis, slice(conv.inputs.start, conv.inputs.stop))
-        return self.site.graph.call_function(operator.getitem, (value, index))
-
-    def _concat(self, values: Sequence[fx.Node]) -> fx.Node:
-        return self.site.graph.call_function(torch.cat, (list(values),), {"dim": self._axis})
 
     def _call(self, name: str, value: fx.Node) -> fx.Node:
         return self.site.graph.call_module(joined(self.home, name), (value,))

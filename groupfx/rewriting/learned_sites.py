@@ -81,12 +81,12 @@ def read_layer(site: Site) -> MaskedLayer | str:
     bias_key = f"{CONV}.bias" if spec.bias else None
     computing = {f"{CONV}.weight", bias_key, INPUT_SCORES, OUTPUT_SCORES}
     return MaskedLayer(
-        spec,
-        site.call.path,
-        f"{CONV}.weight",
-        conv.get_parameter("weight"),
-        bias_key,
-        conv._parameters["bias"],
+        spec=spec,
+        path=site.call.path,
+        key=f"{CONV}.weight",
+        dense=conv.get_parameter("weight"),
+        bias_key=bias_key,
+        bias=conv._parameters["bias"],
         template=conv,
         factors=mask,
         # It may decide something, as a temperature does.

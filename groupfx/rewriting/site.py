@@ -161,14 +161,14 @@ class Site:
 
     # What a pass emits. Every method adds nodes in front of the convolution.
 
-    def channels(self, value: fx.Node, part: Slice) -> fx.Node:
+    def channels(self, value: fx.Node, part: Slice, axis: int = 1) -> fx.Node:
         """`value[:, start:stop]`."""
-        index = (slice(None), slice(part.start, part.stop))
+        index = (*(slice(None),) * axis, slice(part.start, part.stop))
         return self.graph.call_function(operator.getitem, (value, index))
 
-    def concat(self, values: Sequence[fx.Node]) -> fx.Node:
+    def concat(self, values: Sequence[fx.Node], axis: int = 1) -> fx.Node:
         """`torch.cat([...], dim=1)`."""
-        return self.graph.call_function(torch.cat, (list(values),), {"dim": 1})
+        return self.graph.call_function(torch.cat, (list(values),), {"dim": axis})
 
     def conv_branches(
         self, weight_rows: Sequence[Slice], bias_rows: Sequence[Slice], fields: ConvSpec

@@ -113,7 +113,15 @@ def _weight(call: ConvCall, root: fx.GraphModule) -> MaskedLayer | str:
     if isinstance(source, Stored):
         module = None if path is None else root.get_submodule(path)
         key, dense = _below(source.key, path) or source.key, attribute(root, source.key)
-        return MaskedLayer(call.spec, path, key, dense, own, bias, template=module)
+        return MaskedLayer(
+            spec=call.spec,
+            path=path,
+            key=key,
+            dense=dense,
+            bias_key=own,
+            bias=bias,
+            template=module,
+        )
     if isinstance(source, Recomputed):
         module = root.get_submodule(source.path)
         product = _product(*_recomputation(module, source.name))
@@ -140,12 +148,12 @@ def _masked(
         return product
     masks = {key: tensor for key, tensor in product.masks.items() if key != bias_key}
     return MaskedLayer(
-        spec,
-        path,
-        product.key,
-        product.dense,
-        bias_key,
-        bias,
+        spec=spec,
+        path=path,
+        key=product.key,
+        dense=product.dense,
+        bias_key=bias_key,
+        bias=bias,
         factors=product.factors,
         fixed=masks,
     )
@@ -188,7 +196,7 @@ def _rank_refusal(site: Site) -> str | None:
     """Why the shape of what goes in does not do, or None."""
     ranks = [len(site.shapes.input)] if site.shapes is not None else []
     if site.module is not None and len(site.store.call_nodes(site.module)) > 1:
-        calls = [node for node in site.graph.nodes if _calls(site, node)]
+        calls = site.store.call_nodes(site.module)
         shapes = [node.all_input_nodes[0].meta.get("shape") for node in calls]
         ranks += [len(shape) for shape in shapes if shape is not None]
     if not isinstance(site.spec, LinearSpec):
@@ -197,12 +205,6 @@ def _rank_refusal(site: Site) -> str | None:
     if not ranks:
         return "the shape of its input is not known"
     return "its input has no batch axis; add one with unsqueeze(0)" if min(ranks) < 2 else None
-
-
-def _calls(site: Site, node: fx.Node) -> bool:
-    if node.op != "call_module":
-        return False
-    return site.root.get_submodule(str(node.target)) is site.module
 
 
 def _sharing(site: Site, layer: MaskedLayer, tensors: Sequence[Tensor]) -> str | None:
