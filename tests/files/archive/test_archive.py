@@ -124,7 +124,7 @@ class Recurrent(nn.Module):
         return self.attention(out)
 
 
-class Shared(nn.Module):
+class CalledTwice(nn.Module):
     """One module under two names and called twice, and one Parameter in two modules."""
 
     def __init__(self) -> None:
@@ -148,7 +148,7 @@ def frozen() -> nn.Module:
 def unusual_names() -> nn.Module:
     parts = nn.ModuleDict({"a-b": nn.Conv2d(6, 4, 1), "c d": nn.BatchNorm2d(4)})
 
-    class Named(nn.Module):
+    class OddlyNamed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.parts = parts
@@ -156,7 +156,7 @@ def unusual_names() -> nn.Module:
         def forward(self, x: Tensor) -> Tensor:
             return self.parts["c d"](self.parts["a-b"](x))
 
-    return Named()
+    return OddlyNamed()
 
 
 def with_unused() -> fx.GraphModule:
@@ -169,7 +169,7 @@ def with_unused() -> fx.GraphModule:
 
 def exported(train: bool, dynamic: bool) -> Callable[[], fx.GraphModule]:
     def make() -> fx.GraphModule:
-        class Model(nn.Module):
+        class NestedOutputs(nn.Module):
             def __init__(self) -> None:
                 super().__init__()
                 self.body = nn.Sequential(nn.Conv2d(6, 4, 3, groups=2), nn.BatchNorm2d(4))
@@ -181,7 +181,7 @@ def exported(train: bool, dynamic: bool) -> Callable[[], fx.GraphModule]:
 
         shapes = ({0: torch.export.Dim.AUTO},) if dynamic else None
         program = torch.export.export(
-            Model().train(train), (torch.randn(SHAPE),), dynamic_shapes=shapes
+            NestedOutputs().train(train), (torch.randn(SHAPE),), dynamic_shapes=shapes
         )
         module = program.module()
         assert isinstance(module, fx.GraphModule)
@@ -220,7 +220,7 @@ CASES: dict[str, Callable[[], nn.Module]] = {
     "hooked_weight": hooked_weight,
     "legacy_hooks": legacy_hooks,
     "recurrent": Recurrent,
-    "shared": Shared,
+    "shared": CalledTwice,
     "frozen": frozen,
     "unusual_names": unusual_names,
     "unused": with_unused,
@@ -238,7 +238,7 @@ CASES: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-class LeafTracer(fx.Tracer):
+class PlainLeaves(fx.Tracer):
     """Keeps what groupfx.nn and torch.nn hold as leaves."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -249,7 +249,7 @@ class LeafTracer(fx.Tracer):
 def graph_of(model: nn.Module) -> fx.GraphModule:
     if isinstance(model, fx.GraphModule):
         return model
-    graph = LeafTracer().trace(model)
+    graph = PlainLeaves().trace(model)
     traced = fx.GraphModule(model, graph)
     # The constructor makes every buffer of the root persistent.
     traced._non_persistent_buffers_set |= model._non_persistent_buffers_set
@@ -295,8 +295,8 @@ def untie(model: fx.GraphModule) -> None:
 
 # Facets that must show: the checker itself is tested.
 WRONG = {
-    "value": (Shared, lose(lambda m: m.first.weight.data.mul_(1.0001)), "outputs"),
-    "tie": (Shared, lose(untie), "ties"),
+    "value": (CalledTwice, lose(lambda m: m.first.weight.data.mul_(1.0001)), "outputs"),
+    "tie": (CalledTwice, lose(untie), "ties"),
     "mode": (frozen, lose(lambda m: m.train()), "modes"),
     "requires_grad": (frozen, lose(lambda m: m.requires_grad_(True)), "parameters"),
     "memory_format": (

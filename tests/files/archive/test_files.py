@@ -212,7 +212,7 @@ class Foreign(nn.Module):
         return Scale.apply(x)
 
 
-class Doubled(nn.Module):
+class DoublesWeight(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * 2
 
@@ -261,7 +261,7 @@ def calling_method(name: str, *args: object) -> fx.GraphModule:
 
 def user_parametrization() -> nn.Module:
     conv = nn.Conv2d(3, 5, 1)
-    parametrize.register_parametrization(conv, "weight", Doubled())
+    parametrize.register_parametrization(conv, "weight", DoublesWeight())
     return conv
 
 
@@ -275,7 +275,7 @@ REFUSED: dict[str, tuple[Callable[[], fx.GraphModule], str]] = {
     ),
     "parametrization": (
         lambda: traced(user_parametrization()),
-        "the module 0.parametrizations.weight.0 of the class .*Doubled",
+        "the module 0.parametrizations.weight.0 of the class .*DoublesWeight",
     ),
     "forward_hook": (
         lambda: edited(nn.ReLU(), lambda m: m.register_forward_hook(lambda *_: None)),

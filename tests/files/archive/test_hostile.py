@@ -24,6 +24,7 @@ from groupfx.files.archive.module_classes import class_of, classes
 from groupfx.files.archive.operators import ATTRIBUTES, function_name, function_of, methods
 from groupfx.files.models import read_model
 from tests.files.archive.test_archive import CASES, graph_of
+from tests.files.attacks import Call
 
 SHAPE = (2, 6, 7, 5)
 HUGE = 2**62
@@ -400,15 +401,10 @@ def test_a_changed_file_is_refused(
         read(tmp_path / "bad.pt")
 
 
-class Harm:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, ("harm",)
-
-
 @pytest.mark.parametrize("where", [("report",), ("modules", 0, "fields", "stride"), ("tensors", 0)])
 def test_a_pickle_inside_is_not_run(where: tuple[Step, ...], tmp_path: Path, watched: Path) -> None:
     data = payload(nn.Sequential(nn.Conv2d(6, 4, 3)), tmp_path)
-    torch.save(replaced(data, where, Harm()), tmp_path / "bad.pt")
+    torch.save(replaced(data, where, Call(os.mkdir, "harm")), tmp_path / "bad.pt")
     for reader in (read, read_model):
         with pytest.raises(FileError, match=r"asks for posix\.mkdir"):
             reader(tmp_path / "bad.pt")

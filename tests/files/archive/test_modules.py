@@ -15,7 +15,7 @@ from groupfx.files.archive import Archive, apply, read, write
 from tests.models.model_comparison import differences
 
 
-class Branching(nn.Module):
+class BranchingConvs(nn.Module):
     """Control flow that no trace takes, and grouped convolutions as modules."""
 
     def __init__(self, tied: bool = False) -> None:
@@ -52,7 +52,7 @@ def fragment_of(conv: nn.Conv2d, weight: nn.Parameter | None = None) -> fx.Graph
     return fx.GraphModule(root, graph, class_name="Conv2d")
 
 
-def swapped(model: Branching) -> tuple[Branching, Archive]:
+def swapped(model: BranchingConvs) -> tuple[BranchingConvs, Archive]:
     fragments = {"inner.a": fragment_of(model.inner["a"]), "b": fragment_of(model.b)}
     changed = copy.deepcopy(model, {id(p): p for p in model.parameters()})
     changed.inner["a"] = fragments["inner.a"]
@@ -60,7 +60,7 @@ def swapped(model: Branching) -> tuple[Branching, Archive]:
     return changed, Archive.of_modules(fragments, changed.state_dict())
 
 
-MODULES: dict[str, Callable[[Branching], nn.Module]] = {
+MODULES: dict[str, Callable[[BranchingConvs], nn.Module]] = {
     "float": lambda m: m,
     "half": lambda m: m.half(),
     "channels_last": lambda m: m.to(memory_format=torch.channels_last),
@@ -70,19 +70,19 @@ MODULES: dict[str, Callable[[Branching], nn.Module]] = {
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("convert", MODULES.values(), ids=MODULES.keys())
 def test_swapped_modules_come_back_the_same(
-    convert: Callable[[Branching], nn.Module], tied: bool, tmp_path: Path
+    convert: Callable[[BranchingConvs], nn.Module], tied: bool, tmp_path: Path
 ) -> None:
-    model = Branching(tied)
+    model = BranchingConvs(tied)
     convert(model)
     changed, archive = swapped(model)
-    assert isinstance(changed, Branching)
+    assert isinstance(changed, BranchingConvs)
     path = tmp_path / "model.pt"
     write(path, archive, overwrite=False)
     loaded = read(path)
-    fresh = Branching(tied)
+    fresh = BranchingConvs(tied)
     before = copy.deepcopy(fresh.state_dict())
     restored = apply(loaded, fresh)
-    assert type(restored) is Branching
+    assert type(restored) is BranchingConvs
     assert type(fresh.b) is nn.Conv2d
     assert all(torch.equal(before[key], value) for key, value in fresh.state_dict().items())
     assert differences(changed, restored) == []
@@ -93,7 +93,7 @@ def test_swapped_modules_come_back_the_same(
 
 
 def test_a_weight_shared_with_the_rest_of_the_model_stays_shared(tmp_path: Path) -> None:
-    class Reader(Branching):
+    class Reader(BranchingConvs):
         def forward(self, x: Tensor) -> Tensor:
             return functional.conv2d(self.inner["a"](x), self.kernel, groups=3)
 
@@ -110,19 +110,19 @@ def test_a_weight_shared_with_the_rest_of_the_model_stays_shared(tmp_path: Path)
 
 
 def test_a_fragment_takes_the_mode_of_what_it_replaces() -> None:
-    _, archive = swapped(Branching())
-    restored = apply(archive, Branching().eval())
+    _, archive = swapped(BranchingConvs())
+    restored = apply(archive, BranchingConvs().eval())
     assert not any(module.training for module in restored.modules())
 
 
 OTHER_MODELS = {
     "missing_module": (lambda: nn.Sequential(nn.Conv2d(6, 6, 1)), "replaces the module inner.a"),
     "missing_key": (
-        lambda: without(Branching(), "dense"),
+        lambda: without(BranchingConvs(), "dense"),
         "2 unexpected: dense.weight, dense.bias",
     ),
-    "more_keys": (lambda: more(Branching()), "1 missing: extra.weight"),
-    "shape": (lambda: more(Branching(), nn.Conv2d(6, 5, 1)), "1 missing: extra.weight"),
+    "more_keys": (lambda: more(BranchingConvs()), "1 missing: extra.weight"),
+    "shape": (lambda: more(BranchingConvs(), nn.Conv2d(6, 5, 1)), "1 missing: extra.weight"),
 }
 
 
@@ -140,14 +140,14 @@ def more(model: nn.Module, dense: nn.Module | None = None) -> nn.Module:
 
 @pytest.mark.parametrize(("make", "message"), OTHER_MODELS.values(), ids=OTHER_MODELS.keys())
 def test_another_architecture_is_refused(make: Callable[[], nn.Module], message: str) -> None:
-    _, archive = swapped(Branching())
+    _, archive = swapped(BranchingConvs())
     with pytest.raises(FileError, match=message):
         apply(archive, make())
 
 
 def test_a_wrong_shape_is_named() -> None:
-    _, archive = swapped(Branching())
-    model = Branching()
+    _, archive = swapped(BranchingConvs())
+    model = BranchingConvs()
     model.dense = nn.Conv2d(6, 5, 1)
     with pytest.raises(FileError, match=r"2 of another shape: dense.weight \[6, 6, 1, 1\] for \[5"):
         apply(archive, model)

@@ -26,6 +26,7 @@ from groupfx.files.checkpoints import (
     read_checkpoint,
     read_series,
 )
+from tests.files.attacks import Call, zipped_pickle
 
 FOREIGN = "a_training_script_elsewhere"
 
@@ -34,7 +35,7 @@ SOURCE = """
 import torch
 from torch import nn
 
-class Net(nn.Module):
+class Stranger(nn.Module):
     def __init__(self):
         super().__init__()
         self.inner = nn.Sequential(nn.Conv2d(3, 5, 2, bias=False), nn.BatchNorm2d(5))
@@ -57,7 +58,7 @@ def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[nn
     with monkeypatch.context() as patch:
         patch.syspath_prepend(folder)
         module = importlib.import_module(FOREIGN)
-    yield module.Net
+    yield module.Stranger
     sys.modules.pop(FOREIGN, None)
 
 
@@ -118,7 +119,7 @@ def test_a_checkpoint_is_read_without_its_class(
 
 def test_the_class_is_named(foreign: type[nn.Module], tmp_path: Path) -> None:
     torch.save(foreign(), tmp_path / "net.pth")
-    assert read_checkpoint(tmp_path / "net.pth").network == f"{FOREIGN}.Net"
+    assert read_checkpoint(tmp_path / "net.pth").network == f"{FOREIGN}.Stranger"
 
 
 def test_only_wanted_tensors_are_read(foreign: type[nn.Module], tmp_path: Path) -> None:
@@ -150,35 +151,16 @@ def test_tensors_of_a_gpu_as_torch_once_wrote_them(tmp_path: Path) -> None:
 # Hostile files
 
 
-def zipped(path: Path, data: bytes, **records: bytes) -> Path:
-    """A zip file as torch.save writes it, with any pickle in it."""
-    with zipfile.ZipFile(path, "w") as archive:
-        entries = {"data.pkl": data, "byteorder": b"little", **records}
-        for name, content in entries.items():
-            archive.writestr(f"archive/{name}", content)
-    return path
-
-
-class Reduces:
-    """An object whose pickle calls `function(*arguments)`."""
-
-    def __init__(self, function: Any, *arguments: Any) -> None:
-        self.call = (function, arguments)
-
-    def __reduce__(self) -> Any:
-        return self.call
-
-
 def text(value: Path) -> bytes:
     return f"V{value}\n".encode()
 
 
 def by_reduce(target: Path) -> bytes:
-    return pickle.dumps({"net": Reduces(os.mkdir, str(target))})
+    return pickle.dumps({"net": Call(os.mkdir, str(target))})
 
 
 def by_exec(target: Path) -> bytes:
-    return pickle.dumps([Reduces(exec, f"__import__('os').mkdir({str(target)!r})")])
+    return pickle.dumps([Call(exec, f"__import__('os').mkdir({str(target)!r})")])
 
 
 def by_old_instance(target: Path) -> bytes:
@@ -206,7 +188,7 @@ def by_tensor_rebuilder(target: Path) -> bytes:
 
 
 def by_dotted_name(target: Path) -> bytes:
-    return pickle.dumps(Reduces(Path.touch, target), protocol=4)
+    return pickle.dumps(Call(Path.touch, target), protocol=4)
 
 
 ATTACKS = (
@@ -229,7 +211,7 @@ def test_nothing_of_a_file_is_called(tmp_path: Path, attack: Callable[[Path], by
         pickle.loads(attack(armed))
     assert armed.exists()
     target = tmp_path / "target"
-    for write in (zipped, legacy_file):
+    for write in (zipped_pickle, legacy_file):
         assert read_checkpoint(write(tmp_path / "net.pth", EMPTY_MODULE)).tensors == {}
         with pytest.raises(FileError, match=r"holds no network|inconsistent"):
             read_checkpoint(write(tmp_path / "net.pth", attack(target)))
@@ -246,7 +228,7 @@ def legacy_file(path: Path, data: bytes) -> Path:
 def test_an_attack_beside_a_network_is_not_called_and_the_network_is_read(tmp_path: Path) -> None:
     target = tmp_path / "target"
     net = nn.Linear(2, 3)
-    torch.save({"net": net, "extra": Reduces(os.mkdir, str(target))}, tmp_path / "net.pth")
+    torch.save({"net": net, "extra": Call(os.mkdir, str(target))}, tmp_path / "net.pth")
     found = read_checkpoint(tmp_path / "net.pth")
     assert not target.exists()
     assert torch.equal(found.tensors["weight"], net.weight)
@@ -259,9 +241,9 @@ def test_no_module_that_a_file_names_is_imported(
     (tmp_path / "imported_by_attack.py").write_text(f"open({str(target)!r}, 'w')")
     monkeypatch.syspath_prepend(tmp_path)
     data = b"\x80\x02cimported_by_attack\nThing\n)\x81."
-    assert read_checkpoint(zipped(tmp_path / "net.pth", EMPTY_MODULE)).tensors == {}
+    assert read_checkpoint(zipped_pickle(tmp_path / "net.pth", EMPTY_MODULE)).tensors == {}
     with pytest.raises(FileError, match="holds no network"):
-        read_checkpoint(zipped(tmp_path / "net.pth", data))
+        read_checkpoint(zipped_pickle(tmp_path / "net.pth", data))
     assert not target.exists()
     assert "imported_by_attack" not in sys.modules
 
@@ -314,9 +296,9 @@ def test_a_file_that_claims_more_than_it_has_is_refused(
     tmp_path: Path, data: bytes, words: str
 ) -> None:
     storage = {"data/0": bytes(8)}
-    path = zipped(tmp_path / "net.pth", module_with(tensor()), **storage)
+    path = zipped_pickle(tmp_path / "net.pth", module_with(tensor()), **storage)
     assert read_checkpoint(path).tensors["w"].tolist() == [0, 0]
-    zipped(path, data, **storage)
+    zipped_pickle(path, data, **storage)
     with pytest.raises(FileError, match=words):
         read_checkpoint(path)
 
@@ -329,19 +311,21 @@ def test_what_is_nested_or_shared_without_end_takes_no_time(tmp_path: Path) -> N
     for level in range(60):
         twice = b"}(Va\nh%cVb\nh%cu" % (level, level)
         shared += b"0cnet\nNet\n)\x81}(" + empty + twice + b"ubq%c" % (level + 1)
-    path = zipped(tmp_path / "shared.pth", b"\x80\x02" + shared + b".", **{"data/0": bytes(8)})
+    path = zipped_pickle(
+        tmp_path / "shared.pth", b"\x80\x02" + shared + b".", **{"data/0": bytes(8)}
+    )
     assert len(read_checkpoint(path).tensors) == 1
     cycle = b"\x80\x02cnet\nNet\n)\x81q\x00}(" + empty + b"}Va\nh\x00sub."
-    assert read_checkpoint(zipped(tmp_path / "cycle.pth", cycle)).tensors == {}
+    assert read_checkpoint(zipped_pickle(tmp_path / "cycle.pth", cycle)).tensors == {}
     deep = inner
     for _ in range(5000):
         deep = b"cnet\nNet\n)\x81}(" + empty + b"}Va\n" + deep + b"sub"
     with pytest.raises(FileError, match="nested more than 200 deep"):
-        read_checkpoint(zipped(tmp_path / "deep.pth", b"\x80\x02" + deep + b"."))
+        read_checkpoint(zipped_pickle(tmp_path / "deep.pth", b"\x80\x02" + deep + b"."))
     # A key whose hash would take 2**60 steps.
     key = b"\x80\x02}Nq\x00" + b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(60))
     with pytest.raises(FileError, match="holds no network"):
-        read_checkpoint(zipped(tmp_path / "key.pth", b"\x80\x02}(" + key[3:] + b"Nu."))
+        read_checkpoint(zipped_pickle(tmp_path / "key.pth", b"\x80\x02}(" + key[3:] + b"Nu."))
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before-1.6"])
@@ -387,7 +371,10 @@ OTHERS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "pickle": (lambda p: p.write_bytes(pickle.dumps({"w": 1})), "that torch.save did not write"),
     "zip": (lambda p: zipfile.ZipFile(p, "w").writestr("a", "b"), "cannot be read"),
-    "big-endian": (lambda p: zipped(p, module_with(tensor()), byteorder=b"big"), "big-endian"),
+    "big-endian": (
+        lambda p: zipped_pickle(p, module_with(tensor()), byteorder=b"big"),
+        "big-endian",
+    ),
 }
 
 

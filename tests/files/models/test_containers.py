@@ -21,7 +21,9 @@ from torch import Tensor, fx, nn
 from groupfx.errors import FileError, UsageError
 from groupfx.files.archive import Archive, write
 from groupfx.files.models import read_model
-from tests.files.models.test_hostile import GIGABYTE, Call
+from tests.files.attacks import Call
+
+GIGABYTE = 2**30
 
 
 @pytest.fixture

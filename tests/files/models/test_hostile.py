@@ -7,7 +7,6 @@ import contextlib
 import functools
 import os
 import pickle
-import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -20,19 +19,9 @@ from torch import fx, nn
 from groupfx.errors import FileError, GroupfxError
 from groupfx.files.archive import read
 from groupfx.files.models import read_model
+from tests.files.attacks import Call, zipped_pickle
 
 GIGABYTE = 2**30
-
-
-class Call:
-    """Unpickles to `function(*arguments)`."""
-
-    def __init__(self, function: Any, *arguments: Any) -> None:
-        self.function = function
-        self.arguments = arguments
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return self.function, self.arguments
 
 
 def zipped(found: object, path: Path) -> None:
@@ -115,17 +104,9 @@ def test_a_pickle_that_makes_a_folder_is_not_run(
 # ---- pickles of torch.nn modules only ----------------------------------------------------------
 
 
-class Raw:
-    """A pickle written by hand: opcodes, with `{name}` for a global."""
-
-    def __init__(self, *parts: bytes) -> None:
-        self.data = b"\x80\x02" + b"".join(parts) + b"."
-
-    def save(self, path: Path) -> None:
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("model/data.pkl", self.data)
-            archive.writestr("model/version", "3\n")
-            archive.writestr("model/byteorder", "little")
+def raw(*parts: bytes) -> bytes:
+    """A pickle of these instructions."""
+    return b"\x80\x02" + b"".join(parts) + b"."
 
 
 def named(module: str, name: str) -> bytes:
@@ -138,22 +119,22 @@ def number(value: int) -> bytes:
 
 
 MANY = number(10 * GIGABYTE)
-BY_HAND: dict[str, tuple[Raw, str]] = {
+BY_HAND: dict[str, tuple[bytes, str]] = {
     "constructor": (
-        Raw(named("torch.nn.modules.linear", "Linear"), number(10**5), number(10**5), b"\x86R"),
+        raw(named("torch.nn.modules.linear", "Linear"), number(10**5), number(10**5), b"\x86R"),
         r"a call of torch\.nn\.modules\.linear\.Linear",
     ),
     "bytearray": (
-        Raw(named("builtins", "bytearray"), MANY, b"\x85R"),
+        raw(named("builtins", "bytearray"), MANY, b"\x85R"),
         r"builtins\.bytearray",
     ),
-    "tensor": (Raw(named("torch", "Tensor"), MANY, b"\x85R"), r"a call of torch\.Tensor"),
+    "tensor": (raw(named("torch", "Tensor"), MANY, b"\x85R"), r"a call of torch\.Tensor"),
     "storage": (
-        Raw(named("torch.storage", "UntypedStorage"), MANY, b"\x85R"),
+        raw(named("torch.storage", "UntypedStorage"), MANY, b"\x85R"),
         r"a call of torch\.storage\.UntypedStorage",
     ),
     "rebuilt_by_a_class": (
-        Raw(
+        raw(
             named("torch._tensor", "_rebuild_from_type_v2"),
             b"(",
             named("torch.nn.modules.linear", "Linear"),
@@ -165,26 +146,26 @@ BY_HAND: dict[str, tuple[Raw, str]] = {
         r"a call of torch\.nn\.modules\.linear\.Linear",
     ),
     "function_called": (
-        Raw(named("torch.nn.functional", "relu"), b"N\x85R"),
+        raw(named("torch.nn.functional", "relu"), b"N\x85R"),
         r"a call of torch\.nn\.functional\.relu",
     ),
-    "renamed_builtin": (Raw(named("__builtin__", "eval"), b"N\x85R"), r"builtins\.eval"),
-    "instance_opcode": (Raw(b"(ios\nsystem\n"), r"os\.system"),
-    "object_opcode": (Raw(b"(", named("os", "system"), b"o"), r"os\.system"),
-    "extension_opcode": (Raw(b"\x82\x01"), "extension 1"),
-    "computed_call": (Raw(b"}N\x85R"), "a call of a computed object"),
-    "unbalanced": (Raw(b"000"), "inconsistent"),
-    "memo": (Raw(b"h\x07"), "inconsistent"),
-    "long_string": (Raw(b"X\xff\xff\xff\x7f"), "truncated or damaged"),
+    "renamed_builtin": (raw(named("__builtin__", "eval"), b"N\x85R"), r"builtins\.eval"),
+    "instance_opcode": (raw(b"(ios\nsystem\n"), r"os\.system"),
+    "object_opcode": (raw(b"(", named("os", "system"), b"o"), r"os\.system"),
+    "extension_opcode": (raw(b"\x82\x01"), "extension 1"),
+    "computed_call": (raw(b"}N\x85R"), "a call of a computed object"),
+    "unbalanced": (raw(b"000"), "inconsistent"),
+    "memo": (raw(b"h\x07"), "inconsistent"),
+    "long_string": (raw(b"X\xff\xff\xff\x7f"), "truncated or damaged"),
 }
 
 
-@pytest.mark.parametrize(("raw", "message"), BY_HAND.values(), ids=BY_HAND.keys())
-def test_a_pickle_written_by_hand_is_refused(raw: Raw, message: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("data", "message"), BY_HAND.values(), ids=BY_HAND.keys())
+def test_a_pickle_written_by_hand_is_refused(data: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
-    Raw(pickle.dumps(nn.ReLU(), 2)[2:-1]).save(path)
+    zipped_pickle(path, pickle.dumps(nn.ReLU(), 2))
     assert isinstance(read_model(path).model, nn.ReLU)
-    raw.save(path)
+    zipped_pickle(path, data)
     with pytest.raises(FileError, match=message):
         read_model(path)
 

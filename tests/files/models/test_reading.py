@@ -263,10 +263,10 @@ def test_our_own_file_of_swapped_modules_needs_its_factory(code: Path) -> None:
 def save_with_class(code: Path, path: Path, save: Callable[[object, Path], object]) -> nn.Module:
     """Save a model of a class that afterwards only a file in `code` defines."""
     (code / "owned.py").write_text(
-        "from torch import nn\nclass Net(nn.Sequential):\n    def size(self):\n        return 3\n"
+        "from torch import nn\nclass Sized(nn.Sequential):\n    def size(self):\n        return 3\n"
     )
     with searched([code]):
-        model = importlib.import_module("owned").Net(nn.Conv2d(3, 5, 1))
+        model = importlib.import_module("owned").Sized(nn.Conv2d(3, 5, 1))
         save(model, path)
     del sys.modules["owned"]
     return model
@@ -292,7 +292,7 @@ def test_a_class_of_the_users_needs_trust(
     model = save_with_class(code, path, save)
     with pytest.raises(FileError) as caught:
         read_model(path)
-    for said in ("owned.Net", "--trust-pickle", "--python-path", "--arch"):
+    for said in ("owned.Sized", "--trust-pickle", "--python-path", "--arch"):
         assert said in str(caught.value)
     with pytest.raises(FileError, match=r"class that is not found .*owned.*--python-path"):
         read_model(path, trust_pickle=True)
