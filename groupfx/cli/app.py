@@ -5,10 +5,11 @@ from typing import Any, TypeVar
 
 import typer
 
+from ..files.existing import require_file
 from ..version import __version__
 from .commands import groups as learned
 from .input import options as opt
-from .input.early import require_file, require_names
+from .input.early import require_names
 from .input.files import PROGRAM
 from .text.help import Command, Group
 

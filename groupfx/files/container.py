@@ -5,8 +5,11 @@ claims more than the file holds, is compressed, or does not match its checksum, 
 """
 
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import BinaryIO
+
+from torch import Tensor
 
 from .names import Damaged
 
@@ -106,3 +109,14 @@ def read_record(file: BinaryIO, name: str, limit: int | None = None) -> bytes:
         raise Damaged(f"its record {name} cannot be read ({error})") from error
     finally:
         file.seek(0)
+
+
+def check_size(tensors: Iterable[Tensor], size: int) -> None:
+    """Raise `Damaged` where the storages of `tensors` need more than the `size` of their file.
+
+    Each of them lies in the file, but a legal directory may name one record many times.
+    """
+    storages = [tensor.untyped_storage() for tensor in tensors if not tensor.is_meta]
+    claimed = sum({s.data_ptr(): s.nbytes() for s in storages}.values())
+    if claimed > size:
+        raise Damaged(f"tensors of {claimed:,} bytes in a file of {size:,}")

@@ -16,6 +16,11 @@ from typing import Any, BinaryIO
 from .names import Damaged
 from .pickles import global_name, opcodes
 
+# Calls its first argument, and is called by the pickle of a tensor that has attributes.
+REBUILD = "torch._tensor._rebuild_from_type_v2"
+# In place of the name of something that the pickle itself computes.
+COMPUTED = "a computed object"
+
 _DICTS = frozenset({"collections.OrderedDict", "builtins.dict"})
 _SETS = frozenset({"builtins.set", "builtins.frozenset"})
 _KEYS = (str, int, float, bytes, bool, type(None))
@@ -53,6 +58,19 @@ class Inert:
         return self.kind.name if isinstance(self.kind, Named) else ""
 
 
+@dataclass
+class PickleUse:
+    """Dotted names that a pickle names at all, that it calls, and that it makes instances of.
+
+    `old_modules`: it holds modules as torch pickled them before version 1.6.
+    """
+
+    globals: set[str] = field(default_factory=set)
+    called: set[str] = field(default_factory=set)
+    made: set[str] = field(default_factory=set)
+    old_modules: bool = False
+
+
 class _Mark:
     """Where a group of items on the stack begins."""
 
@@ -65,21 +83,35 @@ def load_inert(source: bytes | BinaryIO) -> object:
 
     A file is left behind the pickle's end. Takes time and memory linear in the pickle.
     """
+    return _run(source).pop()
+
+
+def scan(source: bytes | BinaryIO) -> PickleUse:
+    """What the first pickle in `source` would use. Raises `Damaged` if it is none.
+
+    A file is left behind the pickle's end, where the next one may begin.
+    """
+    return _run(source).use
+
+
+def _run(source: bytes | BinaryIO) -> _Machine:
     machine = _Machine()
     try:
         for opcode, argument in opcodes(source):
             machine.step(opcode, argument)
-        return machine.pop()
+        machine.top()
+    except Damaged:
+        raise
     except (IndexError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, Damaged):
-            raise
         raise Damaged("its pickle is inconsistent") from error
+    return machine
 
 
 class _Machine:
     def __init__(self) -> None:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.use = PickleUse()
 
     def step(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
         name = opcode.name
@@ -157,32 +189,50 @@ class _Machine:
     # Classes and functions
 
     def name_global(self, argument: Any) -> None:
-        self.stack.append(Named(global_name(*str(argument).split(" ", 1))))
+        self.named(global_name(*str(argument).split(" ", 1)))
 
     def name_from_stack(self, _: Any) -> None:
         name, module = self.pop(), self.pop()
         if not isinstance(name, str) or not isinstance(module, str):
             raise Damaged("its pickle names a class by something that is no text")
-        self.stack.append(Named(global_name(module, name)))
+        self.named(global_name(module, name))
 
     def name_extension(self, argument: Any) -> None:
-        self.stack.append(Named(f"extension {argument}"))
+        self.named(f"extension {argument}")
+
+    def named(self, name: str) -> None:
+        self.use.globals.add(name)
+        self.stack.append(Named(name))
+
+    def call(self, kind: object, arguments: object) -> None:
+        name = _name_of(kind)
+        self.use.called.add(name)
+        if name == REBUILD:
+            first = arguments[0] if isinstance(arguments, tuple) and arguments else None
+            self.use.called.add(_name_of(first))
+        self.stack.append(_called(kind, arguments))
 
     def reduce(self, _: Any) -> None:
         arguments = self.pop()
-        self.stack.append(_called(self.pop(), arguments))
+        self.call(self.pop(), arguments)
+
+    def new(self, _: Any) -> None:
+        arguments, kind = self.pop(), self.pop()
+        self.use.made.add(_name_of(kind))
+        self.stack.append(_called(kind, arguments))
 
     def new_with_keywords(self, _: Any) -> None:
         self.pop()
-        self.reduce(None)
+        self.new(None)
 
     def instance(self, argument: Any) -> None:
         arguments = tuple(self.group())
-        self.stack.append(_called(Named(global_name(*str(argument).split(" ", 1))), arguments))
+        self.name_global(argument)
+        self.call(self.pop(), arguments)
 
     def instance_of_first(self, _: Any) -> None:
         kind, *arguments = self.group()
-        self.stack.append(_called(kind, tuple(arguments)))
+        self.call(kind, tuple(arguments))
 
     def build(self, _: Any) -> None:
         state = self.pop()
@@ -193,9 +243,14 @@ class _Machine:
         found = self.pop() if argument is None else argument
         if isinstance(found, tuple) and len(found) > 1 and found[0] == "module":
             # torch before 1.6: a class, with the text of its source.
+            self.use.old_modules = True
             self.stack.append(found[1])
         else:
             self.stack.append(Outside(found))
+
+
+def _name_of(found: object) -> str:
+    return found.name if isinstance(found, Named) else COMPUTED
 
 
 def _called(kind: object, arguments: object) -> object:
@@ -245,10 +300,11 @@ _ACTIONS: Mapping[str, Callable[[_Machine, Any], object]] = {
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _Machine.put),
     **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine.get),
     **dict.fromkeys(("EXT1", "EXT2", "EXT4"), _Machine.name_extension),
-    **dict.fromkeys(("REDUCE", "NEWOBJ"), _Machine.reduce),
     **dict.fromkeys(("PERSID", "BINPERSID"), _Machine.persistent),
     **dict.fromkeys(("APPENDS", "ADDITEMS"), _Machine.appends),
     **dict.fromkeys(("LIST", "FROZENSET"), lambda m, _: m.stack.append(m.group())),
+    "REDUCE": _Machine.reduce,
+    "NEWOBJ": _Machine.new,
     "MEMOIZE": _Machine.memoize,
     "APPEND": _Machine.append,
     "SETITEM": _Machine.set_item,

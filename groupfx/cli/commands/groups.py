@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from ...errors import FileError, UsageError
+from ...files.existing import require_file
 from ..input import options as opt
-from ..input.early import require_file
 
 SHORT_HELP = "Show the groups that layers learned, and how training changed them."
 EXAMPLE = "groupfx groups checkpoints/best.pth --plot groups.png\ngroupfx groups checkpoints"

@@ -86,7 +86,7 @@ Key = Annotated[
     typer.Option(
         "--key",
         metavar="NAME",
-        help="Where the model is in a file that holds a dict.",
+        help="Which network of a file that holds a dict: its name there, such as ema or model.ema.",
         show_default=False,
         rich_help_panel=_FILE,
     ),

@@ -17,6 +17,7 @@ import onnx
 import onnx_ir as ir
 
 from ...errors import FileError, first_line
+from ...files.existing import require_file
 from .tensors import external_tensors, graphs, nodes, tensors
 
 PRODUCER = "groupfx"
@@ -85,8 +86,7 @@ def _bytes_of(path: Path) -> bytes:
     try:
         if path.is_dir():
             raise FileError(f"{path} is a folder: name the .onnx file in it")
-        if not path.exists():
-            raise FileError(f"there is no file {path}")
+        require_file(path)
         with path.open("rb") as file:
             head = file.read(64)
             _refuse_others(path, head, path.stat())

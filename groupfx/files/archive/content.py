@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -11,10 +10,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
-from ...errors import FileError, first_line
+from ...errors import FileError
 from ...version import __version__
 from ..names import Damaged, shown
 from ..names import path as checked_path
+from ..pickles import reason
 from .modules import ModuleWriter, read_modules
 from .tensors import NotPlain, TensorWriter, numbers_of, read_tensors, require_numbers
 from .values import Budget, ValueReader
@@ -259,8 +259,5 @@ def reading(read: Callable[[], T], what: str) -> T:
     except FileError as error:
         raise FileError(f"{what}: {error}") from error
     except Exception as error:
-        reason = shown(first_line(error), 300)
-        if isinstance(error, pickle.UnpicklingError):
-            # torch's own text advises to load the file without any check.
-            reason = "its pickle is inconsistent"
-        raise FileError(f"{what} is damaged, or groupfx did not write it: {reason}") from error
+        said = shown(reason(error), 300)
+        raise FileError(f"{what} is damaged, or groupfx did not write it: {said}") from error

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...errors import FileError, first_line
 from ..atomic import whole_file
-from ..container import PICKLE, ZIP_START, check_container, read_record
+from ..container import PICKLE, ZIP_START, check_container, check_size, read_record
 from ..names import Damaged, first_few
 from ..pickles import globals_of
 from .content import FORMAT, Archive, decode, encode, reading
@@ -118,10 +118,7 @@ def read_archive(file: BinaryIO) -> Archive:
         raise Damaged(f"it asks for {first_few(strange, 5)}, which no file of ours does")
     data = torch.load(file, weights_only=True, map_location="cpu")
     archive = decode(data, Budget(100_000 + _VALUES_A_BYTE * len(pickled)))
-    # Each storage lies in the file, but a legal directory may still name one record many times.
-    stored = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _all(archive)}
-    if sum(stored.values()) > container.size:
-        raise Damaged("its tensors need more bytes than the file has")
+    check_size(_all(archive), container.size)
     return archive
 
 
@@ -130,4 +127,4 @@ def _all(archive: Archive) -> list[Tensor]:
     if archive.model is not None:
         roots.append(archive.model)
     found = [tensor for root in roots for tensor in (*root.parameters(), *root.buffers())]
-    return [tensor for tensor in (*found, *(archive.state or {}).values()) if not tensor.is_meta]
+    return [*found, *(archive.state or {}).values()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,12 @@ from typing import Any, BinaryIO, Literal
 
 from torch import Tensor
 
-from ...errors import FileError, UsageError
-from ..archive.file import is_archive_file
+from ...errors import FileError
 from ..choosing import Look, choose
-from ..container import is_zip, record_names
 from ..inert import Inert
-from ..names import Damaged, shown
+from ..kinds import opened
+from ..names import Damaged
+from ..safetensors import read_safetensors
 from .stored import StoredFile, StoredTensor, stored_tensor
 
 Kind = Literal["module", "state_dict", "safetensors"]
@@ -63,38 +62,18 @@ def read_checkpoint(
     for one that is damaged, and `UsageError` for a `key` that is not there.
     """
     place = Path(path)
-    if not place.is_file():
-        raise FileError(f"there is no file {place}")
-    try:
-        with place.open("rb") as file:
-            if _is_safetensors(file):
-                return _read_safetensors(place, wanted, key)
-            _refuse_others(file, place)
-            return _read(file, place, wanted, key)
-    except Damaged as error:
-        raise FileError(f"{place} cannot be read: {error}") from error
-    except OSError as error:
-        raise FileError(f"{place} cannot be read: {error.strerror or error}") from error
-
-
-def _refuse_others(file: BinaryIO, path: Path) -> None:
-    if not is_zip(file):
-        begins = file.read(1)
-        file.seek(0)
-        if begins != b"\x80":
+    with opened(place) as (file, kind):
+        if kind == "safetensors":
+            found = read_safetensors(place, key, wanted)
+            return Checkpoint(place, kind, None, None, found.shapes, found.tensors)
+        if kind == "archive":
             raise FileError(
-                f"{path} is empty: it was not written to the end"
-                if not begins
-                else f"{path} is no checkpoint that torch.save wrote"
+                f"{place} is a file of groupfx, whose learned groups are frozen: give the "
+                "checkpoint that it was made from"
             )
-        return
-    if is_archive_file(file):
-        raise FileError(
-            f"{path} is a file of groupfx, whose learned groups are frozen: give the checkpoint "
-            "that it was made from"
-        )
-    if "constants.pkl" in record_names(file):
-        raise FileError(f"{path} is a TorchScript file: save the Python model it was made from")
+        if kind == "exported":
+            raise FileError(f"{place} is a .pt2 file: give the checkpoint that it was made from")
+        return _read(file, place, wanted, key)
 
 
 def _read(file: BinaryIO, path: Path, wanted: Callable[[str], bool], key: str | None) -> Checkpoint:
@@ -176,31 +155,3 @@ def _epoch(found: object) -> int | None:
         return None
     numbers = (found.get(name) for name in _EPOCHS)
     return next((n for n in numbers if type(n) is int and n >= 0), None)
-
-
-def _is_safetensors(file: BinaryIO) -> bool:
-    """Whether the file begins with the length of a JSON table and the table."""
-    length, begins = int.from_bytes(file.read(8), "little"), file.read(1)
-    size = file.seek(0, 2)
-    file.seek(0)
-    return begins == b"{" and 2 <= length <= size - 8
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """The order of `blocks.2` before `blocks.10`: the file has its names in that of letters."""
-    return [(int(p), "") if p.isdecimal() else (0, p) for p in re.split(r"(\d{1,15})", name)]
-
-
-def _read_safetensors(path: Path, wanted: Callable[[str], bool], key: str | None) -> Checkpoint:
-    from safetensors import SafetensorError, safe_open
-
-    if key is not None:
-        raise UsageError(f"{path} is a safetensors file, which has no keys: leave --key out")
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            names = sorted(file.keys(), key=_natural)
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-            tensors = {name: file.get_tensor(name) for name in names if wanted(name)}
-    except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
-        raise FileError(f"{path} is damaged: {shown(error)}") from error
-    return Checkpoint(path, "safetensors", None, None, shapes, tensors)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..container import PICKLE, check_container, is_zip, read_record
-from ..inert import Inert, Named, Outside, load_inert
+from ..inert import REBUILD, Inert, Named, Outside, load_inert
 from ..names import Damaged, shown
 
 _REBUILD = frozenset({"torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"})
@@ -19,7 +19,6 @@ _REBUILD_V3 = "torch._utils._rebuild_tensor_v3"
 _PARAMETERS = frozenset(
     {"torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"}
 )
-_SUBCLASS = "torch._tensor._rebuild_from_type_v2"
 # A parameter of a tensor's subclass is a tensor in two wrappings; more are nobody's.
 _MAX_WRAPPED = 8
 _STORAGES: Mapping[str, torch.dtype] = {
@@ -58,7 +57,7 @@ def stored_tensor(found: object) -> StoredTensor | None:
         name, arguments = found.kind_name, found.arguments
         if name in _PARAMETERS and arguments:
             found = arguments[0]
-        elif name == _SUBCLASS and len(arguments) > 2:
+        elif name == REBUILD and len(arguments) > 2:
             found = Inert(arguments[0], arguments[2])
         elif (name in _REBUILD or name == _REBUILD_V3) and len(arguments) > 3:
             storage, offset, shape, stride = arguments[:4]
@@ -117,8 +116,6 @@ class StoredFile:
         self._legacy: tuple[int, list[str]] | None = None
         if is_zip(file):
             records = check_container(file, checksums=False).records
-            if PICKLE not in records:
-                raise Damaged("it is a zip file that torch.save did not write")
             if "byteorder" in records and read_record(file, "byteorder", 16) != b"little":
                 raise Damaged("its numbers are big-endian")
             self.content = load_inert(read_record(file, PICKLE))

@@ -16,17 +16,11 @@ from torch import nn
 from ...errors import FileError, UsageError, kind_and_line
 from ...running.inputs import ExampleInputs
 from ..container import ZIP_START
+from ..inert import scan
 from ..names import Damaged, first_few
-from .scan import scan
 
 _MAX_LOOKED_AT = 1 << 24
 _HARMLESS = ("collections.OrderedDict", "torch._utils._rebuild", "torch.storage", "torch.device")
-
-
-def is_exported(records: frozenset[str]) -> bool:
-    """Whether the records of a zip file are those of a `.pt2`, of today's torch or of torch 2.7."""
-    older = {"serialized_exported_program.json", "serialized_state_dict.pt"} <= records
-    return older or ("archive_format" in records and any(r.startswith("models/") for r in records))
 
 
 def refusal(file: BinaryIO, source: str) -> FileError:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,15 +13,14 @@ from torch import Tensor, nn
 from ...errors import FileError, GroupfxError, UsageError
 from ..archive import Archive, apply, load_state
 from ..archive.content import reading
-from ..archive.file import is_archive_file, read_archive
-from ..container import PICKLE, is_zip, record_names
-from ..names import Damaged
-from .exported import is_exported, read_exported, refusal
+from ..archive.file import read_archive
+from ..kinds import FileKind, opened
+from ..safetensors import read_safetensors
+from .exported import read_exported, refusal
 from .factories import build
 from .pickled import read_trusted, read_untrusted
 
 _WHOLE = "leave --arch out: it is for files that hold only weights, and this one holds its model"
-_MAX_HEADER = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -102,64 +99,16 @@ def read_model(
         key,
         tuple(Path(folder) for folder in python_path),
     )
-    _require_file(request.path)
-    try:
-        with request.path.open("rb") as file:
-            return _read(file, request)
-    except OSError as error:
-        raise FileError(f"{path} cannot be read: {error.strerror or error}") from error
+    with opened(request.path) as (file, kind):
+        return _READERS[kind](file, request)
 
 
-def _require_file(path: Path) -> None:
-    if path.is_dir():
-        raise FileError(f"{path} is a folder: name the file in it that holds the model")
-    if not path.exists():
-        names = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, names, n=1)
-        hint = f"; did you mean {path.with_name(near[0])}?" if near else ""
-        raise FileError(f"there is no file {path}{hint}")
-    if path.stat().st_size == 0:
-        raise FileError(f"{path} is empty: it was not written to the end, save the model again")
-
-
-def _read(file: BinaryIO, request: _Request) -> ReadModel:
-    if is_zip(file):
-        return _read_zip(file, request)
-    if _is_safetensors(file):
-        return _read_safetensors(request)
-    if file.read(1) == b"\x80":
-        file.seek(0)
-        return _read_pickle(file, request)
-    raise FileError(f"{request.path} is {_kind_of(file)}, not a model that torch.save wrote")
-
-
-def _read_zip(file: BinaryIO, request: _Request) -> ReadModel:
-    if is_archive_file(file):
-        return _read_archive(file, request)
-    try:
-        records = record_names(file)
-    except Damaged as error:
-        raise FileError(f"{request.path} cannot be read: {error}") from error
-    if is_exported(records):
-        request.whole()
-        if not request.trust_pickle:
-            raise refusal(file, str(request.path))
-        return ReadModel(*_exported(file, request))
-    if "constants.pkl" in records:
-        raise FileError(
-            f"{request.path} is a TorchScript file, which cannot be rewritten: save the Python "
-            "model that it was made from"
-        )
-    if PICKLE not in records:
-        raise FileError(f"{request.path} is a zip file that torch.save did not write")
-    return _read_pickle(file, request)
-
-
-def _exported(
-    file: BinaryIO, request: _Request
-) -> tuple[nn.Module, str, list[dict[str, Any]] | None]:
+def _read_exported(file: BinaryIO, request: _Request) -> ReadModel:
+    request.whole()
+    if not request.trust_pickle:
+        raise refusal(file, str(request.path))
     module, inputs = read_exported(file, str(request.path))
-    return module, "exported", inputs
+    return ReadModel(module, "exported", inputs)
 
 
 def _read_archive(file: BinaryIO, request: _Request) -> ReadModel:
@@ -205,37 +154,14 @@ def _with_weights(state: Mapping[str, Tensor], request: _Request) -> nn.Module:
     return model
 
 
-def _is_safetensors(file: BinaryIO) -> bool:
-    """Whether the file begins with the length of a JSON table and the table."""
-    length = int.from_bytes(file.read(8), "little")
-    begins = file.read(1)
-    size = file.seek(0, 2)
-    file.seek(0)
-    return begins == b"{" and 2 <= length <= min(size - 8, _MAX_HEADER)
-
-
-def _read_safetensors(request: _Request) -> ReadModel:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if request.key is not None:
-        raise UsageError(
-            f"{request.path} is a safetensors file, which has no keys: leave --key out"
-        )
-    try:
-        state = load_file(request.path, device="cpu")
-    except (SafetensorError, json.JSONDecodeError, RuntimeError, ValueError, KeyError) as error:
-        raise FileError(f"{request.path} is damaged: {error}") from error
+def _read_safetensors(file: BinaryIO, request: _Request) -> ReadModel:
+    state = read_safetensors(request.path, request.key).tensors
     return ReadModel(_with_weights(state, request), "safetensors")
 
 
-def _kind_of(file: BinaryIO) -> str:
-    file.seek(0)
-    start = file.read(400)
-    if b"ustar" in start or start.startswith(b"\x1f\x8b"):
-        return "a tar or gzip file"
-    if start.startswith(b"\x08") and b"onnx" in start.lower():
-        return "an ONNX file"
-    if all(byte >= 32 or byte in b"\t\r\n" for byte in start):
-        return f"a text file (it begins with {start[:20].decode(errors='replace')!r})"
-    return "of an unknown kind"
+_READERS: Mapping[FileKind, Callable[[BinaryIO, _Request], ReadModel]] = {
+    "archive": _read_archive,
+    "exported": _read_exported,
+    "pickle": _read_pickle,
+    "safetensors": _read_safetensors,
+}

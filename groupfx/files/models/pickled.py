@@ -27,16 +27,16 @@ from torch.nn.utils.spectral_norm import (
 )
 from torch.nn.utils.weight_norm import WeightNorm
 
-from ...errors import FileError, first_line
+from ...errors import FileError
 from ..archive.content import rebuild_plain
 from ..archive.module_classes import classes
 from ..archive.tensors import NotPlain, numbers_of
 from ..choosing import Choice, Look, choose
-from ..container import PICKLE, check_container, is_zip, read_record
+from ..container import PICKLE, check_container, check_size, is_zip, read_record
+from ..inert import COMPUTED, REBUILD, PickleUse, scan
 from ..names import Damaged, first_few
-from ..pickles import opcodes
+from ..pickles import opcodes, reason
 from .factories import searched
-from .scan import COMPUTED, REBUILD, PickleUse, scan
 
 _LOOK = Look(lambda found: isinstance(found, nn.Module), lambda found: isinstance(found, Tensor))
 # Pickles that torch wrote before it used zip files: magic number, version, system, object, keys.
@@ -110,7 +110,7 @@ def read_trusted(
             ) from error
         except Exception as error:
             raise FileError(
-                f"{source} cannot be loaded: {type(error).__name__}: {_reason(error)}"
+                f"{source} cannot be loaded: {type(error).__name__}: {reason(error)}"
             ) from error
     return choose(found, _LOOK, key=key, source=source)
 
@@ -136,7 +136,7 @@ def read_untrusted(file: BinaryIO, source: str, key: str | None) -> Choice:
             found = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:
             raise FileError(
-                f"{source} is damaged, or torch.save did not write it: {_reason(error)}"
+                f"{source} is damaged, or torch.save did not write it: {reason(error)}"
             ) from error
     chosen = choose(found, _LOOK, key=key, source=source)
     try:
@@ -144,7 +144,7 @@ def read_untrusted(file: BinaryIO, source: str, key: str | None) -> Choice:
     except (NotPlain, Damaged) as error:
         raise FileError(f"{source} holds {error}. {_ways_out()}") from error
     except Exception as error:
-        raise FileError(f"{source} is damaged: {_reason(error)}") from error
+        raise FileError(f"{source} is damaged: {reason(error)}") from error
 
 
 def _look_through(file: BinaryIO, source: str) -> int:
@@ -221,22 +221,8 @@ def _made() -> frozenset[str]:
 def _clean(found: nn.Module | Mapping[str, Tensor], size: int) -> nn.Module | Mapping[str, Tensor]:
     if isinstance(found, nn.Module):
         module = rebuild_plain(found)
-        _check_size([*module.parameters(), *module.buffers()], size)
+        check_size([*module.parameters(), *module.buffers()], size)
         return module
     state = {key: numbers_of(tensor, strict=True) for key, tensor in found.items()}
-    _check_size(list(state.values()), size)
+    check_size(list(state.values()), size)
     return state
-
-
-def _check_size(tensors: list[Tensor], size: int) -> None:
-    storages = [tensor.untyped_storage() for tensor in tensors if not tensor.is_meta]
-    claimed = sum({s.data_ptr(): s.nbytes() for s in storages}.values())
-    if claimed > size:
-        raise Damaged(f"tensors of {claimed:,} bytes in a file of {size:,}")
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, pickle.UnpicklingError):
-        # torch's own text advises to load the file without any check.
-        return "its pickle is inconsistent"
-    return first_line(error)

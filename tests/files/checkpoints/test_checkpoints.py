@@ -361,16 +361,19 @@ def archive(path: Path) -> None:
 
 OTHERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda path: None, "there is no file"),
-    "folder": (lambda path: path.mkdir(), "there is no file"),
+    "folder": (lambda path: path.mkdir(), "is a folder: name the file in it"),
     "empty": (lambda path: path.touch(), "is empty"),
-    "text": (lambda path: path.write_text("epoch 4"), "no checkpoint that torch.save wrote"),
+    "text": (
+        lambda path: path.write_text("epoch 4"),
+        "text file .*, not a model that torch.save wrote",
+    ),
     "ours": (archive, "is a file of groupfx, whose learned groups are frozen"),
     "script": (
         lambda path: torch.jit.save(torch.jit.script(nn.Linear(2, 3)), path),
         "is a TorchScript file",
     ),
     "pickle": (lambda p: p.write_bytes(pickle.dumps({"w": 1})), "that torch.save did not write"),
-    "zip": (lambda p: zipfile.ZipFile(p, "w").writestr("a", "b"), "cannot be read"),
+    "zip": (lambda p: zipfile.ZipFile(p, "w").writestr("a", "b"), "torch.save did not write"),
     "big-endian": (
         lambda p: zipped_pickle(p, module_with(tensor()), byteorder=b"big"),
         "big-endian",
