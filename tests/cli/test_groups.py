@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import math
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -16,13 +15,9 @@ from torch import Tensor, nn
 
 from groupfx.cli.commands.groups_json import SCHEMA
 from groupfx.learned.groups import INPUT_SCORES, OUTPUT_SCORES
-from groupfx.learned.layers import learned_layers
-from groupfx.nn import Flgc1d, Flgc2d
-from groupfx.running.inputs import ExampleInputs
-from groupfx.running.learned_flops import count_learned
+from groupfx.nn import Flgc2d
 from tests.cli.cli_runs import Cli, Run, check_json
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "flgc_digits"
 FOREIGN = "flgc_of_somebody_else"
 # The form of the public code, in a file that is gone when its checkpoints are read.
 SOURCE = """
@@ -392,47 +387,3 @@ def test_matplotlib_is_missing(cli: Cli, tmp_path: Path, monkeypatch: pytest.Mon
     assert (done.code, done.out) == (3, "")
     assert "pictures need matplotlib, which is not installed: pip install" in done.err
     assert cli("groups", "net.pt").code == 0
-
-
-# Counting
-
-
-def test_flops_of_the_published_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(EXAMPLES)
-    network = importlib.import_module("network").mobilenet_v2_flgc(8)
-    layers = learned_layers(network)
-    assert len(layers) == 17
-    counted = count_learned(network, ExampleInputs.of(torch.randn(2, 3, 32, 32)), layers)
-    assert round(counted.dense.total / 1e6, 2) == 94.99
-    # The projections are 1x1, and the image is 32, 16, 8 and 4 wide in turn.
-    positions = [32**2] * 3 + [16**2] * 3 + [8**2] * 7 + [4**2] * 4
-    saved = 0
-    for block, count in zip(network.blocks, positions, strict=True):
-        layer = block.projection
-        tables = [
-            nn.functional.one_hot(layer.get_parameter(name).argmax(1), 8)
-            for name in (INPUT_SCORES, OUTPUT_SCORES)
-        ]
-        sizes = [table.sum(0).tolist() for table in tables]
-        exact = sum(i * o for i, o in zip(*sizes, strict=True))
-        saved += count * (math.prod(layer.conv.weight.shape[:2]) - exact)
-    assert counted.dense.total - counted.exact.total == saved
-    assert counted.exact.total < counted.dense.total
-
-
-def test_a_layer_that_is_called_twice_counts_twice() -> None:
-    class LearningLayerTwice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = Flgc1d(3, 3, 3, padding=1, group_num=2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.layer(self.layer(x))
-
-    model = LearningLayerTwice()
-    (layer,) = learned_layers(model)
-    counted = count_learned(model, ExampleInputs.of(torch.randn(4, 3, 10)), [layer])
-    assert counted.positions == {"layer": 20}
-    assert counted.dense.convolutions == 2 * 10 * 3 * 3 * 3
-    assert counted.exact.convolutions == 2 * 10 * 3 * layer.structure.exact_macs
-    assert not model.layer._forward_hooks

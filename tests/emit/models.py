@@ -1,4 +1,4 @@
-"""Models for `test_emit_python`: each has something that is easily lost when it is written down."""
+"""Models for `test_python`: each has something that is easily lost when it is written down."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Odd names for `test_emit_python`, and models that cannot be written as Python at all."""
+"""Odd names for `test_python`, and models that cannot be written as Python at all."""
 
 from typing import Any
 

@@ -18,7 +18,7 @@ from groupfx.errors import RewriteError, UsageError
 from groupfx.nn import ChannelGather, ConstantChannels
 from groupfx.passes import DiscoverGroups, SplitGroupedConv, make_pass
 from groupfx.testing import check_pass
-from tests.models.sparse_layers import CONVS, EQUAL, UNEQUAL, keep, macs_of, oracle
+from tests.passes.sparse_layers import CONVS, EQUAL, UNEQUAL, keep, macs_of, oracle
 
 
 def reasons(model: nn.Module, x: Tensor, **options: Any) -> list[str]:

@@ -22,7 +22,7 @@ from groupfx.nn import ChannelGather, ChannelShuffle, ChannelTranspose
 from groupfx.passes import DiscoverGroups
 from groupfx.rewriting import Rewritten, Site
 from groupfx.testing import check_pass
-from tests.models.sparse_layers import CONVS, EQUAL, UNEQUAL, keep, oracle
+from tests.passes.sparse_layers import CONVS, EQUAL, UNEQUAL, keep, oracle
 
 
 def reasons(model: nn.Module, x: Tensor, **options: Any) -> list[str]:

@@ -15,7 +15,6 @@ from groupfx.errors import UsageError
 from groupfx.nn import Flgc2d
 from groupfx.passes import FreezeLearnedGroups
 from groupfx.testing import check_pass
-from tests.models.foreign_flgc import ForeignFlgc, WithTemperature
 from tests.models.frozen_cases import (
     INPUT_MAP,
     OUTPUT_MAP,
@@ -25,6 +24,7 @@ from tests.models.frozen_cases import (
     masked_conv,
     run64,
 )
+from tests.passes.foreign_flgc import ForeignFlgc, WithTemperature
 
 IN, OUT = tuple("bacabcb"), tuple("abbcabcaabc")
 CASE = Layer(IN, OUT)

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, parser
 from groupfx.convs.spec import ConvSpec
 from groupfx.deploy.forms.rewrite_onnx import OnnxTotals, find_onnx, split_onnx
 from groupfx.deploy.graph.conv_nodes import conv_nodes
-from tests.deploy.foreign_onnx import CASES, model_of, norm_model, numbers, take_all, value
+from tests.deploy.forms.foreign_onnx import CASES, model_of, norm_model, numbers, take_all, value
 
 
 def test_convolutions_out_of_reach_are_named_with_the_reason() -> None:

@@ -23,7 +23,7 @@ from groupfx.deploy.graph.conv_nodes import conv_nodes
 from groupfx.deploy.graph.files import check_onnx, proto_of, read_onnx
 from groupfx.deploy.graph.metadata import mark_of
 from groupfx.errors import InternalError
-from tests.deploy.foreign_onnx import (
+from tests.deploy.forms.foreign_onnx import (
     CASES,
     Array,
     ForeignConv,

@@ -17,7 +17,14 @@ from torch.nn import functional as F
 
 from groupfx.deploy.running.float64_onnx import Float64Model, as_float64
 from groupfx.errors import ModelError, UsageError
-from tests.deploy.float64_models import Array, close, graph_model, numbers, one_node, weights
+from tests.deploy.running.float64_models import (
+    Array,
+    close,
+    graph_model,
+    numbers,
+    one_node,
+    weights,
+)
 from tests.step_counts import steps_of
 
 

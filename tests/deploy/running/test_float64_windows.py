@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from groupfx.deploy.running.float64_onnx import Float64Model
-from tests.deploy.float64_models import Array, close, numbers, one_node, weights
+from tests.deploy.running.float64_models import Array, close, numbers, one_node, weights
 
 IMAGE = numbers(2, 6, 7, 11)
 

@@ -22,9 +22,9 @@ import groupfx
 from groupfx.deploy import OnnxSide, TorchSide, Validation, ValidationOptions, validate_sides
 from groupfx.deploy.graph.files import read_onnx
 from groupfx.running.inputs import ExampleInputs
-from tests.deploy.site_oracle import site_oracles
 from tests.deploy.validate.corruption_models import CorruptedModel
 from tests.deploy.validate.onnx_corruptions import CORRUPTIONS, MarkedSite, site_names
+from tests.deploy.validate.site_oracle import site_oracles
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Values = Mapping[str, Array]

@@ -13,8 +13,7 @@ from torch import nn
 
 import groupfx
 from groupfx.deploy import Validation
-from tests.models import zoo
-from tests.models.random_models import (
+from tests.deploy.validate.random_models import (
     MOST_NODES,
     TARGETS,
     RandomModel,
@@ -22,6 +21,7 @@ from tests.models.random_models import (
     number_of_nodes,
     random_model,
 )
+from tests.models import zoo
 
 NUMBER = 200
 _CHUNK = 10
