@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.cli.cli_runs import SHAPE, Cli, Printing, contents, grouped_model, save
+from tests.cli.runs import SHAPE, Cli, Printing, contents, grouped_model, save
 
 # One grouped convolution, made in as many ways as there are to get it wrong.
 ARCH = '''
@@ -83,14 +83,14 @@ FILES = {
     "text": (["rewrite", "text.pt"], ["text.pt is a text file", "accuracy"]),
     "untrusted": (
         ["rewrite", "foreign.pt"],
-        ["tests.cli.cli_runs.Printing", "--trust-pickle", "--arch"],
+        ["tests.cli.runs.Printing", "--trust-pickle", "--arch"],
     ),
     "several": (["rewrite", "two.pt"], ["several networks", "--key", "best, ema"]),
     "no_such_key": (["rewrite", "two.pt", "--key", "bast"], ["--key bast", "best, ema: did you"]),
     "inspect_missing": (["inspect", "goood.pt"], ["did you mean good.pt?"]),
     "inspect_untrusted": (
         ["inspect", "foreign.pt"],
-        ["tests.cli.cli_runs.Printing", "--trust-pickle"],
+        ["tests.cli.runs.Printing", "--trust-pickle"],
     ),
 }
 ARCHS = {

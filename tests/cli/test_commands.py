@@ -18,7 +18,7 @@ from groupfx.passes import PASSES
 from groupfx.rewriting.report import SCHEMA as REPORT_SCHEMA
 from groupfx.targets.pipelines import PIPELINES
 from groupfx.tracing.program import WAYS
-from tests.cli.cli_runs import (
+from tests.cli.runs import (
     SHAPE,
     Cli,
     Printing,
@@ -44,7 +44,7 @@ def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
 @pytest.fixture
 def wrong_pass(monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a pass in the catalogue that swaps groups."""
-    monkeypatch.setitem(PASSES, "swapped-groups", "tests.cli.cli_runs:SwappedGroups")  # type: ignore[arg-type]
+    monkeypatch.setitem(PASSES, "swapped-groups", "tests.cli.runs:SwappedGroups")  # type: ignore[arg-type]
     return "swapped-groups"
 
 
@@ -359,7 +359,7 @@ def test_quiet_still_prints_errors(cli: Cli) -> None:
 def talking(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[object, ...]:
     """Arguments for a model that prints and warns in its forward."""
     torch.save(Printing().state_dict(), "talking.pt")
-    arch = ("--arch", "tests.cli.cli_runs:Printing", "--input-shape", SHAPE, "--way", "modules")
+    arch = ("--arch", "tests.cli.runs:Printing", "--input-shape", SHAPE, "--way", "modules")
     return ("rewrite", "talking.pt", *arch)
 
 

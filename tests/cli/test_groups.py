@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from groupfx.cli.commands.groups_json import SCHEMA
 from groupfx.learned.groups import INPUT_SCORES, OUTPUT_SCORES
 from groupfx.nn import Flgc2d
-from tests.cli.cli_runs import Cli, Run, check_json
+from tests.cli.runs import Cli, Run, check_json
 
 FOREIGN = "flgc_of_somebody_else"
 # The form of the public code, in a file that is gone when its checkpoints are read.

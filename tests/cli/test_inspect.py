@@ -13,7 +13,7 @@ from groupfx.cli.commands.passes import SCHEMA as PASSES_SCHEMA
 from groupfx.passes import PASSES, pass_class
 from groupfx.rewriting.report import SCHEMA as REPORT_SCHEMA
 from groupfx.targets.pipelines import PIPELINES
-from tests.cli.cli_runs import SHAPE, Cli, check_json, dense_model, grouped_model, save
+from tests.cli.runs import SHAPE, Cli, check_json, dense_model, grouped_model, save
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from groupfx.cli.commands.passes import SCHEMA as PASSES_SCHEMA
 from groupfx.deploy.validate.validating import SCHEMA as VALIDATION_SCHEMA
 from groupfx.rewriting.report import SCHEMA as REPORT_SCHEMA
 from groupfx.schema import NAMES, schema
-from tests.cli.cli_runs import SHAPE, Cli, check_json, grouped_model, save, strict
+from tests.cli.runs import SHAPE, Cli, check_json, grouped_model, save, strict
 
 
 @pytest.fixture

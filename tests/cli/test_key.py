@@ -13,7 +13,7 @@ from groupfx.cli.commands.inspect import SCHEMA as INSPECT_SCHEMA
 from groupfx.deploy.validate.validating import SCHEMA as VALIDATION_SCHEMA
 from groupfx.nn import Flgc2d
 from groupfx.rewriting.report import SCHEMA as REPORT_SCHEMA
-from tests.cli.cli_runs import Cli, check_json
+from tests.cli.runs import Cli, check_json
 
 SHAPE = ("--input-shape", "2,6,5,7")
 TOLD = "{} holds several networks: state_dict, net. state_dict was taken: --key takes another"

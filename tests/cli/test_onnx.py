@@ -13,7 +13,7 @@ from groupfx.cli.commands.export import SCHEMA as EXPORT_SCHEMA
 from groupfx.cli.commands.onnx_files import SCHEMA as ONNX_SCHEMA
 from groupfx.deploy.validate.validating import SCHEMA as VALIDATION_SCHEMA
 from groupfx.rewriting.report import SCHEMA as REPORT_SCHEMA
-from tests.cli.cli_runs import SHAPE, Cli, check_json, contents, grouped_model, save
+from tests.cli.runs import SHAPE, Cli, check_json, contents, grouped_model, save
 
 
 @pytest.fixture

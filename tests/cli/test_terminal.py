@@ -18,7 +18,7 @@ from rich.text import Text
 
 from groupfx.cli.text.numbers import plural, short, size
 from groupfx.cli.text.table import Column, Table, printable, table_lines
-from tests.cli.cli_runs import SHAPE, STEERING, contents, grouped_model, save
+from tests.cli.runs import SHAPE, STEERING, contents, grouped_model, save
 
 ROOT = Path(__file__).resolve().parents[2]
 MAIN = [sys.executable, "-m", "groupfx"]

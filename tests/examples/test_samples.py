@@ -9,7 +9,7 @@ from torch import nn
 
 from groupfx import load
 from groupfx.learned.groups import has_learned_groups
-from tests.cli.cli_runs import Cli
+from tests.cli.runs import Cli
 from tests.models import zoo
 
 
