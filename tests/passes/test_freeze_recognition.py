@@ -372,7 +372,7 @@ def test_a_model_that_cannot_be_traced(build: Callable[[], nn.Module], form: Any
 
 
 def test_an_ordinary_layer_with_a_conv_is_no_site() -> None:
-    class Block(nn.Module):
+    class ConvWithOneMap(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.conv = nn.Conv2d(7, 11, 3)
@@ -381,7 +381,7 @@ def test_an_ordinary_layer_with_a_conv_is_no_site() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.conv(x)
 
-    check_pass(FreezeLearnedGroups(), nn.Sequential(Block()), X, sites=0, skipped=0)
+    check_pass(FreezeLearnedGroups(), nn.Sequential(ConvWithOneMap()), X, sites=0, skipped=0)
 
 
 def test_maps_that_are_no_part_of_the_state_dict() -> None:
