@@ -1,7 +1,7 @@
 """The functions that users call: find, rewrite, load."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..convs.names import unnumbered
+from ..convs.spec import ConvSpec
 from ..errors import FileError, RewriteError, UsageError
 from ..files.archive import apply, read
 from ..passes import make_pass
@@ -29,7 +30,7 @@ from ..rewriting import (
 )
 from ..running.inputs import ExampleInputs
 from ..state.map import StateDictMap
-from ..targets.pipelines import PIPELINES
+from ..targets import target_named
 from ..tracing import ExportedModule, open_model
 from ..version import TORCH_BEFORE, TORCH_FROM
 
@@ -55,7 +56,8 @@ class FoundSite:
     `name` is the path of the module that is called, that holds the weight, or whose forward
     computes it (`path#2` where a second call is listed). `macs` are multiply-accumulates of one
     call for one sample. `input_shape` and `output_shape` hold the batch. `taken` says whether the
-    passes would rewrite it; `reason` why not. Numbers that are not constants of the model are None.
+    passes would rewrite it; `reason` why not. Numbers that are not constants of the model are None,
+    and `spec`, which has all of them, is None then.
     """
 
     name: str
@@ -73,6 +75,7 @@ class FoundSite:
     calls: int
     taken: bool
     reason: str | None
+    spec: ConvSpec | None = field(repr=False)
 
 
 def find(
@@ -172,6 +175,7 @@ def _found(site: Site, decisions: Sequence[object]) -> FoundSite:
         calls=site.calls,
         taken=taken,
         reason=None if taken else "; ".join(reasons) or "no pass of the pipeline is about it",
+        spec=spec,
     )
 
 
@@ -189,6 +193,7 @@ def _unreadable(site: UnreadableSite) -> FoundSite:
         calls=site.calls,
         taken=False,
         reason=site.reason,
+        spec=None,
     )
 
 
@@ -223,14 +228,8 @@ def make_pipeline(passes: Sequence[str | Pass[Any]] | None, target: str | None) 
     """The pipeline of the given passes, else of the target, else the default one."""
     if passes is not None and target is not None:
         raise UsageError(f"give passes or target={target!r}, not both")
-    if target is not None and target not in PIPELINES:
-        raise UsageError(f"unknown target {target!r}: choose one of {', '.join(_targets())}")
-    chosen = PIPELINES[target or "default"] if passes is None else passes
+    chosen = target_named(target).passes if passes is None else passes
     return Pipeline([make_pass(p) if isinstance(p, str) else p for p in chosen])
-
-
-def _targets() -> list[str]:
-    return [name for name in PIPELINES if name != "default"]
 
 
 def refuse_named(pipeline: Pipeline, skipped: Iterable[SkippedSite]) -> None:

@@ -16,7 +16,7 @@ from groupfx.cli.commands import rewrite as rewrite_command
 from groupfx.cli.input import options
 from groupfx.passes import PASSES
 from groupfx.rewriting.report import SCHEMA as REPORT_SCHEMA
-from groupfx.targets.pipelines import PIPELINES
+from groupfx.targets import targets
 from groupfx.tracing.program import WAYS
 from tests.cli.runs import (
     SHAPE,
@@ -114,7 +114,7 @@ def test_version(cli: Cli) -> None:
     [
         ("groupfx re", {"rewrite"}),
         ("groupfx rewrite -p s", {name for name in PASSES if name.startswith("s")}),
-        ("groupfx rewrite --target ", set(PIPELINES) - {"default"}),
+        ("groupfx rewrite --target ", {target.name for target in targets()}),
         ("groupfx passes ", set(PASSES)),
     ],
 )

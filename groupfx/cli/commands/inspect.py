@@ -1,6 +1,6 @@
 """`groupfx inspect`: what is grouped, what a rewrite would do, and why not where not."""
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from ...api.models import FoundSite, make_pipeline, survey
 from ...convs.names import unnumbered
 from ...files.archive import Archive
 from ...rewriting import Totals
-from ...targets.opinions import TARGETS
+from ...targets import targets
 from ..input.files import STDOUT, check_distinct, check_folder, json_text, write_text
 from ..input.model_file import ModelOptions, OpenedFile, read_source
 from ..text.numbers import count, plural, short, sizes
@@ -23,7 +23,7 @@ from ..text.table import Column, Table
 SCHEMA = "groupfx.inspect/1"
 
 _LAST = (Column("output"), Column("calls", right=True), Column("rewrite"))
-_TOLD = [Column(target) for target in TARGETS]
+_TOLD = [Column(target.name) for target in targets()]
 _FULL = [
     *(Column(title) for title in ("site", "kind", "type", "channels", "groups", "kernel")),
     *(Column(title, right=True) for title in ("parameters", "MACs")),
@@ -93,16 +93,17 @@ def _document(opened: OpenedFile, found: Sequence[FoundSite], whole: Totals) -> 
         "schema": SCHEMA,
         "files": opened.document,
         "inputs": opened.inputs.describe(),
-        "sites": [
-            {
-                **asdict(site),
-                "targets": {name: asdict(opinion(site)) for name, opinion in TARGETS.items()},
-            }
-            for site in found
-        ],
+        "sites": [_site(site) for site in found],
         "totals": asdict(whole),
         "history": None if opened.archive is None else _history(opened.archive),
     }
+
+
+def _site(site: FoundSite) -> dict[str, Any]:
+    plain = asdict(site)
+    del plain["spec"]
+    said = {target.name: asdict(target.says(site.spec)) for target in targets()}
+    return {**plain, "targets": said}
 
 
 def _history(archive: Archive) -> dict[str, Any]:
@@ -185,7 +186,7 @@ def _taken(site: FoundSite) -> Text:
 
 
 def _words(site: FoundSite) -> tuple[str, ...]:
-    return tuple(opinion(site).word for opinion in TARGETS.values())
+    return tuple(target.says(site.spec).word for target in targets())
 
 
 def _show_totals(screen: Screen, found: Sequence[FoundSite], whole: Totals) -> None:
@@ -207,10 +208,8 @@ def _show_totals(screen: Screen, found: Sequence[FoundSite], whole: Totals) -> N
 def _show_targets(screen: Screen, found: Sequence[FoundSite]) -> None:
     """What each target would say, with the words of the table explained."""
     screen.line()
-    for target, opinion in TARGETS.items():
-        counts: dict[Any, int] = defaultdict(int)
-        for site in found:
-            counts[opinion(site)] += 1
-        screen.line(f"{target}:")
+    for target in targets():
+        counts = Counter(target.says(site.spec) for site in found)
+        screen.line(f"{target.name}:")
         for said, number in counts.items():
             screen.paragraph(f"{said.word}, {plural(number, 'site')}: {said.text}", indent="  ")

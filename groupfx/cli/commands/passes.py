@@ -7,7 +7,7 @@ from typing import Any
 from rich.text import Text
 
 from ...passes import PASSES, pass_class
-from ...targets.pipelines import PIPELINES
+from ...targets import target_named, targets
 from ..input.files import STDOUT, check_folder, json_text, write_text
 from ..text.screen import Screen
 
@@ -20,18 +20,15 @@ def run_passes(name: str | None, json: Path | None) -> int:
         check_folder(json, "--json")
     names = list(PASSES) if name is None else [name]
     entries = [_entry(one) for one in names]
-    pipelines = {target: list(passes) for target, passes in PIPELINES.items()}
+    pipelines = {target.name: list(target.passes) for target in (target_named(None), *targets())}
     screen = Screen(data=json != STDOUT)
     for entry in entries:
         _show(screen, entry)
     if name is None:
         screen.line("What runs where no pass is named:")
-        rows = [
-            ("by default" if target == "default" else f"--target {target}", ", ".join(passes))
-            for target, passes in pipelines.items()
-        ]
-        for left, right in rows:
-            screen.paragraph(f"{left}: {right}", indent="  ")
+        for target, passes in pipelines.items():
+            when = "by default" if target == "default" else f"--target {target}"
+            screen.paragraph(f"{when}: {', '.join(passes)}", indent="  ")
     if json is not None:
         document = {"schema": SCHEMA, "passes": entries, "pipelines": pipelines}
         write_text(json, json_text(document))

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 
 from ...errors import UsageError
 from ...passes import PASSES, pass_class
-from ...targets.pipelines import PIPELINES
+from ...targets import target_named
 
 
 def require_names(passes: Sequence[str] | None, target: str | None) -> None:
@@ -16,8 +16,4 @@ def require_names(passes: Sequence[str] | None, target: str | None) -> None:
         name = text.partition(":")[0]
         if name not in PASSES:
             pass_class(name)
-    if target is not None and target not in PIPELINES:
-        targets = [name for name in PIPELINES if name != "default"]
-        near = get_close_matches(target, targets, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UsageError(f"there is no target {target!r}: {hint}choose one of {', '.join(targets)}")
+    target_named(target)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from ...passes import PASSES
-from ...targets.pipelines import PIPELINES
+from ...targets import targets
 
 # As in groupfx.tracing, which would import torch; a test holds them together.
 Way = Literal["auto", "trace", "modules", "export"]
@@ -27,7 +27,7 @@ def complete_pass(incomplete: str) -> Iterable[str]:
 
 def complete_target(incomplete: str) -> Iterable[str]:
     """Names of targets for shell completion."""
-    return [name for name in PIPELINES if name != "default" and name.startswith(incomplete)]
+    return [target.name for target in targets() if target.name.startswith(incomplete)]
 
 
 Model = Annotated[

@@ -1,0 +1,24 @@
+"""PLiNIO's optimisers: PIT, MPS and SuperNet. They want every grouped convolution split."""
+
+from typing import TYPE_CHECKING
+
+from . import Opinion, Target
+
+if TYPE_CHECKING:
+    from ..convs.spec import ConvSpec
+
+_OK = Opinion("ok", "taken as it is")
+_SPLIT = Opinion("split", "refused by PIT, and counted as dense by MPS, until it is split")
+_NO_RULE = Opinion("no rule", "it knows no transposed convolution, split or not")
+
+
+def opinion(conv: "ConvSpec") -> Opinion:
+    """Depthwise convolutions are taken, but for those with three spatial dimensions."""
+    if conv.kind == "transposed":
+        return _NO_RULE
+    return _OK if conv.kind == "depthwise" and conv.dims < 3 else _SPLIT
+
+
+TARGET = Target(
+    "plinio", place=1, passes=("freeze-learned-groups", "split-grouped-conv"), opinion=opinion
+)
