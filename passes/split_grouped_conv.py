@@ -102,7 +102,7 @@ class SplitGroupedConv(Pass[Split]):
             branches=len(values),
             notes=description.notes,
             plan=SitePlan(
-                site.name,
+                site.local_name,
                 site.spec.in_channels,
                 site.spec.out_channels,
                 form=len(inputs),

@@ -19,7 +19,7 @@ from .sources import sources
 
 _WEIGHT = ".weight"
 _PARAMETRIZATIONS = "parametrizations"
-# The last is `merging.computed_sites.ComputedConv`, which stands for a site.
+# The last is `merging.whole.ComputedConv`, which stands for a site.
 _LAYER = re.compile(r"(torch\.nn|groupfx)\..*(Conv(Transpose)?[123]d|\.ComputedConv)")
 
 

@@ -1,7 +1,7 @@
 """Write a graph anew with each rewritten site in one piece. The graph that is read stays as it is.
 
-Readers (`unsplit`, `unsplit_computed`, `frozen_regions`) find regions and say what one call stands
-for each; this puts the calls in, and leaves out what only the regions needed.
+`groupfx.merging.sites` finds the regions and says what call stands for each; this puts the calls
+in, and leaves out what only the regions needed.
 """
 
 from __future__ import annotations
@@ -43,17 +43,11 @@ class Call:
 
 @dataclass
 class Gathered:
-    """What readers found: the calls to put in, and the modules that they call."""
+    """What stands for the sites: the calls to put in, and the modules that they call."""
 
     calls: list[Call] = field(default_factory=list)
     modules: dict[str, nn.Module] = field(default_factory=dict)
     planned: list[PlannedSite] = field(default_factory=list)
-
-    def extend(self, other: Gathered) -> None:
-        """Add what another reader found in the same graph."""
-        self.calls += other.calls
-        self.modules |= other.modules
-        self.planned += other.planned
 
 
 def place_of(home: str) -> str:

@@ -26,9 +26,10 @@ T = TypeVar("T")
 class SitePlan:
     """A site in pieces: how it is executed, and where each piece lies in the graph's module.
 
-    `site` is the site's name in the whole model (`layer1.conv2#2` for a second call), which took
-    `in_channels` and gave `out_channels`. `form` is a number of groups, each of which one
-    convolution executes on its slice of the input, or the plan of a block structure.
+    `site` is the site's name inside the graph's own module (`layer1.conv2#2` for a second call,
+    nothing where that module is the site). It takes `in_channels` and gives `out_channels`. `form`
+    is a number of groups, each of which one convolution executes on its slice of the input, or the
+    plan of a block structure.
 
     `convs` are the paths of the convolutions in the order of the form; there are none where they
     are function calls on rows of one weight. `norms` are those of the BatchNorms behind each of
@@ -51,6 +52,17 @@ class SitePlan:
         """The path of every piece."""
         others = (self.input_gather, self.constants, self.output_gather)
         return (*self.convs, *self.norms, *(path for path in others if path is not None))
+
+    def pieces(self) -> tuple[ConvPlan, ...]:
+        """What each convolution does. Raises UsageError where the groups do not divide channels."""
+        if isinstance(self.form, FormPlan):
+            return self.form.convs
+        inputs = group_slices(self.in_channels, self.form)
+        outputs = group_slices(self.out_channels, self.form)
+        return tuple(
+            ConvPlan(i, tuple(range(o.start, o.stop)), (tuple(range(i.start, i.stop)),))
+            for i, o in zip(inputs, outputs, strict=True)
+        )
 
     def refined(self, conv: str | None, inner: SitePlan) -> SitePlan | None:
         """One plan for both, after the piece `conv` was itself rewritten as `inner` says.

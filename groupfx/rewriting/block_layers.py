@@ -162,7 +162,7 @@ class _Emission:
             return joined(self.home, name) if present else None
 
         return SitePlan(
-            site.name,
+            site.local_name,
             site.spec.in_channels,
             site.spec.out_channels,
             form,

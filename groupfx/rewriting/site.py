@@ -52,6 +52,11 @@ class Site:
     whole_weights: str | None = None
 
     @property
+    def local_name(self) -> str:
+        """The name inside the graph's own module: empty for a module that is the site itself."""
+        return self.name.removeprefix(self.fragment.path).removeprefix(".")
+
+    @property
     def spec(self) -> ConvSpec:
         """The convolution's fields."""
         return self.call.spec

@@ -11,7 +11,7 @@
 from .compose import compose
 from .coverage import coverage, held_by, taken_by
 from .fit import Fit, compare, listed, require_met, required_keys
-from .joining import assembled
+from .joining import assembled, put_together
 from .picked import Part, Picked
 from .plain import Reader, entry_to_plain, requirement_to_plain
 from .requirements import Fixed, Requirement, Zeros, register_check, zeros_of
@@ -34,6 +34,7 @@ __all__ = [
     "entry_to_plain",
     "held_by",
     "listed",
+    "put_together",
     "register_check",
     "require_met",
     "required_keys",

@@ -37,11 +37,17 @@ def assembled(
         return _of_rows(key, rows, given)
     shape = _shape(key, entries, given)
     like = given[next(iter(entries))]
-    whole = _background(key, shape, entries, fill, requires, like)
-    for new, entry in entries.items():
-        entry.put_back(given[new], whole)
+    pieces = [(entry, given[new]) for new, entry in entries.items()]
+    whole = put_together(pieces, _background(key, shape, entries, fill, requires, like))
     for new, entry in entries.items():
         _require_agreement(key, new, entry, whole, given[new])
+    return whole
+
+
+def put_together(pieces: Iterable[tuple[Entry, Tensor]], whole: Tensor) -> Tensor:
+    """`whole`, which is changed, with each piece written to where its entry says it comes from."""
+    for entry, part in pieces:
+        entry.put_back(part, whole)
     return whole
 
 

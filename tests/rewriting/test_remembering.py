@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import groupfx
+from groupfx.convs.names import joined
 from groupfx.plan.forms import FormPlan
 from groupfx.plan.site_plan import SitePlan, plan_of, site_of
 from tests.models.frozen_cases import Layer
@@ -37,11 +38,15 @@ def learned() -> nn.Module:
 
 
 def plans(model: nn.Module) -> dict[str, SitePlan]:
-    """The plans on every graph of a model, by their site."""
-    graphs = [module.graph for module in model.modules() if isinstance(module, fx.GraphModule)]
-    found = [plan for graph in graphs for node in graph.nodes if (plan := plan_of(node.meta))]
-    assert len({plan.site for plan in found}) == len(found)
-    return {plan.site: plan for plan in found}
+    """The plans on every graph of a model, by the name of their site in the whole model."""
+    found: dict[str, SitePlan] = {}
+    for path, module in model.named_modules():
+        for node in module.graph.nodes if isinstance(module, fx.GraphModule) else ():
+            plan = plan_of(node.meta)
+            if plan is not None:
+                assert joined(path, plan.site) not in found
+                found[joined(path, plan.site)] = plan
+    return found
 
 
 def members(model: fx.GraphModule, site: str) -> list[str]:

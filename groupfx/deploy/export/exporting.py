@@ -139,6 +139,7 @@ def prepare_export(
         notes.append("the model is in train mode: it was exported as it is in eval mode")
     own, example = _in_dtype(model, inputs, options.dtype)
     traced = trace_model(own, example, options.dynamic)
+    notes += traced.notes
     traced = _with_names(traced, options)
     if traced.fixed:
         notes.append(f"sizes that the model fixes: {', '.join(traced.fixed)}")

@@ -16,16 +16,11 @@ from torch import Tensor, fx, nn
 
 from ...convs.calls import ConvCall
 from ...errors import ModelError, UsageError
-from ...merging.computed_sites import unsplit_computed
-from ...merging.frozen_sites import merge_frozen
-from ...merging.graph import PlannedSite, rewritten
-from ...merging.shapes import known_shapes
-from ...merging.split_sites import graph_modules, unsplit
-from ...nn.swapped import SwappedConv
+from ...merging.graph import PlannedSite
+from ...merging.sites import merge_sites
 from ...running.inputs import ExampleInputs, in_order
 from ...tracing import CannotTrace
 from ...tracing.exporting import export_program
-from ...tracing.program import copied
 from .constant_folding import fold_constants
 from .graph_sites import GraphSite, graph_sites
 from .io_names import output_names, unique
@@ -54,7 +49,8 @@ Sizes = Mapping[tuple[int, int], int]
 class TracedModel:
     """A model as `torch.export` left it. Inputs and outputs are tensors, in the order of ONNX.
 
-    `sizes` were to stay open, and the model fixes them; `fixed` says so in words.
+    `sizes` were to stay open, and the model fixes them; `fixed` says so in words. `notes` say how
+    sites were found that are executed in pieces.
     """
 
     program: torch.export.ExportedProgram
@@ -64,6 +60,7 @@ class TracedModel:
     fixed: tuple[str, ...]
     planned: tuple[PlannedSite, ...] = ()
     sizes: Sizes = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,11 +91,12 @@ def trace_model(model: nn.Module, inputs: ExampleInputs, dynamic: Dynamic) -> Tr
 
     Raises `ModelError` where `torch.export` does not take it, with the reason.
     """
-    own, planned = gathered_sites(model, inputs)
+    merged = merge_sites(model, inputs)
     with warnings.catch_warnings():
         # An old `weight_norm` or a pruning assigns its weight in each call; nothing is lost.
         warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during export")
-        return _traced_open(own, inputs, dynamic, planned)
+        traced = _traced_open(merged.model, inputs, dynamic, merged.planned)
+    return replace(traced, notes=merged.notes)
 
 
 def _traced_open(
@@ -121,43 +119,9 @@ def _traced_open(
     return replace(found, fixed=(f"all, since with open ones torch.export says: {reason}",))
 
 
-def gathered_sites(
-    model: nn.Module, inputs: ExampleInputs
-) -> tuple[nn.Module, tuple[PlannedSite, ...]]:
-    """A copy of `model` that shares its tensors and has each rewritten site in one piece."""
-    graphs = dict(graph_modules(model))
-    if not graphs:
-        return model, ()
-    if "" in graphs:
-        graphs = {"": graphs[""]}
-    shapes = known_shapes(model, graphs.values(), inputs)
-    made: dict[fx.GraphModule, fx.GraphModule] = {}
-    planned: list[PlannedSite] = []
-    for path, graph in graphs.items():
-        found = unsplit(graph, path, shapes)
-        found.extend(unsplit_computed(graph, path, shapes))
-        found.extend(merge_frozen(graph, path, shapes))
-        if found.calls:
-            made[graph] = rewritten(graph, found)
-            planned += found.planned
-    if not made:
-        return model, ()
-    return _with(model, made), tuple(planned)
-
-
 def site_names(planned: Iterable[PlannedSite]) -> Mapping[str, str]:
     """Names of sites by the paths of what stands for them in the exported model."""
     return {plan.path: plan.name for plan in planned}
-
-
-def _with(model: nn.Module, made: Mapping[fx.GraphModule, fx.GraphModule]) -> nn.Module:
-    """A copy of `model` over the same tensors with other graphs in it."""
-    if isinstance(model, fx.GraphModule):
-        return made[model]
-    swapped: dict[nn.Module, nn.Module] = {
-        old: SwappedConv.of(new, old) for old, new in made.items()
-    }
-    return copied(model, share=True, instead=swapped)
 
 
 def _traced(

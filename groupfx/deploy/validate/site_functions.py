@@ -22,12 +22,13 @@ from ...convs.calls import ConvCall
 from ...convs.sources import in_running_order
 from ...convs.spec import ConvSpec
 from ...learned.groups import deciding_tensors
+from ...merging.sites import merge_sites
 from ...plan.channels import group_slices
 from ...running.float64 import Float64, named_state, widen
 from ...running.inputs import ExampleInputs, in_order
 from ...tracing.exporting import export_program
 from ..export.graph_sites import GraphSite, graph_sites, tensor_at
-from ..export.torch_export import gathered_sites, site_names
+from ..export.torch_export import site_names
 
 _CONVOLVE: Mapping[tuple[int, bool], Callable[..., Tensor]] = {
     (1, False): F.conv1d,
@@ -216,7 +217,8 @@ def torch_site_functions(
     Names are those of the exported file: sites that a rewrite split count as one. Raises
     `CannotTrace` where `torch.export` does not take the model.
     """
-    own, planned = gathered_sites(model, inputs)
+    merged = merge_sites(model, inputs)
+    own = merged.model
     program = export_program(own, in_order(own, inputs), lambda _: ())
     graph = program.module(check_guards=False)
     assert isinstance(graph, fx.GraphModule)
@@ -225,7 +227,7 @@ def torch_site_functions(
     found: list[SiteFunction] = []
     left: list[Unchecked] = []
     values = _WideValues(graph, native)
-    for site in graph_sites(graph, site_names(planned)):
+    for site in graph_sites(graph, site_names(merged.planned)):
         function = _function(graph, site, values)
         if isinstance(function, str):
             left.append(Unchecked(function, site.name))
