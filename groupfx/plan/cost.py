@@ -1,100 +1,278 @@
-"""Whether a frozen form is likely to be slower than the dense convolution. A rule of thumb.
+"""What a form costs on ONNX Runtime's CPU, in microseconds: a model of its kernels and layouts.
 
-Freezing saves MACs and pays for moving channels: gathers, slices and the concatenation copy them,
-and each takes a call. Measured on ONNX Runtime 1.31.1, CPU with AVX-512, one thread, float32, batch
-1, channels in random unequal groups; time of the frozen layer against the dense one with the mask
-folded in, the layer standing between two 1x1 convolutions:
+There is a blocked layout, in which channels lie in blocks of 16 (AVX-512) or 8 (AVX2):
 
-| layer, position | bucketed, 2 / 4 / 8 groups | equal groups, gathered, 2 / 4 / 8 |
-|---|---|---|
-| 1x1, 64 -> 64, 28x28 | 1.47 / 1.74 / 1.95 | 1.25 / 1.20 / 1.15 |
-| 1x1, 384 -> 64, 14x14 | 1.44 / 1.43 / 1.33 | 1.28 / 1.16 / 1.07 |
-| 1x1, 256 -> 256, 14x14 | 1.07 / 0.87 / 0.86 | 0.93 / 0.75 / 0.67 |
-| 1x1, 1024 -> 1024, 14x14 | 0.77 / 0.50 / 0.38 | 0.66 / 0.41 / 0.29 |
-| 3x3, 64 -> 64, 7x7 | 1.76 / 1.36 / 1.41 | 0.93 / 0.77 / 1.23 |
-| 3x3, 64 -> 64, 28x28 | 1.30 / 0.96 / 0.74 | 0.73 / 0.58 / 0.89 |
-| 3x3, 128 -> 128, 14x14 | 1.07 / 0.79 / 0.61 | 0.63 / 0.43 / 0.34 |
-| 3x3, 256 -> 256, 14x14 | 0.83 / 0.57 / 0.42 | 0.57 / 0.33 / 0.22 |
+- with one group, fewer inputs than a block are read as they are (`direct`); a multiple of 4 stays
+  in the blocked layout and costs what the next multiple of the block does; outputs are free;
+- with several, inputs and outputs a group must be multiples of the block, or it is depthwise;
+- everything else is im2col and a matrix product, in the plain layout;
+- Concat stays if every input is a multiple of the block; gathers and slices need the plain layout.
 
-On 120 random layers that the rule was not read off (360 forms of them) it was right for 316; for 17
-more the two times were within 10 %. It errs most (20 of 63) for 3x3 layers in equal groups.
+A change of the layout is a node that copies. What goes into the site and what comes out is taken to
+be blocked, as it is between two convolutions, and the activation or addition behind the site to be
+fused into it where the site ends in one convolution, else to be a node of its own.
 
-Whole models behave alike: MobileNetV2 at 32x32 with 17 pointwise projections in 8 learned groups
-takes 1.37 times as long with gathers and slices as with masked dense projections, and 0.80 times
-with 8 equal groups; ResNet-18 with 3x3 convolutions in 8 learned groups 0.32 times.
+The rates are those of a `Machine`. On two networks with learned groups the model's choice is
+measured by `python -m tests.benchmarks form-speed`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 from ..errors import UsageError
+from .binned.piece import Piece, padded
 from .blocks import BlockStructure
-from .forms import FormPlan
+from .forms import ConvPlan, FormPlan, plan
+from .gathers import GatherPlan
+from .machine import Machine, rate
+
+Layout = Literal["blocked", "direct", "plain"]
+
+_FILTERS_AT_A_TIME = 4
+_STAYS = 4
+_ELEMENT = 4
+# Bytes: what a copy may be large and still hit the second cache; a way of the first.
+_NEAR = 4 << 20
+_ALIAS = 4096
+# Shape, Slice, Slice, Concat, Expand.
+_CONSTANT_NODES = 5
+# Shape, Reshape, Reshape; the Transpose itself is counted as a copy.
+_TRANSPOSE_NODES = 3
 
 
 @dataclass(frozen=True)
-class _Price:
-    """MACs that must be saved: for each value that is moved, and for each call more."""
+class Work:
+    """How much a site has to do: taps of the kernel (9 for 3x3), positions of the output (196 for
+    14x14) and of the input, the same where not given, samples in a batch.
 
-    value: int
-    call: int
+    `model_weights` are the bytes of all weights of the model: where they do not fit into the
+    cache, weights come from memory. `blocked` is whether the runtime has a blocked layout for the
+    site: for 2-d convolutions in float32. Raises UsageError if a number is not positive.
+    """
+
+    taps: int
+    positions: int
+    input_positions: int | None = None
+    batch: int = 1
+    model_weights: int = 0
+    blocked: bool = True
+
+    def __post_init__(self) -> None:
+        if min(self.taps, self.positions, self.batch, self.read_positions) < 1:
+            raise UsageError(
+                f"taps={self.taps}, positions={self.positions}, "
+                f"input_positions={self.input_positions}, batch={self.batch}: "
+                "each must be at least 1"
+            )
+
+    @property
+    def read_positions(self) -> int:
+        """Positions of the input."""
+        return self.positions if self.input_positions is None else self.input_positions
 
 
-# Read off measurements, by the way the blocks are executed: (1x1, larger kernels).
-_SEVERAL = (_Price(80, 50_000), _Price(100, 200_000))
-_PADDED = (_Price(60, 50_000), _Price(250, 200_000))
-_GROUPED = (_Price(50, 50_000), _Price(100, 200_000))
+@dataclass(frozen=True)
+class OnnxRuntime:
+    """The cost of the parts of a site, in microseconds. `share` of the model's weights is left."""
+
+    work: Work
+    machine: Machine = field(default_factory=Machine)
+    share: float = 1.0
+
+    @property
+    def block(self) -> int:
+        """Width of the blocked layout; 0 if the site has none."""
+        return self.machine.block if self.work.blocked else 0
+
+    def site(self, plan: FormPlan, in_channels: int) -> float:
+        """The whole site, which reads `in_channels`, in the form of `plan`."""
+        layouts = [self._layout_of(conv) for conv in plan.convs]
+        total = self._moved(plan.input_gather, self._read)
+        as_it_is = self._reads_as_it_is(plan)
+        if not as_it_is:
+            total += self._leaves(in_channels * self._read, self.work.read_positions)
+        for conv, layout in zip(plan.convs, layouts, strict=True):
+            total += self._source(plan, conv)
+            total += 0 if as_it_is else self._enter(conv.in_channels, layout)
+            total += self.conv(conv.in_channels, conv.out_channels, conv.groups)
+        return total + self._joining(plan, layouts)
+
+    def piece(self, piece: Piece, bins: int = 1) -> float:
+        """One conv of `bins` equal bins, from its gather to its part of the concatenation."""
+        columns, rows = piece.columns * bins, piece.rows * bins
+        layout = self.layout(columns, rows, bins)
+        total = self._gather(columns, columns * self._read)
+        total += self._enter(columns, layout) + self.conv(columns, rows, bins)
+        if piece.added:
+            return total + (self._copy(rows * self._written) if layout == "plain" else 0)
+        written = rows * self._written
+        leaves = 0.0 if layout == "plain" else self._leaves(written, self.work.positions)
+        return total + leaves + self._copy(written) - self.machine.node
+
+    def layout(self, inputs: int, outputs: int, groups: int) -> Layout:
+        """What the runtime makes of a convolution."""
+        block = self.block
+        if not block:
+            return "plain"
+        if groups == 1:
+            if inputs < block:
+                return "direct"
+            return "plain" if inputs % _STAYS else "blocked"
+        sides = (inputs // groups, outputs // groups)
+        if sides == (1, 1):
+            return "plain" if outputs % block else "blocked"
+        return "plain" if any(side % block for side in sides) else "blocked"
+
+    def conv(self, inputs: int, outputs: int, groups: int) -> float:
+        """The convolution alone."""
+        layout = self.layout(inputs, outputs, groups)
+        read, filters = inputs // groups, outputs // groups
+        if layout == "plain":
+            time = groups * self._plain(read, filters)
+        else:
+            block = self.block
+            if layout == "blocked" and read > 1:
+                read = padded(read, block)
+            time = groups * self._blocked(read, filters, direct=layout == "direct")
+        weights = groups * read * filters * self.work.taps * _ELEMENT
+        return self.machine.node + time + weights / self._bandwidth / 1e3
+
+    def _layout_of(self, conv: ConvPlan) -> Layout:
+        return self.layout(conv.in_channels, conv.out_channels, conv.groups)
+
+    def _reads_as_it_is(self, plan: FormPlan) -> bool:
+        """Whether one conv reads the layer's input in the layout in which it came."""
+        if len(plan.convs) != 1:
+            return not plan.convs
+        first = plan.convs[0]
+        whole = plan.input_gather.kind == "identity" and first.source is None
+        return whole and (self._layout_of(first) == "blocked" or not self.block)
+
+    @property
+    def _bandwidth(self) -> float:
+        fits = self.work.model_weights * self.share <= self.machine.cache
+        return self.machine.warm if fits else self.machine.cold
+
+    def _blocked(self, inputs: int, outputs: int, *, direct: bool) -> float:
+        work, machine = self.work, self.machine
+        table = machine.pointwise if work.taps == 1 else machine.blocked
+        size, blocks = math.sqrt(work.positions), -(-outputs // self.block)
+        full, rest = divmod(blocks, _FILTERS_AT_A_TIME)
+        macs = inputs * self.block * work.taps * self._written / 1e3
+        time = full * _FILTERS_AT_A_TIME * macs / rate(table, size, _FILTERS_AT_A_TIME)
+        if rest:
+            time += rest * macs / rate(table, size, rest)
+        if direct and work.taps == 1:
+            return blocks * macs / machine.direct_pointwise
+        return time / machine.direct if direct else time
+
+    def _plain(self, inputs: int, outputs: int) -> float:
+        work, machine = self.work, self.machine
+        macs = inputs * outputs * work.taps * self._written / 1e3
+        if work.taps == 1:
+            # Narrow products do not fill the kernel.
+            return macs / machine.plain_pointwise * (1 + machine.plain_half / outputs)
+        fixed, by_width = machine.unfold
+        each = fixed + by_width / math.sqrt(work.positions)
+        return macs / machine.plain + inputs * work.taps * self._written * each / 1e3
+
+    @property
+    def _written(self) -> int:
+        return self.work.positions * self.work.batch
+
+    @property
+    def _read(self) -> int:
+        return self.work.read_positions * self.work.batch
+
+    def _copy(self, values: int) -> float:
+        machine = self.machine
+        far = values * _ELEMENT > _NEAR
+        return machine.node + values * (machine.move_far if far else machine.move) / 1e3
+
+    def _enters(self, values: int) -> float:
+        """A change from the plain layout into the blocked one."""
+        return self.machine.node + values * self.machine.reorder / 1e3 if self.block else 0
+
+    def _leaves(self, values: int, positions: int) -> float:
+        """A change from the blocked layout into the plain one, of maps of so many `positions`."""
+        if not self.block:
+            return 0
+        machine = self.machine
+        aliased = positions * _ELEMENT % _ALIAS == 0
+        each = machine.reorder_aliased if aliased else machine.reorder
+        return machine.node + values * each / 1e3
+
+    def _gather(self, channels: int, values: int) -> float:
+        return self._copy(values) + channels * self.work.batch * self.machine.pick
+
+    def _enter(self, inputs: int, layout: Layout) -> float:
+        """What brings a gathered or sliced tensor into the layout of its convolution."""
+        return self._enters(inputs * self._read) if layout == "blocked" else 0
+
+    def _moved(self, gather: GatherPlan, positions: int) -> float:
+        channels = len(gather.indices)
+        if gather.kind == "identity":
+            return 0
+        if gather.kind == "gather":
+            return self._gather(channels, channels * positions)
+        return _TRANSPOSE_NODES * self.machine.node + self._copy(2 * channels * positions)
+
+    def _source(self, plan: FormPlan, conv: ConvPlan) -> float:
+        """What picks the conv's inputs of what is read."""
+        if conv.source is not None:
+            return self._moved(conv.source, self._read)
+        if len(conv.inputs) == len(plan.input_gather.indices):
+            return 0
+        return self._copy(conv.in_channels * self._read)
+
+    def _joining(self, plan: FormPlan, layouts: Sequence[Layout]) -> float:
+        """Everything behind the convolutions, until the result is as a dense one would leave it."""
+        pairs = list(zip(plan.convs, layouts, strict=True))
+        parts = [(conv.out_channels, kind) for conv, kind in pairs if not conv.added]
+        total = sum(
+            self._copy(conv.out_channels * self._written)
+            for conv, kind in pairs
+            if conv.added and kind == "plain"
+        )
+        one = len(parts) == 1 and not plan.constants
+        identity = plan.output_gather.kind == "identity"
+        result = plan.result_channels * self._written
+        outside = not self.block or any(kind == "plain" for _, kind in parts)
+        if one and identity:
+            return total + (self._enters(result) if outside else 0)
+        if plan.constants:
+            total += _CONSTANT_NODES * self.machine.node
+        if not one:
+            ragged = bool(plan.constants) or any(
+                rows % self.block for rows, _ in parts if self.block
+            )
+            outside = outside or ragged
+            total += self._copy(result)
+        if outside:
+            left = [rows * self._written for rows, kind in parts if kind != "plain"]
+            total += sum(self._leaves(values, self.work.positions) for values in left)
+        elif not identity:
+            total += self._leaves(result, self.work.positions)
+        written = len(plan.output_gather.indices) * self._written
+        back = self._enters(written) if outside or not identity else 0
+        unfused = self._copy(written)
+        return total + self._moved(plan.output_gather, self._written) + back + unfused
 
 
-def likely_slower(
-    structure: BlockStructure,
-    plan: FormPlan,
-    *,
-    taps: int,
-    positions: int,
-    input_positions: int | None = None,
-) -> str | None:
-    """Why `plan` is likely to be slower than dense on ONNX Runtime's CPU, or None if it is not.
+def likely_slower(structure: BlockStructure, form: FormPlan, work: Work) -> str | None:
+    """Why `form` is likely to be slower than dense on ONNX Runtime's CPU, or None if it is not.
 
     The text goes on after "likely slower than dense on ONNX Runtime: ".
-
-    `taps` are those of the kernel (9 for 3x3), `positions` those of the output (196 for 14x14) and
-    `input_positions` those of the input, where a stride makes them differ. The answer is a rule of
-    thumb, read off the table of this module; measuring is better. Raises UsageError if a number is
-    not positive.
     """
-    read_positions = positions if input_positions is None else input_positions
-    if min(taps, positions, read_positions) < 1:
-        raise UsageError(
-            f"taps={taps}, positions={positions}, input_positions={input_positions}: "
-            "each must be at least 1"
-        )
-    if not plan.convs:
+    if not form.convs:
         return None
-    gathers = [g for g in (plan.input_gather, plan.output_gather) if g.kind != "identity"]
-    cut = len(plan.convs) > 1
-    joined = cut or bool(plan.constants)
-    # Slicing and gathering copy what is read, concatenating and gathering what is written.
-    read = len(plan.input_gather.indices) if cut or plan.input_gather in gathers else 0
-    written = plan.result_channels if joined or plan.output_gather in gathers else 0
-    moved = read * read_positions + written * positions
-    calls = len(gathers) + len(plan.convs) - 1 + cut + joined
-    unequal = cut or plan.convs[0].padded
-    prices = _SEVERAL if cut else _PADDED if unequal else _GROUPED
-    price = prices[taps > 1]
-    saved = (structure.dense_macs - plan.macs) * taps * positions
-    cost = moved * price.value + calls * price.call
-    if saved >= cost:
+    price = OnnxRuntime(work)
+    dense = price.site(plan(structure, "dense"), structure.in_channels)
+    time = price.site(form, structure.in_channels)
+    if time <= dense:
         return None
-    return (
-        f"it saves {saved:,} MACs a sample, but {calls} more calls and {moved:,} values moved cost "
-        f"about {cost:,} (measured: {_evidence(unequal, taps)}); try form=dense"
-    )
-
-
-def _evidence(unequal: bool, taps: int) -> str:
-    """The slowest of the measured layers of this kind, as a multiple of the dense one's time."""
-    if taps > 1:
-        return "1.76 times at 64 channels" if unequal else "1.23 times at 64 channels"
-    return "1.37 times for a MobileNetV2" if unequal else "1.28 times for 384 -> 64"
+    return f"about {time / dense:.2f} times as long ({time:.0f} us, {dense:.0f}); try form=dense"

@@ -6,6 +6,9 @@ Every form computes the same function:
     result   = concat(conv(gathered[:, conv.inputs]) for conv in plan.convs, then the constants)
     y        = result[:, plan.output_gather.indices]
 
+where a conv with a gather of its own reads `x[:, conv.source.indices]` in place of `gathered`, and
+one that is `added` adds its result, without a bias, to that of the conv before it.
+
 The weight of a conv is taken from the masked dense weight `W`, entry by entry. It is
 `[out_channels, in_channels / groups, *kernel_size]` as ever; row `r`, which is in the group
 `g = r // (out_channels / groups)`, has at column `c` the entry `W[rows[r], columns[g][c]]`, and 0
@@ -22,12 +25,18 @@ from typing import Literal, get_args
 import numpy as np
 
 from ..errors import UsageError
+from .binned import Way
 from .blocks import Block, BlockStructure, first_few
 from .channels import Slice
 from .gathers import GatherPlan, plan_gather
 
-Form = Literal["dense", "grouped", "bucketed", "padded", "split"]
-FORMS: tuple[Form, ...] = get_args(Form)
+PlainForm = Literal["dense", "grouped", "bucketed", "padded", "split"]
+FORMS: tuple[PlainForm, ...] = get_args(PlainForm)
+
+BinForm = Way | Literal["mixed"]
+"""Forms that need to know what a convolution costs; see `groupfx.plan.packing`."""
+
+Form = PlainForm | BinForm
 
 Layout = tuple[Block, ...]
 """Blocks in the order of execution, with the channels of each in the order of its weight."""
@@ -44,11 +53,16 @@ class ConvPlan:
     A padded column reads again a channel that its own block reads: a value that is not finite
     reaches no other block, and a weight that training moves away from 0 opens no new path. A padded
     row is dropped before anything sees it.
+
+    `source` is a gather of the conv's own, straight from the layer's input; `added` says that the
+    result is added to that of the conv before it, which has the same rows and their bias.
     """
 
     inputs: Slice
     rows: tuple[int | None, ...]
     columns: tuple[tuple[int | None, ...], ...]
+    source: GatherPlan | None = None
+    added: bool = False
 
     @property
     def groups(self) -> int:
@@ -103,7 +117,8 @@ class FormPlan:
     @property
     def result_channels(self) -> int:
         """Channels of the concatenated result, before the output gather."""
-        return sum(conv.out_channels for conv in self.convs) + len(self.constants)
+        put_out = sum(conv.out_channels for conv in self.convs if not conv.added)
+        return put_out + len(self.constants)
 
     @property
     def in_order(self) -> bool:
@@ -122,7 +137,7 @@ class FormPlan:
         )
 
 
-def plan(structure: BlockStructure, form: Form | Literal["auto"] = "auto") -> FormPlan:
+def plan(structure: BlockStructure, form: PlainForm | Literal["auto"] = "auto") -> FormPlan:
     """The plan of `structure` in `form`.
 
     - `dense`: the convolution as it was, with the mask folded into its weight.
@@ -153,7 +168,7 @@ def plan(structure: BlockStructure, form: Form | Literal["auto"] = "auto") -> Fo
     return min(plans, key=_cost)
 
 
-def choose_form(structure: BlockStructure) -> Form:
+def choose_form(structure: BlockStructure) -> PlainForm:
     """The form with the fewest MACs; among equals the first of dense, grouped, bucketed, split.
 
     That is `dense` where the blocks save nothing (such as one block of all channels), else
@@ -172,7 +187,7 @@ def _dense(structure: BlockStructure) -> FormPlan:
     return FormPlan("dense", same_inputs, (conv,), (), same_outputs)
 
 
-def _assemble(structure: BlockStructure, form: Form, layout: Layout) -> FormPlan:
+def _assemble(structure: BlockStructure, form: PlainForm, layout: Layout) -> FormPlan:
     """The plan that executes the blocks in the order of `layout`."""
     buckets = [_Bucket.of(blocks) for blocks in _buckets(layout, form)]
     input_gather, slices = _reading(structure.in_channels, [bucket.reads for bucket in buckets])
@@ -209,7 +224,7 @@ class _Bucket:
         return _Bucket(tuple(reads), tuple(rows), tuple(columns))
 
 
-def _buckets(layout: Layout, form: Form) -> list[list[Block]]:
+def _buckets(layout: Layout, form: PlainForm) -> list[list[Block]]:
     """The blocks of each conv, in the order of their first block."""
     if form == "split":
         return [[block] for block in layout]

@@ -40,24 +40,34 @@ def execute(plan: FormPlan, weight: Ints, bias: Ints, x: Ints) -> Ints:
     """Output of `plan` for the input channels `x`; `weight` is the masked one, `[out, in]`."""
     gathered = apply_gather(plan.input_gather, x)
     result: list[int] = []
+    previous: tuple[int | None, ...] = ()
     for conv in plan.convs:
         assert conv.groups > 0, "a conv without groups"
         assert conv.in_channels > 0, "a conv without inputs"
         assert conv.out_channels > 0, "a conv without outputs"
         assert conv.in_channels % conv.groups == 0, "inputs are not whole groups"
         assert conv.out_channels % conv.groups == 0, "outputs are not whole groups"
-        assert 0 <= conv.inputs.start < conv.inputs.stop <= len(gathered), "no such slice"
-        read = gathered[conv.inputs.start : conv.inputs.stop]
+        whole = gathered if conv.source is None else apply_gather(conv.source, x)
+        assert 0 <= conv.inputs.start < conv.inputs.stop <= len(whole), "no such slice"
+        read = whole[conv.inputs.start : conv.inputs.stop]
         width = conv.in_channels // conv.groups
         height = conv.out_channels // conv.groups
+        put_out: list[int] = []
         for place, row in enumerate(conv.rows):
             group = place // height
             assert len(conv.columns[group]) == width, "columns do not fit the group"
-            total = 0 if row is None else int(bias[row])
+            total = 0 if row is None or conv.added else int(bias[row])
             for offset, column in enumerate(conv.columns[group]):
                 entry = 0 if row is None or column is None else int(weight[row, column])
                 total += entry * int(read[group * width + offset])
-            result.append(total)
+            put_out.append(total)
+        if conv.added:
+            assert previous == conv.rows, "what is added has other rows"
+            before = result[-len(put_out) :]
+            del result[-len(put_out) :]
+            put_out = [one + other for one, other in zip(before, put_out, strict=True)]
+        previous = conv.rows
+        result.extend(put_out)
     result.extend(int(bias[channel]) for channel in plan.constants)
     return apply_gather(plan.output_gather, np.array(result))
 

@@ -2,8 +2,9 @@
 
     y = conv(x, W)   becomes   y = output_gather(concat(conv_k(input_gather(x)[:, part_k]), ...))
 
-The weight of each convolution holds rows and columns of `W`, as `groupfx.plan.forms` says, and
-zeros where the plan has padding. Nothing is computed anew.
+A convolution with a gather of its own reads x itself, and one that is added is summed with the one
+before it. The weight of each convolution holds rows and columns of `W`, as `groupfx.plan.forms`
+says, and zeros where the plan has padding. Nothing is computed anew.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def apply_form(model: ir.Model, conv: ConvNode, plan: FormPlan) -> None:
 def _is_plain(plan: FormPlan) -> bool:
     """Whether the plan is the convolution as it stands."""
     gathers = (plan.input_gather.kind, plan.output_gather.kind)
-    one = len(plan.convs) == 1 and plan.convs[0].groups == 1 and not plan.constants
+    if len(plan.convs) != 1 or plan.constants or plan.convs[0].source is not None:
+        return False
+    one = plan.convs[0].groups == 1
     return one and gathers == ("identity", "identity")
 
 
@@ -59,10 +62,13 @@ class _Emission:
         source = self.old.inputs[0]
         assert source is not None
         gathered = self._gather(source, plan.input_gather, "input_gather")
-        values = [
-            self._conv(self._part(gathered, conv, position), conv, position)
-            for position, conv in enumerate(plan.convs)
-        ]
+        values: list[ir.Value] = []
+        for position, conv in enumerate(plan.convs):
+            own = self._conv(self._part(source, gathered, conv, position), conv, position)
+            if conv.added:
+                values[-1] = self._node("Add", [values[-1], own], f"{position}.sum")
+            else:
+                values.append(own)
         if plan.constants:
             values.append(self._constants(values[0]))
         joined = values[0]
@@ -83,7 +89,11 @@ class _Emission:
             if not value.uses():
                 self.graph.initializers.pop(value.name or "", None)
 
-    def _part(self, gathered: ir.Value, conv: ConvPlan, position: int) -> ir.Value:
+    def _part(
+        self, source: ir.Value, gathered: ir.Value, conv: ConvPlan, position: int
+    ) -> ir.Value:
+        if conv.source is not None:
+            return self._gather(source, conv.source, f"{position}.gather", group=position)
         width = len(self.plan.input_gather.indices)
         if len(conv.inputs) == width:
             return gathered
@@ -96,7 +106,7 @@ class _Emission:
 
     def _conv(self, value: ir.Value, plan: ConvPlan, position: int) -> ir.Value:
         inputs = [value, self._constant(self._weight_of(plan), f"{position}.weight")]
-        if self.bias is not None:
+        if self.bias is not None and not plan.added:
             inputs.append(self._constant(_picked(self.bias, plan.rows), f"{position}.bias"))
         attributes = {
             name: attribute for name, attribute in self.old.attributes.items() if name != "group"
@@ -147,12 +157,14 @@ class _Emission:
         ]
         return self._node("Slice", [value, *arguments], f"constants.{name}")
 
-    def _gather(self, value: ir.Value, gather: GatherPlan, name: str) -> ir.Value:
+    def _gather(
+        self, value: ir.Value, gather: GatherPlan, name: str, *, group: int | None = None
+    ) -> ir.Value:
         if gather.kind == "identity":
             return value
         if gather.kind == "gather":
             indices = self._constant(np.array(gather.indices, np.int64), f"{name}.indices")
-            return self._node("Gather", [value, indices], name, {"axis": 1})
+            return self._node("Gather", [value, indices], name, {"axis": 1}, group=group)
         shape: Sequence[int] = gather.shape
         axes: Sequence[int] = gather.axes
         if gather.kind == "shuffle":
