@@ -67,7 +67,9 @@ def export(
     """Write `model`, or the result of a rewrite, to an ONNX file, as it is in eval mode.
 
     Nothing is rewritten unless `passes` or a `target` are given. The sites of a result, or of a
-    model that was read from a file of ours, are in the file in the form that the rewrite gave them.
+    model that was read from a file of ours, are in the file in the form that the rewrite gave them;
+    with `target="onnxruntime"` learned groups get the form that is expected to be fastest, which
+    may be dense with the mask folded in.
     A BatchNorm behind a convolution is folded into it. The first dimension of the inputs is open
     (`dynamic_batch`), the spatial ones on request (`dynamic_sizes`). `dtype` is `float32` or
     `float16`, by default the model's own; a model in another one is refused without it.
@@ -85,6 +87,7 @@ def export(
         input_names=input_names,
         output_names=output_names,
         external_data=external_data,
+        choose_forms=passes is None and target == "onnxruntime",
     )
     plain, example = _opened(model, inputs)
     if passes is not None or target is not None:

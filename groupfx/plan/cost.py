@@ -131,12 +131,13 @@ class OnnxRuntime:
         """The convolution alone."""
         layout = self.layout(inputs, outputs, groups)
         read, filters = inputs // groups, outputs // groups
-        if layout == "plain":
+        if read == filters == 1 and layout == "blocked":
+            time = outputs * self.work.taps * self._written / self.machine.depthwise / 1e3
+        elif layout == "plain":
             time = groups * self._plain(read, filters)
         else:
-            block = self.block
-            if layout == "blocked" and read > 1:
-                read = padded(read, block)
+            if layout == "blocked":
+                read = padded(read, self.block)
             time = groups * self._blocked(read, filters, direct=layout == "direct")
         weights = groups * read * filters * self.work.taps * _ELEMENT
         return self.machine.node + time + weights / self._bandwidth / 1e3

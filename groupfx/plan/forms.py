@@ -120,6 +120,26 @@ class FormPlan:
         put_out = sum(conv.out_channels for conv in self.convs if not conv.added)
         return put_out + len(self.constants)
 
+    def blocks(self, in_channels: int) -> BlockStructure:
+        """What is executed, whatever the form: a block for each group of each conv."""
+        found: list[Block] = []
+        for conv in self.convs:
+            height = conv.out_channels // conv.groups
+            for group, columns in enumerate(conv.columns):
+                rows = conv.rows[group * height : (group + 1) * height]
+                sides = [tuple(c for c in side if c is not None) for side in (columns, rows)]
+                if all(sides):
+                    found.append(Block(sides[0], sides[1]))
+        read = {channel for block in found for channel in block.inputs}
+        written = {channel for block in found for channel in block.outputs}
+        return BlockStructure(
+            in_channels,
+            len(self.output_gather.indices),
+            tuple(found),
+            tuple(c for c in range(len(self.output_gather.indices)) if c not in written),
+            tuple(c for c in range(in_channels) if c not in read),
+        )
+
     @property
     def in_order(self) -> bool:
         """Whether one convolution puts out all channels, in order: nothing comes behind it."""

@@ -24,9 +24,10 @@ class Machine:
     (or graph optimisations are off). Kernels of it compute up to four blocks of filters at a time,
     and a row of the map at a time, a 1x1 kernel the whole map: the rates depend on both.
     `direct` is the share of these rates with fewer inputs than a block, `direct_pointwise` the rate
-    of 1x1 kernels there, which have no kernel of their own. `plain` and `plain_pointwise` are those
-    of matrix products, the latter half as much with `plain_half` filters; `unfold` is what im2col
-    takes for a value: nanoseconds, and as much again by the width of the map.
+    of 1x1 kernels there, which have no kernel of their own, `depthwise` that of depthwise ones.
+    `plain` and `plain_pointwise` are those of matrix products, the latter half as much with
+    `plain_half` filters; `unfold` is what im2col takes for a value: nanoseconds, and as much again
+    by the width of the map.
 
     A node costs `node`. In nanoseconds a value, `move` is a copy of it, `move_far` one of a tensor
     beyond the second cache; `reorder` brings it into or out of the blocked layout, and takes it out
@@ -50,6 +51,7 @@ class Machine:
     )
     direct: float = 0.87
     direct_pointwise: float = 32
+    depthwise: float = 35
     plain: float = 115
     plain_pointwise: float = 105
     plain_half: float = 9
@@ -74,6 +76,7 @@ class Machine:
             blocked=_scaled(default.blocked, 0.5),
             pointwise=_scaled(default.pointwise, 0.5),
             direct_pointwise=default.direct_pointwise / 2,
+            depthwise=default.depthwise / 2,
             plain=default.plain / 2,
             plain_pointwise=default.plain_pointwise / 2,
         )

@@ -22,8 +22,8 @@ from ..nn import ChannelGather, ChannelShuffle, ChannelTranspose, ConstantChanne
 from ..nn.marks import FROZEN_MARK
 from ..nn.masked_conv import MASKED
 from ..plan.blocks import BlockStructure
-from ..plan.cost import likely_slower
-from ..plan.forms import ConvPlan, Form, FormPlan, plan
+from ..plan.cost import Work, likely_slower
+from ..plan.forms import ConvPlan, FormPlan, PlainForm, plan
 from ..plan.gathers import GatherPlan
 from ..plan.notes import Note
 from ..plan.site_plan import SitePlan
@@ -58,7 +58,7 @@ def plan_blocks(
     site: Site,
     layer: MaskedLayer,
     structure: BlockStructure,
-    form: Form | Literal["auto"],
+    form: PlainForm | Literal["auto"],
     remarks: Sequence[str],
 ) -> Blocks:
     """How the blocks of the site's layer are executed in `form`; `remarks` open the notes."""
@@ -75,13 +75,13 @@ def _speed(site: Site, structure: BlockStructure, form: FormPlan) -> list[Note]:
     spec, shapes = site.spec, site.shapes
     if shapes is None or isinstance(spec, LinearSpec) or spec.groups > 1:
         return []
-    reason = likely_slower(
-        structure,
-        form,
-        taps=math.prod(spec.kernel_size),
-        positions=max(math.prod(shapes.output[2:]), 1),
-        input_positions=max(math.prod(shapes.input[2:]), 1),
+    work = Work(
+        math.prod(spec.kernel_size),
+        max(math.prod(shapes.output[2:]), 1),
+        max(math.prod(shapes.input[2:]), 1),
+        blocked=spec.dims == 2,
     )
+    reason = likely_slower(structure, form, work)
     return [] if reason is None else [Note("likely slower than dense on ONNX Runtime", reason)]
 
 

@@ -16,6 +16,7 @@ from . import (
     export_time,
     files,
     files_of_a_call,
+    form_speed,
     freeze_time,
     frozen_speed,
     inspect_cost,
@@ -34,6 +35,7 @@ BENCHMARKS: dict[str, Callable[[Console, bool], None]] = {
     "source1-groups": source1_groups.run,
     "freeze-time": freeze_time.run,
     "frozen-speed": frozen_speed.run,
+    "form-speed": form_speed.run,
 }
 
 

@@ -79,6 +79,7 @@ class ExportCommand:
             input_names=self.input_names or None,
             output_names=self.output_names or None,
             external_data=True if self.external_data else None,
+            choose_forms=self.passes is None and self.target in (None, _TARGET),
         )
 
 
@@ -183,6 +184,8 @@ def show_export(screen: Screen, export: Export) -> None:
         for info in infos:
             sizes = ", ".join(map(str, info.shape))
             screen.paragraph(f"{word} {info.name}: {info.dtype} [{sizes}]", indent="  ")
+    if export.summary is not None:
+        screen.paragraph(export.summary, indent="  ")
     for note in export.notes:
         screen.paragraph(note, indent="  ")
     if not export.sites:

@@ -146,7 +146,9 @@ def _prepare_onnx(
     from .export import checked
 
     with screen.work("Exporting"):
-        prepared = prepare_export(result.model, opened.inputs, ExportOptions())
+        chosen = options.passes is None and options.target == "onnxruntime"
+        file = ExportOptions(choose_forms=chosen)
+        prepared = prepare_export(result.model, opened.inputs, file)
     if options.verify:
         checks = ValidationOptions()
         checked(screen, opened.model, opened.inputs, prepared, options.place, checks)

@@ -17,6 +17,7 @@ from ...nn import Flgc1d, Flgc2d, Flgc3d
 from ...plan.forms import FormPlan
 from ...running.inputs import ExampleInputs
 from ...tracing.program import copied
+from ..forms.fastest import Fastest
 from ..graph.files import check_onnx, write_onnx
 from .io_names import chosen
 from .onnx_graph import DEFAULT_OPSET, LEAST_OPSET, newest_opset, onnx_graph
@@ -43,6 +44,8 @@ class ExportOptions:
     input_names: Sequence[str] | None = None
     output_names: Sequence[str] | None = None
     external_data: bool | None = None
+    choose_forms: bool = False
+    """whether learned groups get the forms that are expected to be fastest, not the planned ones"""
 
     def __post_init__(self) -> None:
         newest = newest_opset()
@@ -75,7 +78,11 @@ class ExportedSite:
 
 @dataclass(frozen=True)
 class Export:
-    """An ONNX file that was written, and what is in it. `files` has the external data as well."""
+    """An ONNX file that was written, and what is in it. `files` has the external data as well.
+
+    Where the forms of learned groups were chosen for it, `expected` is what its convolutions are
+    expected to take by what they take with every mask folded into its weight; `summary` says it.
+    """
 
     path: Path
     files: tuple[Path, ...]
@@ -85,6 +92,8 @@ class Export:
     sites: tuple[ExportedSite, ...]
     nodes: int
     notes: tuple[str, ...]
+    expected: float | None = None
+    summary: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -97,6 +106,8 @@ class Export:
             "sites": [vars(site) for site in self.sites],
             "nodes": self.nodes,
             "notes": list(self.notes),
+            "expected": self.expected,
+            "summary": self.summary,
         }
 
 
@@ -113,6 +124,7 @@ class PreparedExport:
     sites: tuple[ExportedSite, ...]
     notes: tuple[str, ...]
     data: bytes | None = field(default=None, repr=False)
+    fastest: Fastest | None = None
 
     def write(self, path: Path, *, overwrite: bool = False) -> Export:
         """Write it whole or not at all. Raises `FileError` where `path` must not be replaced."""
@@ -127,6 +139,8 @@ class PreparedExport:
             sites=self.sites,
             nodes=len(self.model.graph),
             notes=self.notes,
+            expected=None if self.fastest is None else self.fastest.ratio,
+            summary=None if self.fastest is None else self.fastest.summary,
         )
 
 
@@ -147,9 +161,16 @@ def prepare_export(
     if slow is not None:
         notes.append(slow)
         warnings.warn(slow, SlowExportWarning, stacklevel=4)
-    made, more = onnx_graph(traced, options.opset)
-    data = check_onnx(made)
-    return PreparedExport(made, options, tuple(_sites(traced.convs)), (*notes, *more), data)
+    made = onnx_graph(traced, options.opset, choose=options.choose_forms)
+    convs = [replace(conv, form=made.forms.get(conv.name, conv.form)) for conv in traced.convs]
+    return PreparedExport(
+        made.model,
+        options,
+        sites=tuple(_sites(convs)),
+        notes=(*notes, *made.notes),
+        data=check_onnx(made.model),
+        fastest=made.fastest,
+    )
 
 
 def _trains(module: nn.Module) -> bool:

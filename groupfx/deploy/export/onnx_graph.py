@@ -13,6 +13,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from ...errors import InternalError, ModelError, UsageError
 from ...merging.graph import PlannedSite
 from ...plan.forms import FormPlan
 from ...version import __version__
+from ..forms.fastest import Fastest, fastest_forms
 from ..forms.forming import apply_form
 from ..forms.splitting import split_conv
 from ..graph.batchnorm import fold_batchnorms
@@ -46,8 +48,21 @@ _LARGEST_FOLDED = 1 << 24
 _GRAPH_NAME = "main_graph"
 
 
-def onnx_graph(traced: TracedModel, opset: int) -> tuple[ir.Model, tuple[str, ...]]:
-    """The ONNX model of a traced one, its sites in their forms, and notes on it.
+@dataclass(frozen=True)
+class OnnxGraph:
+    """An ONNX model, the forms of its sites, notes on it, and what it is expected to take."""
+
+    model: ir.Model
+    forms: Mapping[str, int | FormPlan]
+    notes: tuple[str, ...]
+    fastest: Fastest | None
+
+
+def onnx_graph(traced: TracedModel, opset: int, *, choose: bool = False) -> OnnxGraph:
+    """The ONNX model of a traced one, its sites in their forms.
+
+    `choose` gives the sites of learned groups the forms that are expected to be fastest, in place
+    of those that the rewrite gave them.
 
     Names of inputs and outputs are those of `traced`. Raises `ModelError` for an operator that the
     exporter does not know, `UsageError` for an opset in which the model cannot be written.
@@ -59,12 +74,16 @@ def onnx_graph(traced: TracedModel, opset: int) -> tuple[ir.Model, tuple[str, ..
     _clean(model)
     forms = _mark_convs(model, traced)
     notes = fold_batchnorms(model)
+    blocks = {name: form for name, form in forms.items() if isinstance(form, FormPlan)}
+    fastest = fastest_forms(model, blocks) if choose and blocks else None
+    if fastest is not None:
+        forms = {**forms, **fastest.forms}
     _apply_forms(model, forms)
     if opset < written:
         lower_opset(model, opset)
     _rename(model, traced)
     _finish(model, traced.sizes)
-    return model, notes
+    return OnnxGraph(model, forms, notes, fastest)
 
 
 @contextlib.contextmanager
