@@ -1,7 +1,6 @@
 """What can be refused at once, before torch is loaded."""
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 from ...errors import UsageError
 from ...passes import PASSES, pass_class
