@@ -17,12 +17,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from groupfx.convs.calls import Recomputed
-from groupfx.convs.spec import ConvSpec
 from groupfx.errors import UsageError
-from groupfx.nn.marks import FROZEN_MARK
 from groupfx.plan.channels import Slice, group_slices
 from groupfx.plan.site_plan import SitePlan
-from groupfx.rewriting import BatchNorm, Note, Pass, Rewritten, Site, Skip, unwanted
+from groupfx.rewriting import BatchNorm, Convolution, Note, Pass, Rewritten, Site, Skip, unwanted
 from groupfx.rewriting.site import modules_called
 
 
@@ -70,9 +68,19 @@ class SplitGroupedConv(Pass[Split]):
         if self.max_groups is not None and self.max_groups < 2:
             raise UsageError(f"max_groups={self.max_groups}: a site has at least 2 groups")
 
+    def plan(self, conv: Convolution) -> int | Skip:
+        refusal = self._declines(conv)
+        return conv.spec.groups if refusal is None else Skip(refusal)
+
+    @property
+    def moves_norms(self) -> bool:  # type: ignore[override]
+        return self.batchnorm == "branches"
+
     def match(self, site: Site) -> Split | Skip:
-        frozen = bool(getattr(site.module, FROZEN_MARK, False))
-        refusal = self.declines(site.name, site.spec, frozen) or _not_possible(site)
+        groups = self.plan(site)
+        if isinstance(groups, Skip):
+            return groups
+        refusal = _not_possible(site)
         if refusal is not None:
             return Skip(refusal)
         spec = site.spec
@@ -111,15 +119,13 @@ class SplitGroupedConv(Pass[Split]):
             ),
         )
 
-    def declines(self, name: str, spec: ConvSpec, frozen: bool = False) -> str | None:
-        """Why the options leave a convolution of this name and these fields alone, or None.
-
-        `frozen` says whether freeze-learned-groups made it.
-        """
-        named = unwanted((name,), self.only, self.skip)
+    def _declines(self, conv: Convolution) -> str | None:
+        """Why the options leave a convolution alone, or None."""
+        named = unwanted((conv.name,), self.only, self.skip)
         if named is not None:
             return named
-        if self.frozen == "keep" and frozen:
+        spec = conv.spec
+        if self.frozen == "keep" and conv.frozen:
             return "made by freezing learned groups; -p split-grouped-conv splits it"
         if spec.kind == "depthwise" and self.depthwise == "auto" and spec.dims < 3:
             return f"{spec.dims}-d depthwise is left alone; depthwise=split splits it"

@@ -220,7 +220,7 @@ def rewrite(
     """
     pipeline = make_pipeline(passes, target)
     result = pipeline(model, inputs, way=way, inplace=inplace, verify=verify, progress=progress)
-    refuse_named(pipeline, result.report.skipped)
+    refuse_named(pipeline.passes, result.report.skipped)
     return result
 
 
@@ -232,9 +232,9 @@ def make_pipeline(passes: Sequence[str | Pass[Any]] | None, target: str | None) 
     return Pipeline([make_pass(p) if isinstance(p, str) else p for p in chosen])
 
 
-def refuse_named(pipeline: Pipeline, skipped: Iterable[SkippedSite]) -> None:
+def refuse_named(passes: Iterable[Pass[Any]], skipped: Iterable[SkippedSite]) -> None:
     """Raise `RewriteError` for a site that the option `only` names outright and a pass refused."""
-    for pass_ in pipeline.passes:
+    for pass_ in passes:
         named = set(getattr(pass_, "only", ()))
         for site in skipped:
             if site.pass_name == pass_.pass_name() and unnumbered(site.name) in named:

@@ -27,17 +27,17 @@ from ..deploy import (
     find_in_onnx,
     prepare_export,
     read_onnx,
-    split_onnx,
+    rewrite_graph,
     validate_sides,
     write_onnx,
 )
 from ..errors import FileError, MismatchError, UsageError
 from ..files.models import read_model
-from ..passes.split_grouped_conv import SplitGroupedConv
+from ..passes import PASSES, pass_class
 from ..rewriting import Pass, Result
 from ..running.guess import infer_inputs
 from ..running.inputs import ExampleInputs
-from .models import Loaded, make_pipeline, rewrite
+from .models import Loaded, make_pipeline, refuse_named, rewrite
 
 Array = npt.NDArray[Any]
 Model = nn.Module | Result | Loaded
@@ -136,7 +136,7 @@ def validate(
 
 @dataclass(frozen=True)
 class OnnxResult:
-    """An ONNX file that was split: what was done, where it was written, and the check of it."""
+    """An ONNX file that was rewritten: what was done, where it was written, and the check of it."""
 
     rewrite: OnnxRewrite
     files: tuple[Path, ...]
@@ -150,8 +150,8 @@ def find_onnx(
     target: str | None = None,
 ) -> tuple[OnnxSite, ...]:
     """Every grouped convolution of an ONNX file, in order, and what a rewrite would make of it."""
-    split = onnx_pass(passes, target)
-    return find_in_onnx(read_onnx(path), _declines(split), norms=_norms(split))
+    chosen = onnx_passes(passes, target)
+    return find_in_onnx(read_onnx(path), chosen)
 
 
 def rewrite_onnx(
@@ -165,17 +165,21 @@ def rewrite_onnx(
     shapes: Mapping[str | int, tuple[int, ...]] | None = None,
     progress: Progress | None = None,
 ) -> OnnxResult:
-    """Split the grouped convolutions of an ONNX file of any producer, and write the result.
+    """Rewrite the convolutions of an ONNX file of any producer, and write the result.
+
+    `passes` are those that say in integers what they do: split-grouped-conv and discover-groups.
 
     What is written is first validated against the original, in ONNX Runtime, on inputs of `shapes`
     (by name or position), which are guessed where the file leaves them open. `output=None` writes
-    nothing. Raises `MismatchError` where the two differ, with the validation as its `report`.
+    nothing. Raises `MismatchError` where the two differ, with the validation as its `report`, and
+    `RewriteError` where a site that an option names is refused.
     """
-    split = onnx_pass(passes, target)
+    chosen = onnx_passes(passes, target)
     if output is not None:
         check_target(Path(output), overwrite=overwrite)
     original = read_onnx(path)
-    made = split_onnx(original, _declines(split), norms=_norms(split))
+    made = rewrite_graph(original, chosen)
+    refuse_named(chosen, made.skipped)
     verdict = None
     try:
         check_onnx(original, FileError)
@@ -196,34 +200,21 @@ def rewrite_onnx(
     return OnnxResult(made, files, verdict)
 
 
-def onnx_pass(
+def onnx_passes(
     passes: Sequence[str | Pass[Any]] | None, target: str | None
-) -> SplitGroupedConv | None:
-    """The one pass that works on ONNX files, with its options; None where it is not asked for.
+) -> tuple[Pass[Any], ...]:
+    """The passes that work on ONNX files, of those that are asked for.
 
-    Raises `UsageError` for passes that need a torch model.
+    Raises `UsageError` for one that is named and needs a torch model.
     """
     chosen = make_pipeline(passes, target).passes
-    splits = [entry for entry in chosen if isinstance(entry, SplitGroupedConv)]
-    others = [entry for entry in chosen if not isinstance(entry, SplitGroupedConv)]
-    if passes is not None and others:
+    torch_only = [entry for entry in chosen if not entry.works_on_onnx()]
+    if passes is not None and torch_only:
+        others = " and ".join(name for name in PASSES if pass_class(name).works_on_onnx())
         raise UsageError(
-            f"{others[0].pass_name()} works on torch models, not on ONNX files: only "
-            "split-grouped-conv does"
+            f"{torch_only[0].pass_name()} works on torch models, not on ONNX files: {others} do"
         )
-    if len(splits) > 1:
-        raise UsageError("give split-grouped-conv once: an ONNX file is split in one go")
-    return splits[0] if splits else None
-
-
-def _declines(split: SplitGroupedConv | None) -> Any:
-    if split is None:
-        return lambda name, spec, frozen: "the target leaves grouped convolutions as they are"
-    return split.declines
-
-
-def _norms(split: SplitGroupedConv | None) -> bool:
-    return split is not None and split.batchnorm == "branches"
+    return tuple(entry for entry in chosen if entry.works_on_onnx())
 
 
 def _opened(model: Model, inputs: object) -> tuple[nn.Module, ExampleInputs]:

@@ -12,7 +12,7 @@ from .export.exporting import (
 )
 from .export.onnx_graph import DEFAULT_OPSET
 from .export.torch_export import Dynamic
-from .forms.rewrite_onnx import OnnxRewrite, OnnxSite, OnnxSkipped, OnnxTotals, split_onnx
+from .forms.rewrite_onnx import OnnxRewrite, OnnxSite, rewrite_graph
 from .forms.rewrite_onnx import find_onnx as find_in_onnx
 from .graph.files import check_onnx, check_target, write_onnx
 from .graph.reading import read_onnx
@@ -31,8 +31,6 @@ __all__ = [
     "OnnxRewrite",
     "OnnxSide",
     "OnnxSite",
-    "OnnxSkipped",
-    "OnnxTotals",
     "OutputCheck",
     "PreparedExport",
     "Progress",
@@ -47,7 +45,7 @@ __all__ = [
     "find_in_onnx",
     "prepare_export",
     "read_onnx",
-    "split_onnx",
+    "rewrite_graph",
     "validate_sides",
     "write_onnx",
 ]

@@ -4,7 +4,7 @@ from ..plan.notes import Note
 from ..running.totals import Complexity, Totals, totals
 from .checking import Progress
 from .driver import PassResult, UnreadableSite, find_sites, run_pass
-from .pass_ import Option, Pass, Rewritten, Skip, name_matches, unwanted
+from .pass_ import Convolution, Option, Pass, Rewritten, Skip, name_matches, unwanted
 from .pipeline import Pipeline, example_inputs
 from .report import PassSummary, Report, RewrittenSite, SkippedSite
 from .result import Result
@@ -14,6 +14,7 @@ from .store import Store
 __all__ = [
     "BatchNorm",
     "Complexity",
+    "Convolution",
     "Note",
     "Option",
     "Pass",

@@ -17,6 +17,7 @@ from typing import (
     ClassVar,
     Generic,
     Literal,
+    Protocol,
     Self,
     TypeVar,
     Union,
@@ -25,11 +26,14 @@ from typing import (
     get_type_hints,
 )
 
+import numpy.typing as npt
 from torch import Tensor, fx
 
 from ..convs.calls import ConvCall, Unreadable, convs
 from ..convs.names import unnumbered
+from ..convs.spec import ConvSpec
 from ..errors import UsageError
+from ..plan.forms import FormPlan
 from ..plan.site_plan import SitePlan
 from .site import Site
 
@@ -76,11 +80,32 @@ class Option:
     text: str
 
 
+class Convolution(Protocol):
+    """A convolution as both realms see it: a site of a torch graph, or a node of an ONNX one."""
+
+    @property
+    def name(self) -> str:
+        """The name of its site."""
+
+    @property
+    def spec(self) -> ConvSpec:
+        """Its fields."""
+
+    @property
+    def frozen(self) -> bool:
+        """Whether freezing learned groups made it."""
+
+    def weight_array(self) -> npt.NDArray[Any] | None:
+        """The stored weight, `[out, in / groups, *kernel]`; None if it is computed."""
+
+
 class Pass(ABC, Generic[Description]):
     """A rewrite of convolution sites. Subclasses are frozen dataclasses; fields are options.
 
-    `match` looks and decides, without changing anything. `rewrite` gets what `match` returned.
-    The driver owns everything else: the loop, clean-up, counting and the report.
+    `plan` says in integers what becomes of a convolution, if that takes nothing of torch: then the
+    pass works on ONNX files too. `match` looks and decides for a site of a torch graph, without
+    changing anything. `rewrite` gets what `match` returned. The driver owns everything else: the
+    loop, clean-up, counting and the report.
     """
 
     exact: ClassVar[bool] = True
@@ -88,6 +113,18 @@ class Pass(ABC, Generic[Description]):
 
     refuses: ClassVar[tuple[str, ...]] = ()
     """What the pass leaves as it is, a line each, for the catalogue."""
+
+    moves_norms: ClassVar[bool] = False
+    """Whether a BatchNorm that follows goes along, where the realm can do that."""
+
+    def plan(self, conv: Convolution) -> int | FormPlan | Skip:
+        """How to execute `conv`: split into that many groups, or by blocks of its weight."""
+        raise NotImplementedError(f"{self.pass_name()} has no plan without torch")
+
+    @classmethod
+    def works_on_onnx(cls) -> bool:
+        """Whether `plan` says all that the pass does."""
+        return cls.plan is not Pass.plan
 
     @classmethod
     def pass_name(cls) -> str:
@@ -106,9 +143,9 @@ class Pass(ABC, Generic[Description]):
         """The calls in the graph of `root` that may be sites of this pass, in order."""
         return convs(root)
 
-    def wants(self, site: Site) -> bool:
+    def wants(self, conv: Convolution) -> bool:
         """Whether this kind of site concerns the pass at all; the others are not reported."""
-        return site.spec.groups > 1
+        return conv.spec.groups > 1
 
     @classmethod
     def options(cls) -> tuple[Option, ...]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import fx, nn
 
@@ -18,6 +19,7 @@ from ..convs.calls import Computed, ConvCall, Source, Stored, attribute
 from ..convs.names import joined
 from ..convs.spec import BATCHNORMS, CONV_TYPES, ConvSpec, module_from_spec, rebuild
 from ..nn import HookedWeight
+from ..nn.marks import FROZEN_MARK
 from ..plan.channels import Slice
 from ..state.map import Part, Picked
 from ..tracing.program import Fragment, Shapes
@@ -80,6 +82,18 @@ class Site:
     def module(self) -> nn.Module | None:
         """The convolution module, None for a function call."""
         return None if self.call.path is None else self.root.get_submodule(self.call.path)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether freezing learned groups made the convolution."""
+        return bool(getattr(self.module, FROZEN_MARK, False))
+
+    def weight_array(self) -> npt.NDArray[Any] | None:
+        """The stored weight, `[out, in / groups, *kernel]`; None if it is computed."""
+        if not isinstance(self.call.weight, Stored):
+            return None
+        found: npt.NDArray[Any] = attribute(self.root, self.call.weight.key).detach().cpu().numpy()
+        return found
 
     @property
     def batched(self) -> bool:

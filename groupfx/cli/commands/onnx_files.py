@@ -5,9 +5,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ...api.onnx import ONNX, OnnxResult, find_onnx, onnx_pass, rewrite_onnx
-from ...deploy import OnnxSite, OnnxTotals, Validation
-from ...errors import MismatchError, RewriteError, UsageError
+from ...api.onnx import ONNX, OnnxResult, find_onnx, onnx_passes, rewrite_onnx
+from ...deploy import OnnxSite, Validation
+from ...errors import MismatchError, UsageError
+from ...running.totals import Totals
 from ..input.files import STDOUT, check_distinct, check_folder, json_text, write_text
 from ..input.model_file import ModelOptions
 from ..text.numbers import count, plural, short, size
@@ -58,7 +59,7 @@ class OnnxCommand:
 
 def rewrite_onnx_file(options: OnnxCommand) -> int:
     """Split, validate, write, tell."""
-    split = onnx_pass(options.passes, options.target)
+    onnx_passes(options.passes, options.target)
     _check_outputs(options)
     screen = options.screen
     shapes: dict[str | int, tuple[int, ...]] = {
@@ -83,10 +84,6 @@ def rewrite_onnx_file(options: OnnxCommand) -> int:
             show_validation(screen, error.report)
             screen.note("No file was written.")
         raise
-    named = set(split.only) if split is not None else set()
-    refused = next((s for s in result.rewrite.skipped if s.name in named), None)
-    if refused is not None:
-        raise RewriteError(f"{refused.name} cannot be rewritten: {refused.reason}")
     _show(screen, options, result)
     if options.json is not None:
         write_text(options.json, json_text(_document(options, result)))
@@ -174,10 +171,10 @@ def _show(screen: Screen, options: OnnxCommand, result: OnnxResult) -> None:
         screen.note(f"Wrote {path} ({size(path.stat().st_size)}).")
 
 
-def _show_totals(screen: Screen, before: OnnxTotals, after: OnnxTotals) -> None:
+def _show_totals(screen: Screen, before: Totals, after: Totals) -> None:
     rows = [
         ("convolutions", count(before.convs), count(after.convs)),
-        ("  grouped", count(before.grouped), count(after.grouped)),
+        ("  grouped", count(before.grouped_convs), count(after.grouped_convs)),
         ("parameters", count(before.parameters), count(after.parameters)),
         ("MACs, one sample", short(before.macs), short(after.macs)),
     ]
@@ -190,7 +187,8 @@ def _show_totals(screen: Screen, before: OnnxTotals, after: OnnxTotals) -> None:
 def _document(options: OnnxCommand, result: OnnxResult) -> dict[str, Any]:
     made, verdict = result.rewrite, result.validation
     skipped: Sequence[dict[str, Any]] = [
-        {"name": s.name, "kind": s.kind, "reason": s.reason} for s in made.skipped
+        {"name": s.name, "kind": s.kind, "pass": s.pass_name, "reason": s.reason}
+        for s in made.skipped
     ]
     return {
         "schema": SCHEMA,
@@ -200,11 +198,18 @@ def _document(options: OnnxCommand, result: OnnxResult) -> dict[str, Any]:
         },
         "sites": [_site(site) for site in made.sites],
         "skipped": skipped,
-        "totals": {"before": asdict(made.before), "after": asdict(made.after)},
+        "totals": {"before": _totals(made.before), "after": _totals(made.after)},
         "notes": list(made.notes),
         "validation": None if verdict is None else verdict.to_dict(),
     }
 
 
 def _site(site: OnnxSite) -> dict[str, Any]:
-    return {**asdict(site), "notes": list(site.notes)}
+    fields = {**asdict(site), "notes": list(site.notes)}
+    pass_name = fields.pop("pass_name")
+    return {**fields, "pass": pass_name}
+
+
+def _totals(totals: Totals) -> dict[str, Any]:
+    counts = asdict(totals)
+    return {"grouped": counts.pop("grouped_convs"), **counts}

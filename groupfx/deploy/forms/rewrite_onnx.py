@@ -1,19 +1,25 @@
-"""Split the grouped convolutions of an ONNX model that came from anywhere.
+"""Rewrite the convolutions of an ONNX model that came from anywhere.
 
-The argument is never changed: the work is done on a clone, which shares the numbers of the weights
-that stay. Which sites are split is the pass's decision, asked for by a function.
+A pass says what it does to a convolution as a plan in integers: a number of groups to split it
+into, or how the blocks of its weight are executed. Here that is carried out on the nodes. The
+argument is never changed: the work is done on a clone, which shares the numbers of the weights that
+stay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import onnx
 import onnx_ir as ir
 
-from ...convs.spec import ConvSpec
+from ...plan.forms import FormPlan
+from ...rewriting.pass_ import Pass, Skip
+from ...rewriting.report import SkippedSite
+from ...running.totals import Totals
 from ...version import __version__
 from ..graph.conv_nodes import (
     FIRST_IR_WITH_DEFAULTS,
@@ -26,20 +32,19 @@ from ..graph.conv_nodes import (
 from ..graph.files import PRODUCER
 from ..graph.metadata import mark
 from ..graph.tensors import nodes, tensors
+from .forming import apply_form
 from .splitting import Names, following_norm, split_conv
-
-Declines = Callable[[str, ConvSpec, bool], str | None]
-"""Name and fields of a site, and whether freezing made it; a reason to leave it, or None."""
 
 _MOST_BYTES_OF_SCALES = 64
 _PARAMETER_TYPES = frozenset(
     {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 )
+_NO_PASS = "the target leaves grouped convolutions as they are"
 
 
 @dataclass(frozen=True)
 class OnnxSite:
-    """One grouped convolution: what it is, and what a split makes of it.
+    """One convolution: what it is, and what the passes make of it.
 
     `macs` are multiply-accumulates of one call for one sample, None where shapes are not known.
     `reason` says why it is left as it is, `after` then is None and `branches` 0.
@@ -54,25 +59,7 @@ class OnnxSite:
     macs: int | None
     notes: tuple[str, ...] = ()
     reason: str | None = None
-
-
-@dataclass(frozen=True)
-class OnnxSkipped:
-    """A grouped convolution that was left as it is, and why."""
-
-    name: str
-    kind: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class OnnxTotals:
-    """Size of a model. `macs` are those of its convolutions for one sample."""
-
-    convs: int
-    grouped: int
-    parameters: int
-    macs: int | None
+    pass_name: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,63 +68,91 @@ class OnnxRewrite:
 
     model: ir.Model
     sites: tuple[OnnxSite, ...]
-    skipped: tuple[OnnxSkipped, ...]
-    before: OnnxTotals
-    after: OnnxTotals
+    skipped: tuple[SkippedSite, ...]
+    before: Totals
+    after: Totals
     notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class _Planned:
-    """A site, and where it is split the convolution and the normalisation to go with it."""
+    """A site, and where it is rewritten the convolution, its plan and a normalisation to go along.
+
+    The plan is a number of groups to split it into, or one of its blocks.
+    """
 
     site: OnnxSite
     conv: ConvNode | None = None
+    plan: int | FormPlan | None = None
     norm: ir.Node | None = None
 
 
-def find_onnx(model: ir.Model, declines: Declines, *, norms: bool = True) -> tuple[OnnxSite, ...]:
-    """Every grouped convolution of `model`, in order, and what `split_onnx` would make of it."""
+def find_onnx(model: ir.Model, passes: Sequence[Pass[Any]]) -> tuple[OnnxSite, ...]:
+    """Every grouped convolution of `model`, in order, and what the passes would make of it.
+
+    Dense ones are there where a pass would rewrite them.
+    """
     work = model.clone()
     _without_listed_initializers(work)
-    return tuple(planned.site for planned in _plan(work, declines, norms, static_shapes(work)))
+    shapes = static_shapes(work)
+    convs, left = conv_nodes(work, shapes)
+    found = []
+    for conv in convs:
+        planned = [_plan_site(conv, pass_, shapes).site for pass_ in passes if pass_.wants(conv)]
+        taken = [site for site in planned if site.reason is None]
+        if taken or conv.spec.groups > 1:
+            found.append((taken or planned or [_declined(conv, _NO_PASS, shapes)])[0])
+    return (*found, *map(_left, left))
 
 
-def split_onnx(model: ir.Model, declines: Declines, *, norms: bool = True) -> OnnxRewrite:
-    """Split every grouped convolution that `declines` takes; `model` is not changed.
+def rewrite_graph(model: ir.Model, passes: Sequence[Pass[Any]]) -> OnnxRewrite:
+    """Run the passes over `model`, one after another; `model` is not changed.
 
-    `norms` moves a BatchNormalization that follows into the branches. Inputs and outputs keep
-    their names.
+    Inputs and outputs keep their names.
     """
     work = model.clone()
     notes = _without_listed_initializers(work)
     shapes = static_shapes(work)
     before = _totals(work, shapes)
-    planned = _plan(work, declines, norms, shapes)
+    convs, left = conv_nodes(work, shapes)
     # What stays in one piece is a site too: it is compared with the original's by its name.
-    for conv in conv_nodes(work, shapes)[0]:
+    for conv in convs:
         mark(conv.node, conv.name)
-    _split_all(work, planned)
+    sites: list[OnnxSite] = []
+    for pass_ in passes:
+        planned = [_plan_site(c, pass_, shapes) for c in convs if pass_.wants(c)]
+        _carry_out(work, planned)
+        sites += [plan.site for plan in planned]
+        shapes = static_shapes(work)
+        convs, _ = conv_nodes(work, shapes)
+    if not passes:
+        sites = [_declined(conv, _NO_PASS, shapes) for conv in convs if conv.spec.groups > 1]
+    sites += [_left(node) for node in left]
     work.producer_name, work.producer_version = PRODUCER, __version__
-    sites = [plan.site for plan in planned]
-    changed = any(site.reason is None for site in sites)
+    changed = tuple(site for site in sites if site.reason is None)
     return OnnxRewrite(
         model=work,
-        sites=tuple(site for site in sites if site.reason is None),
+        sites=changed,
         skipped=tuple(
-            OnnxSkipped(site.name, site.kind, site.reason) for site in sites if site.reason
+            SkippedSite(site.name, site.kind, site.pass_name, site.reason)
+            for site in sites
+            if site.reason is not None
         ),
         before=before,
-        after=_totals(work, static_shapes(work)) if changed else before,
+        after=_totals(work, shapes) if changed else before,
         notes=notes,
     )
 
 
-def _split_all(model: ir.Model, planned: tuple[_Planned, ...]) -> None:
+def _carry_out(model: ir.Model, planned: Sequence[_Planned]) -> None:
     names = Names(model)
-    for plan in planned:
-        if plan.conv is not None:
-            split_conv(model, plan.conv, norm=plan.norm, names=names)
+    for entry in planned:
+        if entry.conv is None:
+            continue
+        if isinstance(entry.plan, FormPlan):
+            apply_form(model, entry.conv, entry.plan)
+        else:
+            split_conv(model, entry.conv, norm=entry.norm, names=names)
 
 
 def static_shapes(model: ir.Model) -> Shapes:
@@ -211,34 +226,45 @@ def _without_listed_initializers(model: ir.Model) -> tuple[str, ...]:
     )
 
 
-def _plan(model: ir.Model, declines: Declines, norms: bool, shapes: Shapes) -> tuple[_Planned, ...]:
-    convs, left = conv_nodes(model, shapes)
-    found = [_plan_site(conv, declines, norms, shapes) for conv in convs if conv.spec.groups > 1]
-    return (*found, *map(_left, left))
-
-
-def _plan_site(conv: ConvNode, declines: Declines, norms: bool, shapes: Shapes) -> _Planned:
-    spec, groups = conv.spec, conv.spec.groups
-    macs = _macs(conv, shapes)
-    reason = declines(conv.name, spec, False)
-    if reason is not None:
-        return _Planned(
-            OnnxSite(conv.name, spec.kind, groups, spec.describe(), None, 0, macs, reason=reason)
-        )
-    norm = following_norm(conv) if norms else None
-    branch = spec.with_channels(spec.in_channels // groups, spec.out_channels // groups, groups=1)
+def _plan_site(conv: ConvNode, pass_: Pass[Any], shapes: Shapes) -> _Planned:
+    plan = pass_.plan(conv)
+    if isinstance(plan, Skip):
+        return _Planned(_declined(conv, plan.reason, shapes, pass_.pass_name()))
+    spec = conv.spec
+    norm = following_norm(conv) if isinstance(plan, int) and pass_.moves_norms else None
     moved = isinstance(norm, ir.Node)
+    if isinstance(plan, int):
+        branch = spec.with_channels(spec.in_channels // plan, spec.out_channels // plan, groups=1)
+        after = f"{plan} x {branch.describe()}" + (" + BatchNorm" if moved else "")
+    else:
+        after = f"{plan.form}: {len(plan.convs)} convolutions"
     site = OnnxSite(
         name=conv.name,
         kind=spec.kind,
-        groups=groups,
+        groups=spec.groups,
         before=spec.describe(),
-        after=f"{groups} x {branch.describe()}" + (" + BatchNorm" if moved else ""),
-        branches=groups,
-        macs=macs,
+        after=after,
+        branches=plan if isinstance(plan, int) else len(plan.convs),
+        macs=_macs(conv, shapes),
         notes=_notes(conv, norm),
+        pass_name=pass_.pass_name(),
     )
-    return _Planned(site, conv, norm if isinstance(norm, ir.Node) else None)
+    return _Planned(site, conv, plan, norm if isinstance(norm, ir.Node) else None)
+
+
+def _declined(conv: ConvNode, reason: str, shapes: Shapes, pass_name: str = "") -> OnnxSite:
+    spec = conv.spec
+    return OnnxSite(
+        name=conv.name,
+        kind=spec.kind,
+        groups=spec.groups,
+        before=spec.describe(),
+        after=None,
+        branches=0,
+        macs=_macs(conv, shapes),
+        reason=reason,
+        pass_name=pass_name,
+    )
 
 
 def _notes(conv: ConvNode, norm: ir.Node | str | None) -> tuple[str, ...]:
@@ -252,19 +278,17 @@ def _notes(conv: ConvNode, norm: ir.Node | str | None) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _left(node: LeftNode) -> _Planned:
+def _left(node: LeftNode) -> OnnxSite:
     groups = "groups unknown" if node.groups is None else f"groups {node.groups}"
-    return _Planned(
-        OnnxSite(
-            node.name,
-            node.kind,
-            node.groups,
-            f"{node.kind}, {groups}",
-            None,
-            0,
-            None,
-            reason=node.reason,
-        )
+    return OnnxSite(
+        name=node.name,
+        kind=node.kind,
+        groups=node.groups,
+        before=f"{node.kind}, {groups}",
+        after=None,
+        branches=0,
+        macs=None,
+        reason=node.reason,
     )
 
 
@@ -277,14 +301,14 @@ def _macs(conv: ConvNode, shapes: Shapes) -> int | None:
     return conv.spec.macs(before, after)
 
 
-def _totals(model: ir.Model, shapes: Shapes) -> OnnxTotals:
+def _totals(model: ir.Model, shapes: Shapes) -> Totals:
     convs, left = conv_nodes(model, shapes)
     macs = [_macs(conv, shapes) for conv in convs]
     known = [number for number in macs if number is not None]
     count = sum(map(is_convolution, nodes(model)))
-    return OnnxTotals(
+    return Totals(
         convs=count,
-        grouped=sum(conv.spec.groups > 1 for conv in convs) + len(left),
+        grouped_convs=sum(conv.spec.groups > 1 for conv in convs) + len(left),
         parameters=_parameters(model),
         macs=sum(known) if len(known) == count else None,
     )

@@ -47,6 +47,11 @@ class ConvNode:
     output_shape: tuple[int, ...] | None = None
 
     @property
+    def frozen(self) -> bool:
+        """No file says that freezing made a convolution."""
+        return False
+
+    @property
     def constant(self) -> bool:
         """Whether weight and bias are constants."""
         return self.weight_tensor is not None and (

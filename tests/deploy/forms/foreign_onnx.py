@@ -15,7 +15,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from groupfx.convs.spec import ConvSpec
+from groupfx.passes import SplitGroupedConv
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -162,5 +162,5 @@ def norm_model(opset: int = 17, **attributes: Any) -> onnx.ModelProto:
     return model_of(nodes, ("N", 6, 7, 5), tensors, opset=opset)
 
 
-def take_all(name: str, spec: ConvSpec, frozen: bool) -> None:
-    """Decline nothing."""
+TAKE_ALL = (SplitGroupedConv(depthwise="split"),)
+"""A pass that leaves no grouped convolution out."""

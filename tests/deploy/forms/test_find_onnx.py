@@ -6,10 +6,12 @@ import numpy as np
 import onnx_ir as ir
 from onnx import TensorProto, helper, parser
 
-from groupfx.convs.spec import ConvSpec
-from groupfx.deploy.forms.rewrite_onnx import OnnxTotals, find_onnx, split_onnx
+from groupfx.deploy.forms.rewrite_onnx import find_onnx, rewrite_graph
 from groupfx.deploy.graph.conv_nodes import conv_nodes
-from tests.deploy.forms.foreign_onnx import CASES, model_of, norm_model, numbers, take_all, value
+from groupfx.passes import SplitGroupedConv
+from groupfx.rewriting import Convolution, Skip
+from groupfx.running.totals import Totals
+from tests.deploy.forms.foreign_onnx import CASES, TAKE_ALL, model_of, norm_model, numbers, value
 
 
 def test_convolutions_out_of_reach_are_named_with_the_reason() -> None:
@@ -31,7 +33,7 @@ def test_convolutions_out_of_reach_are_named_with_the_reason() -> None:
     Block (p, q) => (r) { [body] r = Conv <group = 2> (p, q) }
     """
     model = ir.from_proto(parser.parse_model(text))
-    result = split_onnx(model, take_all)
+    result = rewrite_graph(model, TAKE_ALL)
     assert result.sites == ()
     assert {site.name: site.reason for site in result.skipped} == {
         "fused": "com.microsoft.FusedConv is not split; only Conv and ConvTranspose are",
@@ -39,7 +41,7 @@ def test_convolutions_out_of_reach_are_named_with_the_reason() -> None:
         "b": "it is inside a branch or the body of a loop (If, Loop, Scan)",
         "body": "it is inside the function Block; inline it first",
     }
-    assert result.before == result.after == OnnxTotals(4, 4, 0, None)
+    assert result.before == result.after == Totals(4, 4, 0, None)
 
 
 def test_a_quantized_convolution_is_left() -> None:
@@ -52,7 +54,7 @@ def test_a_quantized_convolution_is_left() -> None:
         "w": np.ones((10, 3, 3, 3), np.uint8),
     }
     proto = model_of(nodes, (2, 6, 7, 5), tensors, kind=TensorProto.UINT8)
-    result = split_onnx(ir.from_proto(proto), take_all)
+    result = rewrite_graph(ir.from_proto(proto), TAKE_ALL)
     assert [site.reason for site in result.skipped] == [
         "QLinearConv is not split; only Conv and ConvTranspose are"
     ]
@@ -65,7 +67,7 @@ def test_a_weight_of_unknown_shape_is_left() -> None:
     ]
     proto = model_of(nodes, (2, 6, 7, 5), {})
     proto.graph.input.extend([value("x2", [270]), value("shape", [4], TensorProto.INT64)])
-    result = split_onnx(ir.from_proto(proto), take_all)
+    result = rewrite_graph(ir.from_proto(proto), TAKE_ALL)
     assert [site.reason for site in result.skipped] == [
         "the shape of its weight 'w' is not known; infer shapes first"
     ]
@@ -74,24 +76,25 @@ def test_a_weight_of_unknown_shape_is_left() -> None:
 def test_what_is_declined_is_left_with_the_reason() -> None:
     asked: list[tuple[str, str, bool]] = []
 
-    def decline(name: str, spec: ConvSpec, frozen: bool) -> str | None:
-        asked.append((name, spec.describe(), frozen))
-        return "not today"
+    class NotToday(SplitGroupedConv):
+        def plan(self, conv: Convolution) -> Skip:
+            asked.append((conv.name, conv.spec.describe(), conv.frozen))
+            return Skip("not today")
 
     model = ir.from_proto(norm_model())
-    result = split_onnx(model, decline)
+    result = rewrite_graph(model, [NotToday()])
     assert asked == [("conv1", "Conv2d 6->10, kernel 3x3, groups 2", False)]
     assert [(site.name, site.kind, site.reason) for site in result.skipped] == [
         ("conv1", "grouped", "not today")
     ]
     assert [n.op_type for n in result.model.graph] == ["Conv", "BatchNormalization", "Relu"]
-    assert result.before == result.after == OnnxTotals(1, 1, 310, 4050)
+    assert result.before == result.after == Totals(1, 1, 310, 4050)
 
 
 def test_finding_says_what_splitting_does() -> None:
     model = ir.from_proto(norm_model())
-    (found,) = find_onnx(model, take_all)
-    assert found == split_onnx(model, take_all).sites[0]
+    (found,) = find_onnx(model, TAKE_ALL)
+    assert found == rewrite_graph(model, TAKE_ALL).sites[0]
     assert (found.before, found.branches, found.macs) == (
         *("Conv2d 6->10, kernel 3x3, groups 2", 2, 10 * 3 * 9 * 15),
     )

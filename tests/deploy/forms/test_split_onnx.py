@@ -17,14 +17,16 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from groupfx.deploy.forms.rewrite_onnx import OnnxRewrite, split_onnx
+from groupfx.deploy.forms.rewrite_onnx import OnnxRewrite, rewrite_graph
 from groupfx.deploy.forms.splitting import following_norm, split_conv
 from groupfx.deploy.graph.conv_nodes import conv_nodes
 from groupfx.deploy.graph.files import check_onnx, proto_of, read_onnx
 from groupfx.deploy.graph.metadata import mark_of
 from groupfx.errors import InternalError
+from groupfx.passes import SplitGroupedConv
 from tests.deploy.forms.foreign_onnx import (
     CASES,
+    TAKE_ALL,
     Array,
     ForeignConv,
     difference,
@@ -32,7 +34,6 @@ from tests.deploy.forms.foreign_onnx import (
     norm_model,
     numbers,
     run,
-    take_all,
     value,
 )
 from tests.step_counts import steps_of
@@ -50,13 +51,13 @@ def split(proto: onnx.ModelProto, sites: int = 1) -> OnnxRewrite:
     """Split all, with what holds of every split: the argument untouched, the result checked."""
     model = ir.from_proto(proto)
     before = proto_of(model).SerializeToString(deterministic=True)
-    result = split_onnx(model, take_all)
+    result = rewrite_graph(model, TAKE_ALL)
     assert proto_of(model).SerializeToString(deterministic=True) == before
     check_onnx(result.model)
     assert len(result.sites) == sites
     assert result.model.producer_name == "groupfx"
     assert [v.name for v in result.model.graph.outputs] == [v.name for v in proto.graph.output]
-    again = split_onnx(result.model, take_all)
+    again = rewrite_graph(result.model, TAKE_ALL)
     assert again.sites == ()
     return result
 
@@ -154,7 +155,9 @@ def test_a_norm_goes_into_the_branches(opset: int) -> None:
 
 def test_a_norm_may_stay_behind() -> None:
     proto = norm_model()
-    result = split_onnx(ir.from_proto(proto), take_all, norms=False)
+    result = rewrite_graph(
+        ir.from_proto(proto), [SplitGroupedConv(depthwise="split", batchnorm="after")]
+    )
     check_onnx(result.model)
     assert operators(result.model)["BatchNormalization"] == 1
     x = numbers(2, 6, 7, 5)
@@ -351,7 +354,7 @@ def test_float16_and_bfloat16_keep_their_type() -> None:
 def test_external_data_is_split(tmp_path: Path) -> None:
     proto = CASES["asymmetric pads"].model
     onnx.save(proto, tmp_path / "m.onnx", save_as_external_data=True, size_threshold=0)
-    result = split_onnx(read_onnx(tmp_path / "m.onnx"), take_all)
+    result = rewrite_graph(read_onnx(tmp_path / "m.onnx"), TAKE_ALL)
     x = numbers(2, 6, 7, 5)
     original = CASES["asymmetric pads"].model
     assert difference(run(original, x=x), run(proto_of(result.model), x=x)) <= BOUND
@@ -364,7 +367,7 @@ def test_metadata_and_unknown_attributes_are_kept() -> None:
     node.metadata_props.add(key="theirs", value="7")
     node.attribute.append(helper.make_attribute("made_up", [2, 3]))
     proto.metadata_props.add(key="author", value="somebody")
-    result = split_onnx(ir.from_proto(proto), take_all)
+    result = rewrite_graph(ir.from_proto(proto), TAKE_ALL)
     convs = [n for n in result.model.graph if n.op_type == "Conv"]
     assert [n.metadata_props["theirs"] for n in convs] == ["7", "7"]
     assert [n.attributes["made_up"].as_ints() for n in convs] == [(2, 3), (2, 3)]
