@@ -26,16 +26,20 @@ import torch
 from torch import Tensor, fx
 
 from groupfx.convs.calls import ConvCall, Unreadable
-from groupfx.convs.spec import LinearSpec
+from groupfx.convs.spec import ConvSpec, LinearSpec
 from groupfx.errors import UsageError
 from groupfx.plan.blocks import MIN_SAVING, BlockStructure, find_blocks, spread_mask
-from groupfx.rewriting import Note, Pass, Rewritten, Site, Skip, unwanted
+from groupfx.plan.forms import FormPlan
+from groupfx.plan.forms import plan as form_plan
+from groupfx.rewriting import Convolution, Note, Pass, Rewritten, Site, Skip, unwanted
 from groupfx.rewriting.block_layers import Blocks, emit_blocks, plan_blocks
-from groupfx.rewriting.sparse_sites import original_key, read_weight, sparse_calls
+from groupfx.rewriting.sparse_sites import nothing_to_find, original_key, read_weight, sparse_calls
 from groupfx.rewriting.weights import MaskedLayer
 
 # More linear layers in place of one than that are slower than it, however small they are.
 _MOST_LINEARS = 64
+
+Entries = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,24 @@ class DiscoverGroups(Pass[Blocks]):
     def calls(self, root: fx.GraphModule) -> Mapping[fx.Node, ConvCall | Unreadable]:
         return sparse_calls(root)
 
-    def wants(self, site: Site) -> bool:
+    def wants(self, conv: Convolution) -> bool:
         return True
+
+    def plan(self, conv: Convolution) -> FormPlan | Skip:
+        named = unwanted((conv.name,), self.only, self.skip)
+        if named is not None:
+            return Skip(named)
+        reason = nothing_to_find(conv.spec)
+        if reason is not None:
+            return Skip(reason)
+        if self.threshold:
+            return Skip("a threshold changes the function: it takes a torch model, to measure how")
+        weight = conv.weight_array()
+        if weight is None:
+            return Skip("its weight is computed")
+        entries = (weight != 0).reshape(*weight.shape[:2], -1)
+        structure = self._structure(entries, conv.spec)
+        return structure if isinstance(structure, Skip) else form_plan(structure, self.form)
 
     def match(self, site: Site) -> Blocks | Skip:
         named = unwanted((site.name,), self.only, self.skip)
@@ -89,21 +109,17 @@ class DiscoverGroups(Pass[Blocks]):
         layer = read_weight(site)
         if isinstance(layer, str):
             return Skip(layer)
-        structure = self._structure(layer)
-        if not structure.blocks:
-            return Skip("all its weights are 0: it puts out its bias alone, and can be removed")
-        groups, linear = layer.spec.groups, isinstance(layer.spec, LinearSpec)
-        saved = 1 - structure.exact_macs * groups / structure.dense_macs
-        if saved <= 0 or saved < self.min_saving:
-            return Skip(_nothing(layer, saved, self.min_saving))
-        if self.form == "dense" and (linear or groups > 1):
-            return Skip("form=dense keeps it as it is; take another form")
+        structure = self._structure(_entries(layer, self.threshold), layer.spec)
+        if isinstance(structure, Skip):
+            return structure
+        linear = isinstance(layer.spec, LinearSpec)
         if self.form == "auto" and linear and len(structure.blocks) > _MOST_LINEARS:
             number = len(structure.blocks)
             return Skip(
                 f"{number} blocks would be {number} Linear layers, slower than one; "
                 "form=split takes them"
             )
+        saved = _saved(structure, layer.spec.groups)
         remarks = [f"{saved:.0%} of the MACs are products with 0"]
         blocks = plan_blocks(site, layer, structure, "split" if linear else self.form, remarks)
         if linear and any(blocks.weights.of(each).mask is not None for each in blocks.form.convs):
@@ -113,14 +129,24 @@ class DiscoverGroups(Pass[Blocks]):
             )
         return self._with_zeros(site, blocks)
 
-    def _structure(self, layer: MaskedLayer) -> BlockStructure:
+    def _structure(self, entries: Entries, spec: ConvSpec) -> BlockStructure | Skip:
+        """The blocks of `entries`, `[out_channels, inputs a group, taps]`, or why none are cut."""
+        mask: Entries = np.any(entries, axis=2)
         structure = find_blocks(
-            spread_mask(_mask(layer, self.threshold), layer.spec.groups),
+            spread_mask(mask, spec.groups),
             max_blocks=self.max_blocks,
             min_saving=self.min_saving,
         )
-        linear = structure.blocks and isinstance(layer.spec, LinearSpec)
-        return structure.without_bias_only() if linear else structure
+        if not structure.blocks:
+            return Skip("all its weights are 0: it puts out its bias alone, and can be removed")
+        linear = isinstance(spec, LinearSpec)
+        structure = structure.without_bias_only() if linear else structure
+        saved = _saved(structure, spec.groups)
+        if saved <= 0 or saved < self.min_saving:
+            return Skip(_nothing(entries, saved, self.min_saving))
+        if self.form == "dense" and (linear or spec.groups > 1):
+            return Skip("form=dense keeps it as it is; take another form")
+        return structure
 
     def _with_zeros(self, site: Site, blocks: Blocks) -> Blocks | Skip:
         """`blocks`, and what they leave out that is not 0, as a threshold allows."""
@@ -140,12 +166,16 @@ class DiscoverGroups(Pass[Blocks]):
         return emit_blocks(site, description)
 
 
-def _mask(layer: MaskedLayer, threshold: float) -> npt.NDArray[np.bool_]:
-    """`[out_channels, inputs a group]`: where any tap of the kernel counts as not 0."""
+def _saved(structure: BlockStructure, groups: int) -> float:
+    """The share of the MACs of a convolution of so many groups that its blocks leave out."""
+    return 1 - structure.exact_macs * groups / structure.dense_macs
+
+
+def _entries(layer: MaskedLayer, threshold: float) -> Entries:
+    """`[out_channels, inputs a group, taps]`: what counts as not 0."""
     value = layer.value.flatten(2) if layer.dense.dim() > 2 else layer.value[..., None]
     # Not `abs > threshold`: a NaN is no zero.
-    entries = ~(value.abs() <= threshold)
-    found: npt.NDArray[np.bool_] = entries.any(dim=2).cpu().numpy()
+    found: Entries = (~(value.abs() <= threshold)).cpu().numpy()
     return found
 
 
@@ -166,11 +196,10 @@ def _error(layer: MaskedLayer, zeroed: Tensor, threshold: float) -> Note:
     )
 
 
-def _nothing(layer: MaskedLayer, saved: float, least: float) -> str:
-    zeros = int((layer.value == 0).sum())
-    if not zeros:
+def _nothing(entries: Entries, saved: float, least: float) -> str:
+    share = 1 - float(entries.mean())
+    if not share:
         return "its weight holds no zeros"
-    share = zeros / layer.dense.numel()
     if saved <= 0:
         return f"{share:.0%} of its weight is 0, but no channel can be left out of any block"
     return (

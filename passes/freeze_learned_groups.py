@@ -26,7 +26,7 @@ from torch import fx
 
 from groupfx.convs.calls import ConvCall, Unreadable
 from groupfx.plan.blocks import counted, find_blocks
-from groupfx.rewriting import Note, Pass, Rewritten, Site, Skip, unwanted
+from groupfx.rewriting import Convolution, Note, Pass, Rewritten, Site, Skip, unwanted
 from groupfx.rewriting.block_layers import Blocks, emit_blocks, plan_blocks
 from groupfx.rewriting.learned_sites import learned_calls, read_layer
 from groupfx.rewriting.weights import MaskedLayer
@@ -58,7 +58,7 @@ class FreezeLearnedGroups(Pass[Blocks]):
     def calls(self, root: fx.GraphModule) -> Mapping[fx.Node, ConvCall | Unreadable]:
         return learned_calls(root)
 
-    def wants(self, site: Site) -> bool:
+    def wants(self, conv: Convolution) -> bool:
         return True
 
     def match(self, site: Site) -> Blocks | Skip:

@@ -166,6 +166,15 @@ def _below(key: str | None, path: str | None) -> str | None:
 # Refusals
 
 
+def nothing_to_find(spec: ConvSpec) -> str | None:
+    """Why no layer with these fields is looked into, whatever its weight; None if it is."""
+    if spec.transposed:
+        return "a transposed convolution: its zeros are not looked into"
+    if spec.groups == spec.in_channels > 1:
+        return "depthwise: each filter reads one channel, and there is nothing to find"
+    return None
+
+
 def _refusal(site: Site, layer: MaskedLayer) -> str | None:
     """Why the weight of the site cannot be cut into blocks, or None."""
     ends = (site.call.input, site.call.node)
@@ -174,10 +183,9 @@ def _refusal(site: Site, layer: MaskedLayer) -> str | None:
             "another pass made it, and nothing in the original stands for it, to check it by; run "
             "discover-groups first"
         )
-    if site.spec.transposed:
-        return "a transposed convolution: its zeros are not looked into"
-    if site.spec.groups == site.spec.in_channels > 1:
-        return "depthwise: each filter reads one channel, and there is nothing to find"
+    reason = nothing_to_find(site.spec)
+    if reason is not None:
+        return reason
     if layer.dense.is_meta:
         return "its weight has no values (device meta); load the weights first"
     tensors = [layer.dense] + ([] if layer.bias is None else [layer.bias])

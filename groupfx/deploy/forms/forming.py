@@ -25,12 +25,14 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def apply_form(model: ir.Model, conv: ConvNode, plan: FormPlan) -> None:
-    """Replace `conv`, a dense convolution with constant weights, by its execution as `plan` says.
+    """Replace `conv`, whose weights are constants, by its execution as `plan` says.
+
+    Where it has groups, the plan is one of the dense convolution that computes the same.
 
     The output keeps its name. The new nodes carry the mark of the site, and each convolution its
     position in the plan.
     """
-    if _is_plain(plan):
+    if conv.spec.groups == 1 and _is_plain(plan):
         mark(conv.node, conv.name)
         return
     _Emission(model, conv, plan).run()
@@ -53,7 +55,7 @@ class _Emission:
         self.old = conv.node
         weight, bias = conv.weight_array(), conv.bias_array()
         assert weight is not None
-        self.weight: Array = weight
+        self.weight = _dense(weight, conv.spec.groups)
         self.bias = bias
         self.nodes: list[ir.Node] = []
 
@@ -203,6 +205,18 @@ class _Emission:
 
     def _constant(self, array: Array, name: str) -> ir.Value:
         return constant(self.graph, f"{self.conv.name}.{name}", array)
+
+
+def _dense(weight: Array, groups: int) -> Array:
+    """The weight of the convolution without groups that computes the same: zeros outside them."""
+    if groups == 1:
+        return weight
+    height, width = weight.shape[0] // groups, weight.shape[1]
+    dense: Array = np.zeros((weight.shape[0], width * groups, *weight.shape[2:]), weight.dtype)
+    for group in range(groups):
+        rows, columns = (slice(group * size, (group + 1) * size) for size in (height, width))
+        dense[rows, columns] = weight[rows]
+    return dense
 
 
 def _picked(values: Array, rows: Sequence[int | None]) -> Array:

@@ -39,6 +39,7 @@ _MOST_BYTES_OF_SCALES = 64
 _PARAMETER_TYPES = frozenset(
     {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 )
+_COMPUTED = "its weight or its bias is computed, or an input of the graph"
 _NO_PASS = "the target leaves grouped convolutions as they are"
 
 
@@ -230,6 +231,8 @@ def _plan_site(conv: ConvNode, pass_: Pass[Any], shapes: Shapes) -> _Planned:
     plan = pass_.plan(conv)
     if isinstance(plan, Skip):
         return _Planned(_declined(conv, plan.reason, shapes, pass_.pass_name()))
+    if isinstance(plan, FormPlan) and not conv.constant:
+        return _Planned(_declined(conv, _COMPUTED, shapes, pass_.pass_name()))
     spec = conv.spec
     norm = following_norm(conv) if isinstance(plan, int) and pass_.moves_norms else None
     moved = isinstance(norm, ir.Node)
@@ -237,7 +240,7 @@ def _plan_site(conv: ConvNode, pass_: Pass[Any], shapes: Shapes) -> _Planned:
         branch = spec.with_channels(spec.in_channels // plan, spec.out_channels // plan, groups=1)
         after = f"{plan} x {branch.describe()}" + (" + BatchNorm" if moved else "")
     else:
-        after = f"{plan.form}: {len(plan.convs)} convolutions"
+        after = plan.describe()
     site = OnnxSite(
         name=conv.name,
         kind=spec.kind,
