@@ -28,7 +28,7 @@ from groupfx.plan.choice import choose
 from groupfx.plan.cost import OnnxRuntime, Work
 from groupfx.plan.forms import FORMS, FormPlan, plan
 from groupfx.plan.packing import pack
-from tests.deploy.foreign_onnx import Array, model_of
+from tests.deploy.forms.foreign_onnx import Array, model_of
 
 LEVELS = (
     ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
