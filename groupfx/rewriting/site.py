@@ -17,6 +17,7 @@ from torch import fx, nn
 
 from ..convs.calls import Computed, ConvCall, Source, Stored, attribute
 from ..convs.names import joined
+from ..convs.norms import is_batchnorm
 from ..convs.spec import BATCHNORMS, CONV_TYPES, ConvSpec, module_from_spec, rebuild
 from ..nn import HookedWeight
 from ..nn.marks import FROZEN_MARK
@@ -144,7 +145,7 @@ class Site:
     def following_batchnorm(self) -> BatchNorm | str | None:
         """The BatchNorm that may move with the convolution, why it may not, or None."""
         node = self.call.node
-        norms = [user for user in node.users if self._batchnorm_type(user) is not None]
+        norms = [user for user in node.users if is_batchnorm(user, self.root)]
         if not norms:
             return None
         norm, path = norms[0], str(norms[0].target)
@@ -156,13 +157,13 @@ class Site:
             return f"{path} is parametrised"
         if self.store.hooks(module):
             return f"{path} has hooks ({', '.join(self.store.hooks(module))})"
-        if self._batchnorm_type(norm) != self.spec.dims or not self.batched:
+        if BATCHNORMS[type(module)] != self.spec.dims or not self.batched:
             return (
                 f"{path} ({type(module).__name__}) is not for {self.spec.dims} spatial dimensions"
             )
         if module.num_features != self.spec.out_channels:
             return f"{path} has {module.num_features} channels, not {self.spec.out_channels}"
-        if len(norm.all_input_nodes) > 1 or len(self.store.call_nodes(module)) > 1:
+        if len(self.store.call_nodes(module)) > 1:
             return f"{path} is called elsewhere too"
         if not self.store.owns_alone(module):
             return f"{path} shares its parameters with another module"
@@ -172,11 +173,6 @@ class Site:
         """Whether a BatchNorm of the model could follow where the graph ends at the site."""
         channels = self.store.batchnorm_channels
         return self.fragment.is_module and self.spec.out_channels in channels
-
-    def _batchnorm_type(self, node: fx.Node) -> int | None:
-        if node.op != "call_module":
-            return None
-        return BATCHNORMS.get(type(self.root.get_submodule(str(node.target))))
 
     # What a pass emits. Every method adds nodes in front of the convolution.
 

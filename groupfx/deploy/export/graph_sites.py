@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx, nn
 
 from ...convs.calls import ConvCall, Unreadable, convs
 from ...convs.names import call_name, numbered
-
-_ATEN = torch.ops.aten
-_NORM = _ATEN.batch_norm.default
+from ...convs.norms import norm_behind
 
 
 @dataclass(frozen=True)
@@ -43,29 +40,16 @@ def graph_sites(graph: fx.GraphModule, named: Mapping[str, str]) -> tuple[GraphS
     paths = [call_name(call) for call in found]
     names = numbered(named.get(path, path) for path in paths)
     return tuple(
-        GraphSite(name, path, call, tuple(_norms_behind(call.node)))
+        GraphSite(name, path, call, tuple(_norms_behind(call.node, graph)))
         for name, path, call in zip(names, paths, found, strict=True)
     )
 
 
-def _norms_behind(node: fx.Node) -> Iterator[fx.Node]:
-    norm = _norm_behind(node)
+def _norms_behind(node: fx.Node, graph: fx.GraphModule) -> Iterator[fx.Node]:
+    norm = norm_behind(node, graph)
     while norm is not None:
         yield norm
-        norm = _norm_behind(norm)
-
-
-def _norm_behind(node: fx.Node) -> fx.Node | None:
-    users = list(node.users)
-    if len(users) != 1 or users[0].target is not _NORM or users[0].args[0] is not node:
-        return None
-    arguments: tuple[Any, ...] = users[0].args
-    constant = all(a is None or _is_stored(a) for a in arguments[1:5])
-    return users[0] if constant and not arguments[5] and arguments[3] is not None else None
-
-
-def _is_stored(value: Any) -> bool:
-    return isinstance(value, fx.Node) and value.op == "get_attr"
+        norm = norm_behind(norm, graph)
 
 
 def tensor_at(root: nn.Module, node: fx.Node) -> torch.Tensor:

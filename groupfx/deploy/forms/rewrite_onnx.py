@@ -21,6 +21,7 @@ from ...rewriting.pass_ import Pass, Skip
 from ...rewriting.report import SkippedSite
 from ...running.totals import Totals
 from ...version import __version__
+from ..graph.batchnorm import norm_behind
 from ..graph.conv_nodes import (
     FIRST_IR_WITH_DEFAULTS,
     ConvNode,
@@ -33,7 +34,7 @@ from ..graph.files import PRODUCER
 from ..graph.metadata import mark
 from ..graph.tensors import nodes, tensors
 from .forming import apply_form
-from .splitting import Names, following_norm, split_conv
+from .splitting import Names, split_conv
 
 _MOST_BYTES_OF_SCALES = 64
 _PARAMETER_TYPES = frozenset(
@@ -234,7 +235,7 @@ def _plan_site(conv: ConvNode, pass_: Pass[Any], shapes: Shapes) -> _Planned:
     if isinstance(plan, FormPlan) and not conv.constant:
         return _Planned(_declined(conv, _COMPUTED, shapes, pass_.pass_name()))
     spec = conv.spec
-    norm = following_norm(conv) if isinstance(plan, int) and pass_.moves_norms else None
+    norm = norm_behind(conv.node) if isinstance(plan, int) and pass_.moves_norms else None
     moved = isinstance(norm, ir.Node)
     if isinstance(plan, int):
         branch = spec.with_channels(spec.in_channels // plan, spec.out_channels // plan, groups=1)

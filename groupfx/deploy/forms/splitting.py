@@ -22,12 +22,12 @@ import onnx_ir as ir
 
 from ...errors import InternalError
 from ...plan.channels import Slice, group_slices
+from ..graph.batchnorm import norm_behind
 from ..graph.conv_nodes import FIRST_IR_WITH_DEFAULTS, ConvNode, constant_of
 from ..graph.metadata import mark
 
 _FIRST_OPSET_WITH_SIZES_AS_INPUT = 13
 _PARAMETERS = frozenset({"weight", "bias", "running_mean", "running_var"})
-_NORM_INPUTS = 5
 
 
 class Names:
@@ -57,12 +57,12 @@ def split_conv(
 ) -> None:
     """Replace a grouped convolution of `model` by its branches; `model` is changed.
 
-    `norm` is what `following_norm` found, to go into the branches. The last value keeps its name.
+    `norm` is what `norm_behind` found, to go into the branches. The last value keeps its name.
     Raises InternalError where `conv` has one group, or `norm` is not its own.
     """
     if conv.spec.groups < 2:
         raise InternalError(f"{conv.name} has {conv.spec.groups} group: there is nothing to split")
-    if norm is not None and following_norm(conv) is not norm:
+    if norm is not None and norm_behind(conv.node) is not norm:
         raise InternalError(f"{norm.name} does not belong to {conv.name} alone: it cannot be split")
     work = _Work(model, conv, names or Names(model))
     branches = work.conv_branches()
@@ -79,30 +79,6 @@ def split_conv(
     model.graph.remove([conv.node] if norm is None else [conv.node, norm], safe=True)
     for value in inputs:
         _remove_unused(model.graph, value)
-
-
-def following_norm(conv: ConvNode) -> ir.Node | str | None:
-    """The BatchNormalization that may go into the branches of `conv`.
-
-    A text says why the one that follows may not; None, that none follows.
-    """
-    output = conv.node.outputs[0]
-    uses = output.uses()
-    norms = [use.node for use in uses if _is_norm(use.node) and use.idx == 0]
-    if not norms:
-        return None
-    norm = norms[0]
-    if output.is_graph_output():
-        return f"{output.name} is an output of the graph too"
-    if len(uses) > 1:
-        return f"{output.name} has {len(uses)} users"
-    if norm.graph is not conv.node.graph:
-        return f"{norm.name} is in a subgraph"
-    if norm.attributes.get_int("training_mode", 0) or any(o.uses() for o in norm.outputs[1:]):
-        return f"{norm.name} is in training mode"
-    if len(norm.inputs) != _NORM_INPUTS or not all(map(_is_constant, norm.inputs[1:])):
-        return f"{norm.name} has parameters that are no constants"
-    return norm
 
 
 @dataclass
@@ -295,10 +271,6 @@ def _remove_unused(graph: ir.Graph, value: ir.Value | None) -> None:
             return
         value = node.inputs[0] if node.inputs else None
         graph.remove(node, safe=True)
-
-
-def _is_norm(node: ir.Node) -> bool:
-    return node.op_type == "BatchNormalization" and not node.domain
 
 
 def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:

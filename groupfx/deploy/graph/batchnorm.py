@@ -1,4 +1,4 @@
-"""Fold a BatchNormalization into the convolution in front of it.
+"""Which BatchNormalization belongs to a convolution of an ONNX graph, and folding it in.
 
     bn(conv(x)) = s * (W * x + b - mean) + beta,   s = gamma / sqrt(var + eps)
                 = (s W) * x + (s (b - mean) + beta)
@@ -14,43 +14,61 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from .conv_nodes import CONVS
+from .conv_nodes import CONVS, FIRST_IR_WITH_DEFAULTS, constant_of
 from .initializers import constant
 
 _EPSILON = 1e-5
+_NORM_INPUTS = 5
 Array = npt.NDArray[Any]
 
 
+def norm_behind(conv: ir.Node) -> ir.Node | str | None:
+    """The BatchNormalization that takes the value of `conv`, on constants, and nothing else does.
+
+    A text says why the one that follows is not its own; None, that none follows.
+    """
+    output = conv.outputs[0]
+    uses = output.uses()
+    norms = [use.node for use in uses if _is_norm(use.node) and use.idx == 0]
+    if not norms:
+        return None
+    norm = norms[0]
+    if output.is_graph_output():
+        return f"{output.name} is an output of the graph too"
+    if len(uses) > 1:
+        return f"{output.name} has {len(uses)} users"
+    if norm.graph is not conv.graph:
+        return f"{norm.name} is in a subgraph"
+    more = [value for value in norm.outputs[1:] if value.uses() or value.is_graph_output()]
+    if norm.attributes.get_int("training_mode", 0) or more:
+        return f"{norm.name} is in training mode"
+    constants = [constant_of(value, FIRST_IR_WITH_DEFAULTS) for value in norm.inputs[1:]]
+    if len(norm.inputs) != _NORM_INPUTS or any(tensor is None for tensor in constants):
+        return f"{norm.name} has parameters that are no constants"
+    return norm
+
+
+def _is_norm(node: ir.Node) -> bool:
+    return node.op_type == "BatchNormalization" and node.domain in ("", "ai.onnx")
+
+
 def fold_batchnorms(model: ir.Model) -> tuple[str, ...]:
-    """Fold each BatchNormalization that alone takes a convolution's output; notes on the others."""
+    """Fold each BatchNormalization that belongs to a convolution; notes on those that stay."""
     notes = []
-    for norm in list(model.graph):
-        if norm.op_type != "BatchNormalization" or norm.domain not in ("", "ai.onnx"):
-            continue
-        source = norm.inputs[0]
-        conv = None if source is None else source.producer()
-        if conv is None or conv.op_type not in CONVS or not _alone(model.graph, norm, conv):
-            continue
-        note = _fold(model.graph, conv, norm)
-        if note is not None:
-            notes.append(note)
+    for conv in [node for node in model.graph if node.op_type in CONVS]:
+        # A second one behind the first is behind the convolution as soon as that is gone.
+        while isinstance(norm := norm_behind(conv), ir.Node) and _held(conv, norm):
+            note = _fold(model.graph, conv, norm)
+            if note is not None:
+                notes.append(note)
+                break
     return tuple(notes)
 
 
-def _alone(graph: ir.Graph, norm: ir.Node, conv: ir.Node) -> bool:
-    value = conv.outputs[0]
-    constants = [*conv.inputs[1:], *norm.inputs[1:]]
-    extra = [output for output in norm.outputs[1:] if output.uses() or output in graph.outputs]
-    return (
-        len(value.uses()) == 1
-        and value not in graph.outputs
-        and not extra
-        and all(v is None or _constant(v) is not None for v in constants)
-    )
-
-
-def _constant(value: ir.Value) -> ir.TensorProtocol | None:
-    return value.const_value if value.is_initializer() else None
+def _held(conv: ir.Node, norm: ir.Node) -> bool:
+    """Whether every tensor that folding changes or needs is an initialiser."""
+    values = [value for value in (*conv.inputs[1:], *norm.inputs[1:]) if value is not None]
+    return all(value.is_initializer() and value.const_value is not None for value in values)
 
 
 def _fold(graph: ir.Graph, conv: ir.Node, norm: ir.Node) -> str | None:

@@ -18,7 +18,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from groupfx.deploy.forms.rewrite_onnx import OnnxRewrite, rewrite_graph
-from groupfx.deploy.forms.splitting import following_norm, split_conv
+from groupfx.deploy.forms.splitting import split_conv
+from groupfx.deploy.graph.batchnorm import norm_behind
 from groupfx.deploy.graph.conv_nodes import conv_nodes
 from groupfx.deploy.graph.files import check_onnx, proto_of, read_onnx
 from groupfx.deploy.graph.metadata import mark_of
@@ -410,7 +411,7 @@ def steps_of_split(branches: int) -> int:
     model = ir.from_proto(model_of([node], (1, 2 * branches, 2, 3), {"w": weight}))
     conv = conv_nodes(model)[0][0]
     steps = steps_of(lambda: split_conv(model, conv, norm=None))
-    assert following_norm(conv) is None
+    assert norm_behind(conv.node) is None
     assert len(model.graph) == branches + 2
     return steps
 
