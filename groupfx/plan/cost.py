@@ -267,7 +267,7 @@ class OnnxRuntime:
 def likely_slower(structure: BlockStructure, form: FormPlan, work: Work) -> str | None:
     """Why `form` is likely to be slower than dense on ONNX Runtime's CPU, or None if it is not.
 
-    The text goes on after "likely slower than dense on ONNX Runtime: ".
+    The text goes on after "in this form likely slower than dense on ONNX Runtime: ".
     """
     if not form.convs:
         return None

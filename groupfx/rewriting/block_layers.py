@@ -82,7 +82,11 @@ def _speed(site: Site, structure: BlockStructure, form: FormPlan) -> list[Note]:
         blocked=spec.dims == 2,
     )
     reason = likely_slower(structure, form, work)
-    return [] if reason is None else [Note("likely slower than dense on ONNX Runtime", reason)]
+    return (
+        []
+        if reason is None
+        else [Note("in this form likely slower than dense on ONNX Runtime", reason)]
+    )
 
 
 def _moving_batchnorm(site: Site, form: FormPlan) -> BatchNorm | str | None:
