@@ -37,6 +37,7 @@ from ..passes import PASSES, pass_class
 from ..rewriting import Pass, Result
 from ..running.guess import infer_inputs
 from ..running.inputs import ExampleInputs
+from ..targets import target_named
 from .models import Loaded, make_pipeline, refuse_named, rewrite
 
 Array = npt.NDArray[Any]
@@ -87,7 +88,7 @@ def export(
         input_names=input_names,
         output_names=output_names,
         external_data=external_data,
-        choose_forms=passes is None and target == "onnxruntime",
+        choose_forms=passes is None and target_named(target).choose_forms,
     )
     plain, example = _opened(model, inputs)
     if passes is not None or target is not None:
@@ -189,15 +190,26 @@ def rewrite_onnx(
         check_onnx(made.model)
     if verify and made.sites:
         sides = OnnxSide(str(path), original), OnnxSide("the rewritten model", made.model)
-        verdict = validate_sides(*sides, ValidationOptions(shapes=shapes or {}), progress)
-        if not verdict.ok:
-            raise MismatchError(
-                f"the rewritten model is not the same function: {verdict.blame}", report=verdict
-            )
+        options = ValidationOptions(shapes=shapes or {})
+        verdict = require_same("the rewritten model", *sides, options, progress)
     files: tuple[Path, ...] = ()
     if output is not None:
         files = write_onnx(made.model, output, overwrite=overwrite)
     return OnnxResult(made, files, verdict)
+
+
+def require_same(
+    name: str,
+    reference: TorchSide | OnnxSide,
+    candidate: TorchSide | OnnxSide,
+    options: ValidationOptions,
+    progress: Progress | None,
+) -> Validation:
+    """The validation of two that are the same; MismatchError, with it as its `report`, if not."""
+    verdict = validate_sides(reference, candidate, options, progress)
+    if not verdict.ok:
+        raise MismatchError(f"{name} is not the same function: {verdict.blame}", report=verdict)
+    return verdict
 
 
 def onnx_passes(

@@ -1,19 +1,21 @@
-"""The commands and their options. What a command does is in a module of its own, loaded late."""
+"""The commands. Their options are in `input.options`; what one does is in a module that is loaded
+late.
+"""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import typer
 
 from ..files.existing import require_file
 from ..version import __version__
-from .commands import groups as learned
 from .input import options as opt
-from .input.early import require_names
+from .input.early import require_models, require_names
 from .input.files import PROGRAM
+from .input.signature import spread
 from .text.help import Command, Group
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+Options = TypeVar("Options")
 
 COMMANDS = ("rewrite", "inspect", "export", "validate", "groups", "passes")
 
@@ -27,8 +29,11 @@ app = typer.Typer(
 )
 
 
-def _command(short_help: str, example: str) -> Callable[[Function], Function]:
-    return app.command(cls=Command, short_help=short_help, epilog=example)
+def _command(
+    short_help: str, example: str
+) -> Callable[[Callable[[Options], int]], Callable[..., int]]:
+    register = app.command(cls=Command, short_help=short_help, epilog=example)
+    return lambda function: register(spread(function))
 
 
 @app.callback(invoke_without_command=True)
@@ -48,27 +53,7 @@ def root(context: typer.Context, version: opt.Version = False) -> None:
     "Rewrite a model, and prove that it is the same.",
     "groupfx rewrite model.pt --input-shape 2,3,224,224 --target plinio",
 )
-def rewrite(
-    model: opt.Model,
-    input_shape: opt.InputShapes = None,
-    arch: opt.Arch = None,
-    arch_args: opt.ArchArgs = None,
-    key: opt.Key = None,
-    trust_pickle: opt.TrustPickle = False,
-    python_path: opt.PythonPath = None,
-    passes: opt.Passes = None,
-    target: opt.Target = None,
-    way: opt.WayOption = "auto",
-    no_verify: opt.NoVerify = False,
-    output: opt.Out = None,
-    force: opt.Force = False,
-    dry_run: opt.DryRun = False,
-    emit_python: opt.EmitPython = None,
-    json: opt.Json = None,
-    quiet: opt.Quiet = False,
-    verbose: opt.Verbose = False,
-    traceback: opt.Traceback = False,
-) -> int:
+def rewrite(options: opt.RewriteCommand) -> int:
     """Rewrite the grouped convolutions of MODEL, check each site and the whole model in float64,
     and write the result to a file that loads without trust.
 
@@ -76,35 +61,11 @@ def rewrite(
     was named cannot be rewritten: then nothing is written; 2 wrong usage, or a file or a model
     that cannot be read; 70 a bug of groupfx.
     """
-    require_file(model)
-    require_names(passes, target)
+    require_file(options.model)
+    require_names(options.chosen.passes, options.chosen.target)
 
-    from .commands.rewrite import RewriteOptions, run_rewrite
-    from .input.model_file import ModelOptions
+    from .commands.rewrite import run_rewrite
 
-    source = ModelOptions.of(
-        model,
-        input_shape or (),
-        arch=arch,
-        arch_args=arch_args,
-        key=key,
-        trust_pickle=trust_pickle,
-        python_path=tuple(python_path or ()),
-    )
-    options = RewriteOptions(
-        source=source,
-        passes=None if passes is None else tuple(passes),
-        target=target,
-        way=way,
-        verify=not no_verify,
-        output=output,
-        force=force,
-        dry_run=dry_run,
-        emit_python=emit_python,
-        json=json,
-        quiet=quiet,
-        verbose=verbose,
-    )
     return run_rewrite(options)
 
 
@@ -112,49 +73,15 @@ def rewrite(
     "Show what is grouped in a model, and what a rewrite would do.",
     "groupfx inspect weights.pt --arch examples/shufflenet_v1.py:shufflenet_v1_g2",
 )
-def inspect(
-    model: opt.Model,
-    input_shape: opt.InputShapes = None,
-    arch: opt.Arch = None,
-    arch_args: opt.ArchArgs = None,
-    key: opt.Key = None,
-    trust_pickle: opt.TrustPickle = False,
-    python_path: opt.PythonPath = None,
-    passes: opt.Passes = None,
-    target: opt.Target = None,
-    way: opt.WayOption = "auto",
-    json: opt.Json = None,
-    quiet: opt.Quiet = False,
-    verbose: opt.Verbose = False,
-    traceback: opt.Traceback = False,
-) -> int:
+def inspect(options: opt.InspectCommand) -> int:
     """Show every grouped convolution of MODEL, whether the passes would rewrite it, and why not
     where not. For a file that groupfx wrote also what was done to it, and by which version.
     """
-    require_file(model)
-    require_names(passes, target)
+    require_file(options.model)
+    require_names(options.chosen.passes, options.chosen.target)
 
-    from .commands.inspect import InspectOptions, run_inspect
-    from .input.model_file import ModelOptions
+    from .commands.inspect import run_inspect
 
-    source = ModelOptions.of(
-        model,
-        input_shape or (),
-        arch=arch,
-        arch_args=arch_args,
-        key=key,
-        trust_pickle=trust_pickle,
-        python_path=tuple(python_path or ()),
-    )
-    options = InspectOptions(
-        source=source,
-        passes=None if passes is None else tuple(passes),
-        target=target,
-        way=way,
-        json=json,
-        quiet=quiet,
-        verbose=verbose,
-    )
     return run_inspect(options)
 
 
@@ -162,76 +89,18 @@ def inspect(
     "Write an ONNX file, and prove that it is the same.",
     "groupfx export model.pt -o model.onnx --dynamic-sizes",
 )
-def export(
-    model: opt.Model,
-    input_shape: opt.InputShapes = None,
-    arch: opt.Arch = None,
-    arch_args: opt.ArchArgs = None,
-    key: opt.Key = None,
-    trust_pickle: opt.TrustPickle = False,
-    python_path: opt.PythonPath = None,
-    passes: opt.Passes = None,
-    target: opt.Target = None,
-    way: opt.WayOption = "auto",
-    no_verify: opt.NoVerify = False,
-    output: opt.OnnxOut = None,
-    dtype: opt.DType = None,
-    opset: opt.Opset = None,
-    fixed_batch: opt.FixedBatch = False,
-    dynamic_sizes: opt.DynamicSizes = False,
-    input_name: opt.InputNames = None,
-    output_name: opt.OutputNames = None,
-    external_data: opt.ExternalData = False,
-    atol: opt.Atol = None,
-    inputs: opt.DataFiles = None,
-    force: opt.Force = False,
-    json: opt.Json = None,
-    quiet: opt.Quiet = False,
-    verbose: opt.Verbose = False,
-    traceback: opt.Traceback = False,
-) -> int:
+def export(options: opt.ExportCommand) -> int:
     """Rewrite MODEL for ONNX Runtime (learned groups are frozen; -p or --target change that),
     write it as an ONNX file, and validate the file against MODEL.
 
     Exit code: 0 done; 1 a check failed: then nothing is written; 2 wrong usage, or a file or a
     model that cannot be read or exported; 70 a bug of groupfx.
     """
-    require_file(model)
-    require_names(passes, target)
+    require_file(options.model)
+    require_names(options.chosen.passes, options.chosen.target)
 
-    from .commands.export import ExportCommand, run_export
-    from .input.model_file import ModelOptions
+    from .commands.export import run_export
 
-    source = ModelOptions.of(
-        model,
-        input_shape or (),
-        arch=arch,
-        arch_args=arch_args,
-        key=key,
-        trust_pickle=trust_pickle,
-        python_path=tuple(python_path or ()),
-    )
-    options = ExportCommand(
-        source=source,
-        passes=None if passes is None else tuple(passes),
-        target=target,
-        way=way,
-        verify=not no_verify,
-        output=output,
-        dtype=dtype,
-        opset=opset,
-        dynamic_batch=not fixed_batch,
-        dynamic_sizes=dynamic_sizes,
-        input_names=input_name,
-        output_names=output_name,
-        external_data=external_data,
-        atol=tuple(atol or ()),
-        data=tuple(inputs or ()),
-        force=force,
-        json=json,
-        quiet=quiet,
-        verbose=verbose,
-    )
     return run_export(options)
 
 
@@ -239,68 +108,50 @@ def export(
     "Compare two models, and name the site that is wrong.",
     "groupfx validate model.pt model.onnx --atol logits:1e-4",
 )
-def validate(
-    reference: opt.Reference,
-    candidate: opt.Candidate,
-    input_shape: opt.InputShapes = None,
-    arch: opt.Arch = None,
-    arch_args: opt.ArchArgs = None,
-    key: opt.Key = None,
-    trust_pickle: opt.TrustPickle = False,
-    python_path: opt.PythonPath = None,
-    atol: opt.Atol = None,
-    inputs: opt.DataFiles = None,
-    json: opt.Json = None,
-    quiet: opt.Quiet = False,
-    verbose: opt.Verbose = False,
-    traceback: opt.Traceback = False,
-) -> int:
+def validate(options: opt.ValidateCommand) -> int:
     """Compare CANDIDATE with REFERENCE: outputs against float64, in ONNX Runtime with graph
     optimisations off and on, and each convolution on its own.
 
     Exit code: 0 the same function; 1 it is not; 2 wrong usage, or a file or a model that cannot be
     read or run; 70 a bug of groupfx.
     """
-    require_file(reference)
-    require_file(candidate)
+    require_file(options.reference)
+    require_file(options.candidate)
 
-    from .commands.validate import ValidateCommand, run_validate
-    from .input.model_file import ModelOptions
+    from .commands.validate import run_validate
 
-    options = ValidateCommand(
-        candidate=candidate,
-        source=ModelOptions.of(
-            reference,
-            input_shape or (),
-            arch=arch,
-            arch_args=arch_args,
-            key=key,
-            trust_pickle=trust_pickle,
-            python_path=tuple(python_path or ()),
-        ),
-        atol=tuple(atol or ()),
-        data=tuple(inputs or ()),
-        json=json,
-        quiet=quiet,
-        verbose=verbose,
-    )
     return run_validate(options)
 
 
-_command(learned.SHORT_HELP, learned.EXAMPLE)(learned.groups)
+@_command(
+    "Show the groups that layers learned, and how training changed them.",
+    "groupfx groups checkpoints/best.pth --plot groups.png\ngroupfx groups checkpoints",
+)
+def groups(options: opt.GroupsCommand) -> int:
+    """Show the groups of each layer that learned them: sizes, what is empty or read by nobody,
+    and the share of the dense convolution's MACs that is left. Of a series of checkpoints: which
+    channels left a group and came to it from each to the next.
+
+    Pickled modules are read as data: their classes are neither needed nor trusted. FLOPs are
+    counted where the model can be run.
+
+    Exit code: 0 done, also where no layer learned groups; 2 wrong usage, or a file that cannot be
+    read; 3 matplotlib is missing; 70 a bug of groupfx.
+    """
+    require_models(options)
+
+    from .commands.groups import run_groups
+
+    return run_groups(options)
 
 
 @_command(
     "List the passes, their options, and what they refuse.", "groupfx passes split-grouped-conv"
 )
-def passes(
-    name: opt.PassName = None,
-    json: opt.Json = None,
-    traceback: opt.Traceback = False,
-) -> int:
+def passes(options: opt.PassesCommand) -> int:
     """List the passes with their options, and the passes of each target."""
-    require_names(None if name is None else [name], None)
+    require_names(None if options.name is None else [options.name], None)
 
     from .commands.passes import run_passes
 
-    return run_passes(name, json)
+    return run_passes(options)

@@ -38,4 +38,10 @@ def _block(channels: int) -> int:
     return next((size for size in (_WIDE_BLOCK, _NARROW_BLOCK) if channels % size == 0), 1)
 
 
-TARGET = Target("onnxruntime", place=2, passes=("freeze-learned-groups",), opinion=opinion)
+TARGET = Target(
+    "onnxruntime",
+    place=2,
+    passes=("freeze-learned-groups",),
+    opinion=opinion,
+    choose_forms=True,
+)

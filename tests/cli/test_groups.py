@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from groupfx.cli.commands.groups_json import SCHEMA
+from groupfx.cli.commands.groups import SCHEMA
 from groupfx.learned.groups import INPUT_SCORES, OUTPUT_SCORES
 from groupfx.nn import Flgc2d
 from tests.cli.runs import Cli, Run, check_json

@@ -13,10 +13,10 @@ import torch
 
 import groupfx
 from groupfx.cli.commands.export import SCHEMA as EXPORT_SCHEMA
-from groupfx.cli.commands.groups_json import SCHEMA as GROUPS_SCHEMA
+from groupfx.cli.commands.groups import SCHEMA as GROUPS_SCHEMA
 from groupfx.cli.commands.inspect import SCHEMA as INSPECT_SCHEMA
-from groupfx.cli.commands.onnx_files import SCHEMA as ONNX_SCHEMA
 from groupfx.cli.commands.passes import SCHEMA as PASSES_SCHEMA
+from groupfx.cli.text.onnx_text import SCHEMA as ONNX_SCHEMA
 from groupfx.deploy.validate.validating import SCHEMA as VALIDATION_SCHEMA
 from groupfx.rewriting.report import SCHEMA as REPORT_SCHEMA
 from groupfx.schema import NAMES, schema

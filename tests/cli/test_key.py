@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from groupfx.cli.commands.export import SCHEMA as EXPORT_SCHEMA
-from groupfx.cli.commands.groups_json import SCHEMA as GROUPS_SCHEMA
+from groupfx.cli.commands.groups import SCHEMA as GROUPS_SCHEMA
 from groupfx.cli.commands.inspect import SCHEMA as INSPECT_SCHEMA
 from groupfx.deploy.validate.validating import SCHEMA as VALIDATION_SCHEMA
 from groupfx.nn import Flgc2d

@@ -2,8 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 from rich.text import Text
@@ -13,10 +12,11 @@ from ...convs.names import unnumbered
 from ...files.archive import Archive
 from ...rewriting import Totals
 from ...targets import targets
-from ..input.files import STDOUT, check_distinct, check_folder, json_text, write_text
+from ..input.files import ONNX, check_distinct, check_folder, write_json
 from ..input.model_file import ModelOptions, OpenedFile, read_source
+from ..input.options import InspectCommand
 from ..text.numbers import count, plural, short, sizes
-from ..text.rewrite_text import show_left, show_opening
+from ..text.rewrite_text import show_left, show_opening, show_taken
 from ..text.screen import Screen
 from ..text.table import Column, Table
 
@@ -36,55 +36,47 @@ _BRIEF = [
 ]
 
 
-@dataclass(frozen=True)
-class InspectOptions:
-    """The options of the command."""
-
-    source: ModelOptions
-    passes: tuple[str, ...] | None
-    target: str | None
-    way: str
-    json: Path | None
-    quiet: bool
-    verbose: bool
-
-
-def run_inspect(options: InspectOptions) -> int:
+def run_inspect(options: InspectCommand) -> int:
     """Read, look, tell."""
-    make_pipeline(options.passes, options.target)
-    if options.source.path.suffix == ".onnx":
-        from .onnx_files import OnnxCommand, inspect_onnx_file
-
-        return inspect_onnx_file(
-            OnnxCommand(
-                source=options.source,
-                passes=options.passes,
-                target=options.target,
-                json=options.json,
-                quiet=options.quiet,
-                verbose=options.verbose,
-            )
-        )
-    check_distinct({"MODEL": options.source.path, "--json": options.json})
-    if options.json is not None:
-        check_folder(options.json, "--json")
-    screen = Screen(quiet=options.quiet, verbose=options.verbose, data=options.json != STDOUT)
-    with screen.work(f"Reading {options.source.path}"):
-        opened = read_source(options.source, screen.warn)
+    source = ModelOptions.of(options.model, options.file)
+    chosen, told = options.chosen, options.told
+    make_pipeline(chosen.passes, chosen.target)
+    check_distinct({"MODEL": options.model, "--json": told.json})
+    check_folder(told.json, "--json")
+    screen = Screen.of(told)
+    if options.model.suffix == ONNX:
+        return _inspect_onnx(options, screen)
+    with screen.work(f"Reading {options.model}"):
+        opened = read_source(source, screen.warn)
     with screen.work("Looking at each convolution"):
         seen = survey(
             opened.model,
             opened.inputs,
-            passes=options.passes,
-            target=options.target,
-            way=options.way,
+            passes=chosen.passes,
+            target=chosen.target,
+            way=chosen.way,
         )
     found, whole = seen.sites, seen.totals
     show_opening(screen, opened, seen.way, seen.notes)
     _show_history(screen, opened.archive)
     _show_found(screen, found, whole)
-    if options.json is not None:
-        write_text(options.json, json_text(_document(opened, found, whole)))
+    if told.json is not None:
+        write_json(told.json, _document(opened, found, whole))
+    return 0
+
+
+def _inspect_onnx(options: InspectCommand, screen: Screen) -> int:
+    """The command for an ONNX file, of any producer."""
+    # onnx and ONNX Runtime are not needed for anything else here.
+    from ...api.onnx import find_onnx
+    from ..text.onnx_text import found_document, show_onnx_found
+
+    path, chosen, json = options.model, options.chosen, options.told.json
+    with screen.work(f"Reading {path}"):
+        found = find_onnx(path, passes=chosen.passes, target=chosen.target)
+    show_onnx_found(screen, path, found)
+    if json is not None:
+        write_json(json, found_document(path, found))
     return 0
 
 
@@ -132,7 +124,7 @@ def _show_history(screen: Screen, archive: Archive | None) -> None:
 def _show_found(screen: Screen, found: Sequence[FoundSite], whole: Totals) -> None:
     screen.line()
     if not found:
-        screen.line("There is no grouped convolution.")
+        show_taken(screen, 0, 0)
         return
     screen.table(
         Table([*_FULL, *_TOLD], [(*_full_row(site), *_words(site)) for site in found]),
@@ -194,8 +186,7 @@ def _show_totals(screen: Screen, found: Sequence[FoundSite], whole: Totals) -> N
     parameters = sum(site.parameters or 0 for site in modules.values())
     macs = sum(site.macs or 0 for site in found)
     taken = sum(site.taken for site in found)
-    sites = plural(len(found), "grouped convolution")
-    screen.line(f"{sites}, of which a rewrite would take {taken}.")
+    show_taken(screen, len(found), taken)
     screen.line()
     rows = [
         ("parameters", count(parameters), count(whole.parameters)),

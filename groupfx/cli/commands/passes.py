@@ -1,37 +1,36 @@
 """`groupfx passes`: each pass, its options, and what it refuses."""
 
 import inspect
-from pathlib import Path
 from typing import Any
 
 from rich.text import Text
 
 from ...passes import PASSES, pass_class
 from ...targets import target_named, targets
-from ..input.files import STDOUT, check_folder, json_text, write_text
+from ..input.files import STDOUT, check_folder, write_json
+from ..input.options import PassesCommand
 from ..text.screen import Screen
 
 SCHEMA = "groupfx.passes/1"
 
 
-def run_passes(name: str | None, json: Path | None) -> int:
+def run_passes(options: PassesCommand) -> int:
     """Show all passes, or one."""
-    if json is not None:
-        check_folder(json, "--json")
-    names = list(PASSES) if name is None else [name]
-    entries = [_entry(one) for one in names]
+    check_folder(options.json, "--json")
+    names = list(PASSES) if options.name is None else [options.name]
+    entries = [_entry(name) for name in names]
     pipelines = {target.name: list(target.passes) for target in (target_named(None), *targets())}
-    screen = Screen(data=json != STDOUT)
+    screen = Screen(data=options.json != STDOUT)
     for entry in entries:
         _show(screen, entry)
-    if name is None:
+    if options.name is None:
         screen.line("What runs where no pass is named:")
         for target, passes in pipelines.items():
             when = "by default" if target == "default" else f"--target {target}"
             screen.paragraph(f"{when}: {', '.join(passes)}", indent="  ")
-    if json is not None:
+    if options.json is not None:
         document = {"schema": SCHEMA, "passes": entries, "pipelines": pipelines}
-        write_text(json, json_text(document))
+        write_json(options.json, document)
     return 0
 
 

@@ -1,6 +1,5 @@
 """`groupfx rewrite`: read, rewrite, check, write, tell."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +9,19 @@ from ...api.models import make_pipeline, rewrite
 from ...errors import MismatchError, ModelError, UsageError
 from ...files.archive import check_replaceable
 from ...rewriting import Report, Result
+from ...targets import target_named
 from ...tracing.program import copied
-from ..input.files import STDOUT, check_distinct, check_folder, check_python, json_text, write_text
+from ..input.files import (
+    ONNX,
+    STDOUT,
+    check_distinct,
+    check_folder,
+    check_python,
+    write_json,
+    write_text,
+)
 from ..input.model_file import ModelOptions, OpenedFile, read_source
-from ..text.numbers import size
+from ..input.options import RewriteCommand
 from ..text.rewrite_text import show_report
 from ..text.screen import Advance, Screen
 
@@ -21,45 +29,21 @@ if TYPE_CHECKING:
     from ...deploy import PreparedExport
 
 _EXPORTED = ".pt2"
-ONNX = ".onnx"
 
 
-@dataclass(frozen=True)
-class RewriteOptions:
-    """The options of the command; `output` is None for the usual name."""
-
-    source: ModelOptions
-    passes: tuple[str, ...] | None
-    target: str | None
-    way: str
-    verify: bool
-    output: Path | None
-    force: bool
-    dry_run: bool
-    emit_python: Path | None
-    json: Path | None
-    quiet: bool
-    verbose: bool
-
-    @property
-    def place(self) -> Path:
-        """Where the model goes."""
-        return self.output or Path(f"{self.source.path.stem}.groupfx.pt")
-
-
-def run_rewrite(options: RewriteOptions) -> int:
+def run_rewrite(options: RewriteCommand) -> int:
     """Do it, and return the exit code. Everything that can be refused early is."""
-    make_pipeline(options.passes, options.target)
-    if options.source.path.suffix == ONNX:
-        return _rewrite_onnx(options)
+    source = ModelOptions.of(options.model, options.file)
+    make_pipeline(options.chosen.passes, options.chosen.target)
+    if options.model.suffix == ONNX:
+        return _rewrite_onnx(options, source)
     _check_outputs(options)
-    to_stdout = STDOUT in (options.json, options.emit_python)
-    screen = Screen(quiet=options.quiet, verbose=options.verbose, data=not to_stdout)
-    path = options.source.path
-    with screen.work(f"Reading {path}"):
-        opened = read_source(options.source, screen.warn)
+    screen = Screen.of(options.told, options.emit_python)
+    with screen.work(f"Reading {options.model}"):
+        opened = read_source(source, screen.warn)
+    words = "Rewriting" if options.no_verify else "Rewriting and checking"
     try:
-        with screen.work("Rewriting and checking" if options.verify else "Rewriting") as progress:
+        with screen.work(words) as progress:
             result = _rewrite(options, opened, progress)
     except MismatchError as error:
         if isinstance(error.report, Report):
@@ -79,7 +63,7 @@ def run_rewrite(options: RewriteOptions) -> int:
     return 0
 
 
-def _check_outputs(options: RewriteOptions) -> None:
+def _check_outputs(options: RewriteCommand) -> None:
     """Refuse what could not be written in the end, before any work."""
     place, python = options.place, options.emit_python
     if place.suffix not in (".pt", _EXPORTED, ONNX):
@@ -88,17 +72,16 @@ def _check_outputs(options: RewriteOptions) -> None:
         )
     check_distinct(
         {
-            "MODEL": options.source.path,
+            "MODEL": options.model,
             "-o": None if options.dry_run or options.force else place,
             "--emit-python": python,
-            "--json": options.json,
+            "--json": options.told.json,
         }
     )
     if not options.dry_run:
         check_folder(place, "-o")
         _check_replaceable(place, overwrite=options.force)
-    if options.json is not None:
-        check_folder(options.json, "--json")
+    check_folder(options.told.json, "--json")
     if python is not None:
         check_folder(python, "--emit-python")
         check_python(python, force=options.force)
@@ -113,58 +96,84 @@ def _check_replaceable(place: Path, *, overwrite: bool) -> None:
     check_target(place, overwrite=overwrite)
 
 
-def _rewrite_onnx(options: RewriteOptions) -> int:
-    """The command for a file that is ONNX already."""
-    from .onnx_files import OnnxCommand, rewrite_onnx_file
+def _rewrite_onnx(options: RewriteCommand, source: ModelOptions) -> int:
+    """The command for a file that is ONNX already, of any producer."""
+    # onnx and ONNX Runtime are not needed for anything else here.
+    from ...api.onnx import onnx_passes, rewrite_onnx
+    from ..text.onnx_text import rewrite_document, show_onnx_rewrite
+    from ..text.validation_text import shown_if_wrong
 
+    chosen, told = options.chosen, options.told
     if options.emit_python is not None:
         raise UsageError("--emit-python writes torch modules: an ONNX file has none")
-    return rewrite_onnx_file(
-        OnnxCommand(
-            source=options.source,
-            passes=options.passes,
-            target=options.target,
-            verify=options.verify,
-            output=options.output,
-            force=options.force,
-            dry_run=options.dry_run,
-            json=options.json,
-            quiet=options.quiet,
-            verbose=options.verbose,
+    onnx_passes(chosen.passes, chosen.target)
+    _check_onnx_outputs(options)
+    screen = Screen.of(told)
+    words = "Rewriting" if options.no_verify else "Rewriting and validating"
+    with shown_if_wrong(screen), screen.work(words, what="runs") as progress:
+        result = rewrite_onnx(
+            options.model,
+            None if options.dry_run else options.place,
+            passes=chosen.passes,
+            target=chosen.target,
+            verify=not options.no_verify,
+            overwrite=options.force,
+            shapes=source.shapes,
+            progress=progress,
         )
-    )
+    show_onnx_rewrite(screen, options.model, result)
+    screen.line()
+    if options.dry_run:
+        screen.note("Dry run: no file was written.")
+    for path in result.files:
+        screen.wrote(path)
+    if told.json is not None:
+        write_json(told.json, rewrite_document(options.model, result))
+    return 0
+
+
+def _check_onnx_outputs(options: RewriteCommand) -> None:
+    place, json = options.place, options.told.json
+    if place.suffix != ONNX:
+        raise UsageError(
+            f"-o {place}: what was read from an .onnx file is written to one: end the name in .onnx"
+        )
+    check_distinct({"MODEL": options.model, "-o": None if options.dry_run else place})
+    check_distinct({"-o": place, "--json": json})
+    if not options.dry_run:
+        check_folder(place, "-o")
+    check_folder(json, "--json")
 
 
 def _prepare_onnx(
-    screen: Screen, options: RewriteOptions, opened: OpenedFile, result: Result
+    screen: Screen, options: RewriteCommand, opened: OpenedFile, result: Result
 ) -> "PreparedExport | None":
     """The ONNX model of the result, validated against the original; None for another file."""
     if options.place.suffix != ONNX:
         return None
-    # onnx and ONNX Runtime are not needed for anything else here.
     from ...deploy import ExportOptions, ValidationOptions, prepare_export
-    from .export import checked
+    from ..text.validation_text import validated
 
     with screen.work("Exporting"):
-        chosen = options.passes is None and options.target == "onnxruntime"
-        file = ExportOptions(choose_forms=chosen)
+        chosen = options.chosen
+        choose = chosen.passes is None and target_named(chosen.target).choose_forms
+        file = ExportOptions(choose_forms=choose)
         prepared = prepare_export(result.model, opened.inputs, file)
-    if options.verify:
-        checks = ValidationOptions()
-        checked(screen, opened.model, opened.inputs, prepared, options.place, checks)
+    if not options.no_verify:
+        validated(screen, opened, prepared, options.place, ValidationOptions())
     return prepared
 
 
-def _rewrite(options: RewriteOptions, opened: OpenedFile, progress: Advance) -> Result:
+def _rewrite(options: RewriteCommand, opened: OpenedFile, progress: Advance) -> Result:
     return rewrite(
         opened.model,
         opened.inputs,
-        passes=options.passes,
-        target=options.target,
-        way=options.way,
+        passes=options.chosen.passes,
+        target=options.chosen.target,
+        way=options.chosen.way,
         # The model is nobody else's: one that cannot be copied may be changed.
         inplace=not _can_be_copied(opened.model),
-        verify=options.verify,
+        verify=not options.no_verify,
         progress=progress,
     )
 
@@ -177,7 +186,7 @@ def _can_be_copied(model: nn.Module) -> bool:
     return True
 
 
-def _write(options: RewriteOptions, result: Result, prepared: "PreparedExport | None") -> str:
+def _write(options: RewriteCommand, result: Result, prepared: "PreparedExport | None") -> str:
     """Write the model, and its Python where that is a file; return the Python."""
     python = ""
     if options.emit_python is not None:
@@ -195,15 +204,14 @@ def _write(options: RewriteOptions, result: Result, prepared: "PreparedExport | 
 
 
 def _write_json(
-    options: RewriteOptions, opened: OpenedFile, report: Report, *, written: bool
+    options: RewriteCommand, opened: OpenedFile, report: Report, *, written: bool
 ) -> None:
-    if options.json is not None:
-        document = _document(options, opened, report, written=written)
-        write_text(options.json, json_text(document))
+    if options.told.json is not None:
+        write_json(options.told.json, _document(options, opened, report, written=written))
 
 
 def _document(
-    options: RewriteOptions, opened: OpenedFile, report: Report, *, written: bool
+    options: RewriteCommand, opened: OpenedFile, report: Report, *, written: bool
 ) -> dict[str, Any]:
     """The report, and what the command made of it."""
     python = options.emit_python if report.ok else None
@@ -217,14 +225,13 @@ def _document(
     return {**first, "files": files, **plain}
 
 
-def _show_files(screen: Screen, options: RewriteOptions, report: Report) -> None:
+def _show_files(screen: Screen, options: RewriteCommand, report: Report) -> None:
     screen.line()
     if options.dry_run:
         screen.note("Dry run: no model was written.")
     else:
-        place = options.place
-        screen.note(f"Wrote {place} ({size(place.stat().st_size)}).")
-        screen.paragraph(f"Read it with {_loading(place, report)}.")
+        screen.wrote(options.place)
+        screen.paragraph(f"Read it with {_loading(options.place, report)}.")
     if options.emit_python not in (None, STDOUT):
         screen.note(f"Wrote {options.emit_python}: the model as Python.")
 

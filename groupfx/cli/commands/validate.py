@@ -1,51 +1,37 @@
 """`groupfx validate`: are two models the same function, and which site is wrong if not?"""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from ...api.onnx import ONNX, read_arrays
-from ...deploy import OnnxSide, TorchSide, Validation, ValidationOptions, read_onnx, validate_sides
+from ...deploy import OnnxSide, TorchSide, read_onnx, validate_sides
 from ...errors import MismatchError, UsageError
 from ...running.inputs import ExampleInputs
-from ..input.files import STDOUT, check_distinct, check_folder, json_text, write_text
+from ..input.checks import validation_options
+from ..input.files import ONNX, check_distinct, check_folder, write_json
 from ..input.model_file import ModelOptions, OpenedFile, read_source
+from ..input.options import ValidateCommand
 from ..text.screen import Screen
 from ..text.validation_text import show_validation
-from .export import parse_atol
-
-
-@dataclass(frozen=True)
-class ValidateCommand:
-    """The options of the command; `source` names the reference, and how torch files are read."""
-
-    source: ModelOptions
-    candidate: Path
-    atol: tuple[str, ...]
-    data: tuple[Path, ...]
-    json: Path | None
-    quiet: bool
-    verbose: bool
 
 
 def run_validate(options: ValidateCommand) -> int:
     """Read both, compare, tell."""
-    checks = ValidationOptions(
-        parse_atol(options.atol), read_arrays(options.data), shapes=_shapes(options.source)
-    )
-    check_distinct({"CANDIDATE": options.candidate, "--json": options.json})
-    check_distinct({"REFERENCE": options.source.path, "--json": options.json})
-    if options.json is not None:
-        check_folder(options.json, "--json")
-    screen = Screen(quiet=options.quiet, verbose=options.verbose, data=options.json != STDOUT)
+    source, json = ModelOptions.of(options.reference, options.file), options.told.json
+    checks = validation_options(options.check, source.shapes)
+    check_distinct({"CANDIDATE": options.candidate, "--json": json})
+    check_distinct({"REFERENCE": options.reference, "--json": json})
+    check_folder(json, "--json")
+    screen = Screen.of(options.told)
     with screen.work("Reading"):
-        reference, candidate, notes = _sides(options, screen)
+        reference, candidate, notes = _sides(source, options.candidate, screen)
     screen.paragraph(f"reference: {reference.source}")
     screen.paragraph(f"candidate: {candidate.source}")
     with screen.work("Validating", what="runs") as progress:
         verdict = validate_sides(reference, candidate, checks, progress)
     verdict = replace(verdict, notes=(*notes, *verdict.notes))
     show_validation(screen, verdict)
-    _write(options, verdict)
+    if json is not None:
+        write_json(json, verdict.to_dict())
     if not verdict.ok:
         raise MismatchError(
             f"{options.candidate} is not the same function: {verdict.blame}", report=verdict
@@ -53,19 +39,11 @@ def run_validate(options: ValidateCommand) -> int:
     return 0
 
 
-def _shapes(source: ModelOptions) -> dict[str | int, tuple[int, ...]]:
-    """The given shapes by name or position, for two files that leave sizes open."""
-    return {
-        position if shape.name is None else shape.name: shape.sizes
-        for position, shape in enumerate(source.input_shapes)
-    }
-
-
 def _sides(
-    options: ValidateCommand, screen: Screen
+    source: ModelOptions, other: Path, screen: Screen
 ) -> tuple[TorchSide | OnnxSide, TorchSide | OnnxSide, tuple[str, ...]]:
     """Both sides; where one alone knows its inputs, the other is run on them too. And notes."""
-    paths = (options.source.path, options.candidate)
+    paths = (source.path, other)
     found: list[TorchSide | OnnxSide | None] = [
         OnnxSide(str(path), read_onnx(path)) if path.suffix == ONNX else None for path in paths
     ]
@@ -75,7 +53,7 @@ def _sides(
         if found[position] is not None:
             continue
         # A key that the reference has not is a mistake; the candidate may be of another kind.
-        opened = _opened(replace(options.source, path=path), screen, spare=inputs is not None)
+        opened = _opened(replace(source, path=path), screen, spare=inputs is not None)
         notes += opened.notes
         inputs = inputs or opened.inputs
         found[position] = TorchSide.of(opened.model, inputs, str(path))
@@ -98,8 +76,3 @@ def _opened(source: ModelOptions, screen: Screen, *, spare: bool) -> OpenedFile:
         if source.arch is None:
             raise
         return _opened(replace(source, arch=None, arch_args={}), screen, spare=False)
-
-
-def _write(options: ValidateCommand, verdict: Validation) -> None:
-    if options.json is not None:
-        write_text(options.json, json_text(verdict.to_dict()))

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
-from ...errors import UsageError
+from ...errors import FileError, UsageError
+from ...files.existing import require_file
 from ...passes import PASSES, pass_class
 from ...targets import target_named
+from .options import GroupsCommand
 
 
 def require_names(passes: Sequence[str] | None, target: str | None) -> None:
@@ -16,3 +18,25 @@ def require_names(passes: Sequence[str] | None, target: str | None) -> None:
         if name not in PASSES:
             pass_class(name)
     target_named(target)
+
+
+def require_models(options: GroupsCommand) -> None:
+    """Refuse what is not one model and no series, and options of the one for the other."""
+    for path in options.models:
+        if path.is_dir() and len(options.models) > 1:
+            raise FileError(f"{path} is a folder: give one folder, or files")
+        if not path.is_dir():
+            require_file(path)
+    of_model = {
+        "--input-shape": options.file.input_shape,
+        "--arch": options.file.arch,
+        "--trust-pickle": options.file.trust_pickle,
+        "--python-path": options.file.python_path,
+    }
+    given = [option for option, value in of_model.items() if value]
+    if options.series and given:
+        raise UsageError(
+            f"{given[0]} is for one model: the checkpoints of a series are read as data"
+        )
+    if options.filters and not options.series:
+        raise UsageError("--filters is for a series: give several checkpoints, or a folder of them")

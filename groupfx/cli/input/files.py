@@ -12,15 +12,16 @@ from typing import Any
 from ...errors import FileError, UsageError
 
 STDOUT = Path("-")
+ONNX = ".onnx"
 PROGRAM = "groupfx"
 # What groupfx.emit puts into the first lines of a file.
 _MARK = "Written by groupfx"
 _HEAD = 400
 
 
-def check_folder(path: Path, option: str) -> None:
+def check_folder(path: Path | None, option: str) -> None:
     """Refuse a file that could not be written later: no folder, no permission, a folder itself."""
-    if path == STDOUT:
+    if path is None or path == STDOUT:
         return
     folder = path.parent
     if not folder.is_dir():
@@ -44,9 +45,9 @@ def check_distinct(named: Mapping[str, Path | None]) -> None:
         seen[resolved] = option
 
 
-def json_text(document: Mapping[str, Any]) -> str:
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """`document` as JSON with an end of line; a number that is not finite is null."""
-    return json.dumps(_finite(document), indent=2, allow_nan=False) + "\n"
+    write_text(path, json.dumps(_finite(document), indent=2, allow_nan=False) + "\n")
 
 
 def _finite(value: Any) -> Any:

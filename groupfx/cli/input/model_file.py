@@ -1,7 +1,7 @@
 """From the options of a command to a model in memory and inputs for it."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from ...files.archive import Archive
 from ...files.models import read_model
 from ...running.guess import InferredInputs, infer_inputs
 from ...running.inputs import ExampleInputs
+from .options import ModelFile
 from .shapes import InputShape, inputs_of_shapes, parse_input_shape
 
 
@@ -29,32 +30,30 @@ class ModelOptions:
     python_path: tuple[Path, ...]
 
     @classmethod
-    def of(
-        cls,
-        path: Path,
-        input_shapes: Sequence[str],
-        *,
-        arch: str | None,
-        arch_args: str | None,
-        key: str | None,
-        trust_pickle: bool,
-        python_path: tuple[Path, ...],
-    ) -> "ModelOptions":
+    def of(cls, path: Path, given: ModelFile) -> "ModelOptions":
         """Read the texts; what is wrong with them is said before anything is loaded."""
-        if arch_args is not None and arch is None:
+        if given.arch_args is not None and given.arch is None:
             raise UsageError("--arch-args are the arguments of --arch: give --arch as well")
-        for folder in python_path:
+        for folder in given.python_path or ():
             if not folder.is_dir():
                 raise UsageError(f"--python-path {folder} is not a folder")
         return cls(
             path=path,
-            input_shapes=tuple(parse_input_shape(text) for text in input_shapes),
-            arch=arch,
-            arch_args={} if arch_args is None else _arguments(arch_args),
-            key=key,
-            trust_pickle=trust_pickle,
-            python_path=python_path,
+            input_shapes=tuple(parse_input_shape(text) for text in given.input_shape or ()),
+            arch=given.arch,
+            arch_args={} if given.arch_args is None else _arguments(given.arch_args),
+            key=given.key,
+            trust_pickle=given.trust_pickle,
+            python_path=tuple(given.python_path or ()),
         )
+
+    @property
+    def shapes(self) -> dict[str | int, tuple[int, ...]]:
+        """The given shapes by name or position, for ONNX files that leave sizes open."""
+        return {
+            position if shape.name is None else shape.name: shape.sizes
+            for position, shape in enumerate(self.input_shapes)
+        }
 
 
 @dataclass(frozen=True)

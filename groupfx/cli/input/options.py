@@ -1,6 +1,11 @@
-"""The options of all commands, each described once."""
+"""The options of all commands, each described once.
+
+A command takes one dataclass. Options that several commands have together are dataclasses of their
+own; the order of the fields is that of `--help`.
+"""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,12 +13,15 @@ import typer
 
 from ...passes import PASSES
 from ...targets import targets
+from .files import ONNX
+from .signature import argument, option
 
 # As in groupfx.tracing, which would import torch; a test holds them together.
 Way = Literal["auto", "trace", "modules", "export"]
 
 _FILE = "Model file"
 _REWRITE = "What to rewrite"
+_GROUPS = "What to show"
 _OUTPUT = "Output"
 _FILE_WRITTEN = "The ONNX file"
 _CHECK = "The check"
@@ -30,309 +38,302 @@ def complete_target(incomplete: str) -> Iterable[str]:
     return [target.name for target in targets() if target.name.startswith(incomplete)]
 
 
-Model = Annotated[
-    Path,
-    typer.Argument(
-        metavar="MODEL",
-        help="A file of ours, a pickled module, a dict that holds one, or a state_dict "
-        "(.pt, .pth, .safetensors) with --arch.",
-        show_default=False,
-    ),
-]
-PassName = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="PASS",
-        help="Show this pass only.",
-        show_default=False,
-        autocompletion=complete_pass,
-    ),
-]
+# What several commands say of an option that stands with others in each.
+_MODEL = (
+    "A file of ours, a pickled module, a dict that holds one, or a state_dict "
+    "(.pt, .pth, .safetensors) with --arch."
+)
+_NO_VERIFY = "Do not check that the function is the same."
+_FORCE = "Replace a file that groupfx did not write, or MODEL itself."
+_JSON = "Write the report as JSON; - for stdout, which then gets nothing else."
+_TRACEBACK = "Show the Python traceback of an error."
 
-InputShapes = Annotated[
-    list[str] | None,
-    typer.Option(
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFile:
+    """How the file of a model is read, and what it is run on."""
+
+    input_shape: list[str] | None = option(
         "--input-shape",
+        panel=_FILE,
         metavar="SHAPE",
         help="Shape of an input of forward, batch first: 2,3,224,224, or name=2,3,32,32, or "
         "int64:2,16, or input_ids=int64:2,16. Once for each input. Inferred where not given.",
-        show_default=False,
-        rich_help_panel=_FILE,
-    ),
-]
-Arch = Annotated[
-    str | None,
-    typer.Option(
+    )
+    arch: str | None = option(
         "--arch",
+        panel=_FILE,
         metavar="FACTORY",
         help="What makes the model that a state_dict belongs to: package.module:factory or "
         "file.py:factory. It is called, so its code runs.",
-        show_default=False,
-        rich_help_panel=_FILE,
-    ),
-]
-ArchArgs = Annotated[
-    str | None,
-    typer.Option(
+    )
+    arch_args: str | None = option(
         "--arch-args",
+        panel=_FILE,
         metavar="JSON",
         help="Keyword arguments of the factory, such as '{\"num_classes\": 10}'.",
-        show_default=False,
-        rich_help_panel=_FILE,
-    ),
-]
-Key = Annotated[
-    str | None,
-    typer.Option(
+    )
+    key: str | None = option(
         "--key",
+        panel=_FILE,
         metavar="NAME",
         help="Which network of a file that holds a dict: its name there, such as ema or model.ema.",
-        show_default=False,
-        rich_help_panel=_FILE,
-    ),
-]
-TrustPickle = Annotated[
-    bool,
-    typer.Option(
+    )
+    trust_pickle: bool = option(
         "--trust-pickle",
+        panel=_FILE,
+        default=False,
         help="Unpickle classes of any kind. This runs code from the file: only for files that you "
         "made yourself.",
-        rich_help_panel=_FILE,
-    ),
-]
-PythonPath = Annotated[
-    list[Path] | None,
-    typer.Option(
+    )
+    python_path: list[Path] | None = option(
         "--python-path",
+        panel=_FILE,
         metavar="DIR",
         help="Folder in which to look for the classes and the factory. May be repeated.",
-        show_default=False,
-        rich_help_panel=_FILE,
-    ),
-]
+    )
 
-Passes = Annotated[
-    list[str] | None,
-    typer.Option(
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """What is rewritten, and how the model is opened for it."""
+
+    passes: list[str] | None = option(
         "--pass",
         "-p",
+        panel=_REWRITE,
         metavar="PASS",
         help="A pass, with its options after a colon: name:option=value,option=value. May be "
         "repeated; they run in this order. 'groupfx passes' lists them.",
-        show_default=False,
-        autocompletion=complete_pass,
-        rich_help_panel=_REWRITE,
-    ),
-]
-Target = Annotated[
-    str | None,
-    typer.Option(
+        complete=complete_pass,
+    )
+    target: str | None = option(
         "--target",
+        panel=_REWRITE,
         metavar="NAME",
         help=f"The passes for one target: {', '.join(complete_target(''))}.",
-        show_default=False,
-        autocompletion=complete_target,
-        rich_help_panel=_REWRITE,
-    ),
-]
-WayOption = Annotated[
-    Way,
-    typer.Option(
+        complete=complete_target,
+    )
+    way: Way = option(
         "--way",
+        panel=_REWRITE,
         metavar="WAY",
+        default="auto",
         help="How to open the model: trace (one graph), modules (its convolution modules are "
         "swapped), export (torch.export), or auto.",
-        rich_help_panel=_REWRITE,
-    ),
-]
-NoVerify = Annotated[
-    bool,
-    typer.Option(
-        "--no-verify",
-        help="Do not check that the function is the same.",
-        rich_help_panel=_REWRITE,
-    ),
-]
+    )
 
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        "--output",
-        "-o",
-        metavar="OUT",
-        help="The file to write: .pt, .pt2 or .onnx.  [default: MODEL's name with .groupfx.pt, or "
-        ".groupfx.onnx for an .onnx file, in this folder]",
-        show_default=False,
-        rich_help_panel=_OUTPUT,
-    ),
-]
-Force = Annotated[
-    bool,
-    typer.Option(
-        "--force",
-        help="Replace a file that groupfx did not write, or MODEL itself.",
-        rich_help_panel=_OUTPUT,
-    ),
-]
-DryRun = Annotated[
-    bool,
-    typer.Option(
-        "--dry-run", help="Rewrite, check and report, but write no model.", rich_help_panel=_OUTPUT
-    ),
-]
-Json = Annotated[
-    Path | None,
-    typer.Option(
-        "--json",
-        metavar="FILE",
-        help="Write the report as JSON; - for stdout, which then gets nothing else.",
-        show_default=False,
-        rich_help_panel=_OUTPUT,
-    ),
-]
-OnnxOut = Annotated[
-    Path | None,
-    typer.Option(
-        "--output",
-        "-o",
-        metavar="OUT.onnx",
-        help="The file to write.  [default: MODEL's name with .onnx, in this folder]",
-        show_default=False,
-        rich_help_panel=_OUTPUT,
-    ),
-]
-EmitPython = Annotated[
-    Path | None,
-    typer.Option(
-        "--emit-python",
-        metavar="FILE",
-        help="Write the rewritten model as readable Python; - for stdout.",
-        show_default=False,
-        rich_help_panel=_OUTPUT,
-    ),
-]
 
-DType = Annotated[
-    Literal["float32", "float16"] | None,
-    typer.Option(
-        "--dtype",
-        metavar="DTYPE",
-        help="float32 or float16.  [default: the model's own]",
-        show_default=False,
-        rich_help_panel=_FILE_WRITTEN,
-    ),
-]
-Opset = Annotated[
-    int | None,
-    typer.Option(
-        "--opset",
-        metavar="N",
-        help="Opset of the file.  [default: 20]",
-        show_default=False,
-        rich_help_panel=_FILE_WRITTEN,
-    ),
-]
-FixedBatch = Annotated[
-    bool,
-    typer.Option(
-        "--fixed-batch",
-        help="Take the batch of the inputs as it is given; else it is open.",
-        rich_help_panel=_FILE_WRITTEN,
-    ),
-]
-DynamicSizes = Annotated[
-    bool,
-    typer.Option(
-        "--dynamic-sizes",
-        help="Leave height, width and the like open as well.",
-        rich_help_panel=_FILE_WRITTEN,
-    ),
-]
-InputNames = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--input-name",
-        metavar="NAME",
-        help="Name of an input in the file, once for each, in order.",
-        show_default=False,
-        rich_help_panel=_FILE_WRITTEN,
-    ),
-]
-OutputNames = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--output-name",
-        metavar="NAME",
-        help="Name of an output in the file, once for each, in order.",
-        show_default=False,
-        rich_help_panel=_FILE_WRITTEN,
-    ),
-]
-ExternalData = Annotated[
-    bool,
-    typer.Option(
-        "--external-data",
-        help="Put the weights into OUT.onnx.data; done by itself above 2 GB.",
-        rich_help_panel=_FILE_WRITTEN,
-    ),
-]
-Reference = Annotated[
-    Path,
-    typer.Argument(
-        metavar="REFERENCE",
-        help="What is right: a model file as the other commands take it, or an .onnx file.",
-        show_default=False,
-    ),
-]
-Candidate = Annotated[
-    Path,
-    typer.Argument(
-        metavar="CANDIDATE",
-        help="What is to be checked: an .onnx file, or a model file.",
-        show_default=False,
-    ),
-]
-Atol = Annotated[
-    list[str] | None,
-    typer.Option(
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """What two models are compared on, and how closely."""
+
+    atol: list[str] | None = option(
         "--atol",
+        panel=_CHECK,
         metavar="NAME:VALUE",
         help="Largest |difference| allowed in this output of CANDIDATE, in place of 4 x the "
         "rounding error of REFERENCE. May be repeated.",
-        show_default=False,
-        rich_help_panel=_CHECK,
-    ),
-]
-DataFiles = Annotated[
-    list[Path] | None,
-    typer.Option(
+    )
+    inputs: list[Path] | None = option(
         "--inputs",
+        panel=_CHECK,
         metavar="FILE.npz",
         help="Compare on these inputs too: an array for each input, by its name. May be repeated.",
-        show_default=False,
-        rich_help_panel=_CHECK,
-    ),
-]
+    )
 
-Quiet = Annotated[
-    bool,
-    typer.Option("--quiet", "-q", help="Errors only.", rich_help_panel=_MESSAGES),
-]
-Verbose = Annotated[
-    bool,
-    typer.Option(
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What is said, and where."""
+
+    json: Path | None = option("--json", panel=_OUTPUT, metavar="FILE", help=_JSON)
+    quiet: bool = option("--quiet", "-q", panel=_MESSAGES, default=False, help="Errors only.")
+    verbose: bool = option(
         "--verbose",
         "-v",
+        panel=_MESSAGES,
+        default=False,
         help="Why each site was left, and what torch warns of.",
-        rich_help_panel=_MESSAGES,
-    ),
-]
-Traceback = Annotated[
-    bool,
-    typer.Option(
-        "--traceback", help="Show the Python traceback of an error.", rich_help_panel=_MESSAGES
-    ),
-]
+    )
+    traceback: bool = option("--traceback", panel=_MESSAGES, default=False, help=_TRACEBACK)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewriteCommand:
+    """`groupfx rewrite`."""
+
+    model: Path = argument("MODEL", _MODEL)
+    file: ModelFile
+    chosen: Chosen
+    no_verify: bool = option("--no-verify", panel=_REWRITE, default=False, help=_NO_VERIFY)
+    output: Path | None = option(
+        "--output",
+        "-o",
+        panel=_OUTPUT,
+        metavar="OUT",
+        help="The file to write: .pt, .pt2 or .onnx.  [default: MODEL's name with .groupfx.pt, or "
+        ".groupfx.onnx for an .onnx file, in this folder]",
+    )
+    force: bool = option("--force", panel=_OUTPUT, default=False, help=_FORCE)
+    dry_run: bool = option(
+        "--dry-run",
+        panel=_OUTPUT,
+        default=False,
+        help="Rewrite, check and report, but write no model.",
+    )
+    emit_python: Path | None = option(
+        "--emit-python",
+        panel=_OUTPUT,
+        metavar="FILE",
+        help="Write the rewritten model as readable Python; - for stdout.",
+    )
+    told: Told
+
+    @property
+    def place(self) -> Path:
+        """Where the model goes."""
+        ending = ONNX if self.model.suffix == ONNX else ".pt"
+        return self.output or Path(f"{self.model.stem}.groupfx{ending}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectCommand:
+    """`groupfx inspect`."""
+
+    model: Path = argument("MODEL", _MODEL)
+    file: ModelFile
+    chosen: Chosen
+    told: Told
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportCommand:
+    """`groupfx export`."""
+
+    model: Path = argument("MODEL", _MODEL)
+    file: ModelFile
+    chosen: Chosen
+    no_verify: bool = option("--no-verify", panel=_REWRITE, default=False, help=_NO_VERIFY)
+    output: Path | None = option(
+        "--output",
+        "-o",
+        panel=_OUTPUT,
+        metavar="OUT.onnx",
+        help="The file to write.  [default: MODEL's name with .onnx, in this folder]",
+    )
+    dtype: Literal["float32", "float16"] | None = option(
+        "--dtype",
+        panel=_FILE_WRITTEN,
+        metavar="DTYPE",
+        help="float32 or float16.  [default: the model's own]",
+    )
+    opset: int | None = option(
+        "--opset", panel=_FILE_WRITTEN, metavar="N", help="Opset of the file.  [default: 20]"
+    )
+    fixed_batch: bool = option(
+        "--fixed-batch",
+        panel=_FILE_WRITTEN,
+        default=False,
+        help="Take the batch of the inputs as it is given; else it is open.",
+    )
+    dynamic_sizes: bool = option(
+        "--dynamic-sizes",
+        panel=_FILE_WRITTEN,
+        default=False,
+        help="Leave height, width and the like open as well.",
+    )
+    input_name: list[str] | None = option(
+        "--input-name",
+        panel=_FILE_WRITTEN,
+        metavar="NAME",
+        help="Name of an input in the file, once for each, in order.",
+    )
+    output_name: list[str] | None = option(
+        "--output-name",
+        panel=_FILE_WRITTEN,
+        metavar="NAME",
+        help="Name of an output in the file, once for each, in order.",
+    )
+    external_data: bool = option(
+        "--external-data",
+        panel=_FILE_WRITTEN,
+        default=False,
+        help="Put the weights into OUT.onnx.data; done by itself above 2 GB.",
+    )
+    check: Check
+    force: bool = option("--force", panel=_OUTPUT, default=False, help=_FORCE)
+    told: Told
+
+    @property
+    def place(self) -> Path:
+        """Where the file goes."""
+        return self.output or Path(f"{self.model.stem}{ONNX}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateCommand:
+    """`groupfx validate`."""
+
+    reference: Path = argument(
+        "REFERENCE", "What is right: a model file as the other commands take it, or an .onnx file."
+    )
+    candidate: Path = argument(
+        "CANDIDATE", "What is to be checked: an .onnx file, or a model file."
+    )
+    file: ModelFile
+    check: Check
+    told: Told
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupsCommand:
+    """`groupfx groups`."""
+
+    models: list[Path] = argument(
+        "MODEL",
+        "One model: any file that the other commands read, a state_dict without --arch, a "
+        "pickled module of any class. Or a series: several checkpoints, or a folder of them.",
+    )
+    file: ModelFile
+    layer: list[str] | None = option(
+        "--layer",
+        panel=_GROUPS,
+        metavar="PATTERN",
+        help="Only layers whose names fit this pattern, such as 'blocks.1?.*'. May be repeated.",
+    )
+    filters: bool = option(
+        "--filters",
+        panel=_GROUPS,
+        default=False,
+        help="Of a series: follow the filters, not the input channels.",
+    )
+    plot: Path | None = option(
+        "--plot",
+        panel=_OUTPUT,
+        metavar="FILE",
+        help="Draw it, as .png or .svg: the masks before and after permutation, or the changes "
+        "over the epochs. Needs matplotlib.",
+    )
+    told: Told
+
+    @property
+    def series(self) -> bool:
+        """Whether these are several checkpoints of one model."""
+        return len(self.models) > 1 or self.models[0].is_dir()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassesCommand:
+    """`groupfx passes`."""
+
+    name: str | None = argument(
+        "PASS", "Show this pass only.", optional=True, complete=complete_pass
+    )
+    json: Path | None = option("--json", panel=_OUTPUT, metavar="FILE", help=_JSON)
+    traceback: bool = option("--traceback", panel=_MESSAGES, default=False, help=_TRACEBACK)
+
+
 Version = Annotated[
     bool,
     typer.Option("--version", help="Show the version.", show_default=False),

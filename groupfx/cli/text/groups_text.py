@@ -71,9 +71,7 @@ def _row(screen: Screen, layer: LearnedLayer) -> tuple[str, ...]:
 
 def _sizes(screen: Screen, layer: LearnedLayer) -> str:
     pairs = [f"{inputs}/{filters}" for inputs, filters in layer.groups.sizes]
-    if len(pairs) <= _GROUPS_SHOWN or screen.verbose or not screen.terminal:
-        return " ".join(pairs)
-    return f"{' '.join(pairs[:_GROUPS_SHOWN])} and {len(pairs) - _GROUPS_SHOWN} more"
+    return _some(screen, pairs, _GROUPS_SHOWN, " ")
 
 
 def _number(number: int) -> str:
@@ -240,9 +238,11 @@ def _share(step: Step) -> str:
 
 
 def _channels(screen: Screen, channels: Sequence[int]) -> str:
-    shown = ", ".join(map(str, channels[:_CHANNELS_SHOWN]))
-    if len(channels) <= _CHANNELS_SHOWN:
-        return shown
-    if screen.verbose or not screen.terminal:
-        return ", ".join(map(str, channels))
-    return f"{shown} and {len(channels) - _CHANNELS_SHOWN} more"
+    return _some(screen, [*map(str, channels)], _CHANNELS_SHOWN, ", ")
+
+
+def _some(screen: Screen, words: Sequence[str], shown: int, between: str) -> str:
+    """The first of them, and how many more there are."""
+    if screen.whole or len(words) <= shown:
+        return between.join(words)
+    return f"{between.join(words[:shown])} and {len(words) - shown} more"

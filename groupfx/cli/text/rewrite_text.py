@@ -8,6 +8,7 @@ from rich.text import Text
 
 from ...plan.notes import Note
 from ...rewriting import Report, RewrittenSite
+from ...running.totals import Totals
 from ..input.model_file import OpenedFile
 from .numbers import count, plural, short, sizes
 from .screen import Screen
@@ -34,7 +35,9 @@ def show_report(screen: Screen, opened: OpenedFile, report: Report) -> None:
         _show_sites(screen, report)
     _show_summary(screen, report)
     show_left(screen, [(site.name, site.kind, site.reason) for site in report.skipped])
-    _show_sizes(screen, report)
+    if report.complexity is not None:
+        branches = sum(site.branches for site in report.sites)
+        show_sizes(screen, report.complexity.before, report.complexity.after, branches)
     _show_verdict(screen, report)
 
 
@@ -127,13 +130,22 @@ def _why_nothing(report: Report) -> str:
     return f": these passes are not about its {plural(grouped, 'grouped convolution')}"
 
 
+def show_taken(screen: Screen, number: int, taken: int) -> None:
+    """How many grouped convolutions there are, and how many of them a rewrite would take."""
+    if number:
+        found = plural(number, "grouped convolution")
+        screen.line(f"{found}, of which a rewrite would take {taken}.")
+    else:
+        screen.line("There is no grouped convolution.")
+
+
 def show_left(screen: Screen, left: Sequence[tuple[str, str, str]]) -> None:
     """Sites that stay as they are, as (name, kind, reason): by reason, or each where wanted."""
     if not left:
         return
     screen.line()
     screen.line(f"{plural(len(left), 'site')} left as {'it is' if len(left) == 1 else 'they are'}:")
-    if screen.verbose or not screen.terminal:
+    if screen.whole:
         screen.table(Table([Column("site"), Column("kind"), Column("reason")], left))
         return
     by_reason = defaultdict(list)
@@ -146,22 +158,19 @@ def show_left(screen: Screen, left: Sequence[tuple[str, str, str]]) -> None:
 
 def _some(screen: Screen, names: Sequence[str]) -> str:
     """The first names, and how many more there are; all of them where no person reads."""
-    if screen.verbose or not screen.terminal or len(names) <= _NAMES_SHOWN + 1:
+    if screen.whole or len(names) <= _NAMES_SHOWN + 1:
         return ", ".join(names)
     more = len(names) - _NAMES_SHOWN
     return f"{', '.join(names[:_NAMES_SHOWN])} and {more} more (-v names them)"
 
 
-def _show_sizes(screen: Screen, report: Report) -> None:
-    size = report.complexity
-    if size is None:
-        return
-    before, after = size.before, size.after
-    branches = sum(site.branches for site in report.sites)
+def show_sizes(screen: Screen, before: Totals, after: Totals, branches: int | None = None) -> None:
+    """The size of a model before and after."""
+    made = [] if branches is None else [("  branches", "0", count(branches))]
     rows = [
         ("convolutions", count(before.convs), count(after.convs)),
         ("  grouped", count(before.grouped_convs), count(after.grouped_convs)),
-        ("  branches", "0", count(branches)),
+        *made,
         ("parameters", count(before.parameters), count(after.parameters)),
         ("MACs, one sample", short(before.macs), short(after.macs)),
     ]
@@ -171,12 +180,17 @@ def _show_sizes(screen: Screen, report: Report) -> None:
     )
 
 
+def show_not_checked(screen: Screen) -> None:
+    """In the place of the verdict."""
+    screen.line(Text("Not checked (--no-verify).", style="yellow"))
+
+
 def _show_verdict(screen: Screen, report: Report) -> None:
     if not report.sites:
         return
     screen.line()
     if report.model is None:
-        screen.line(Text("Not checked (--no-verify).", style="yellow"))
+        show_not_checked(screen)
         return
     ok, style = ("Same function", "green") if report.ok else ("NOT the same function", "bold red")
     screen.line(Text.assemble((ok, style), ", checked in float64:"))

@@ -8,12 +8,16 @@ import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import IO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from ..input.files import STDOUT
+from ..input.options import Told
+from .numbers import size
 from .table import Cell, Table, printable, table_lines
 
 Advance = Callable[[int, int], None]
@@ -54,6 +58,17 @@ class Screen:
         self._out = console(sys.stdout)
         self._err = console(sys.stderr)
 
+    @classmethod
+    def of(cls, told: Told, *files: Path | None) -> "Screen":
+        """As the options of a command want it, which writes these files."""
+        data = STDOUT not in (told.json, *files)
+        return cls(quiet=told.quiet, verbose=told.verbose, data=data)
+
+    @property
+    def whole(self) -> bool:
+        """Whether long lists are shown whole: it was asked for, or no person reads them."""
+        return self.verbose or not self.terminal
+
     @property
     def terminal(self) -> bool:
         """Whether a person reads stdout."""
@@ -85,6 +100,10 @@ class Screen:
             self.line(text)
         elif not self._quiet:
             self._err.print(printable(text))
+
+    def wrote(self, path: Path) -> None:
+        """A note that there is this file now, and how large it is."""
+        self.note(f"Wrote {path} ({size(path.stat().st_size)}).")
 
     def log(self, text: str) -> None:
         """A line for those who asked for more, on stderr."""

@@ -1,10 +1,23 @@
 """A validation as text: every output in every runtime, the sites, and the verdict."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from rich.text import Text
 
-from ...deploy import OutputCheck, SiteCheck, Validation
+from ...api.onnx import require_same
+from ...deploy import (
+    OnnxSide,
+    OutputCheck,
+    PreparedExport,
+    SiteCheck,
+    TorchSide,
+    Validation,
+    ValidationOptions,
+)
+from ...errors import MismatchError
+from ..input.model_file import OpenedFile
 from .numbers import plural
 from .screen import Screen
 from .table import Column, Table
@@ -42,6 +55,31 @@ def show_validation(screen: Screen, validation: Validation) -> None:
     _show_outputs(screen, validation)
     _show_sites(screen, validation)
     _show_verdict(screen, validation)
+
+
+def validated(
+    screen: Screen,
+    opened: OpenedFile,
+    made: PreparedExport,
+    place: Path,
+    options: ValidationOptions,
+) -> Validation:
+    """Validate an export of `opened` before it is written; what is wrong with it is shown."""
+    sides = TorchSide.of(opened.model, opened.inputs, "the model"), OnnxSide(str(place), made.model)
+    with shown_if_wrong(screen), screen.work("Validating", what="runs") as progress:
+        return require_same("the ONNX model", *sides, options, progress)
+
+
+@contextlib.contextmanager
+def shown_if_wrong(screen: Screen) -> Iterator[None]:
+    """Show the validation that keeps a file from being written."""
+    try:
+        yield
+    except MismatchError as error:
+        if isinstance(error.report, Validation):
+            show_validation(screen, error.report)
+            screen.note("No file was written.")
+        raise
 
 
 def _show_outputs(screen: Screen, validation: Validation) -> None:
