@@ -1,12 +1,12 @@
 """Sameness: of a site, of a whole model, and of results in lower precision.
 
 `compare_regions` proves one site, `compare_models` a model end to end, `observable_sites` says
-which sites the end of a model can see, and `rms_within` is the yardstick for lower precision and
-other runtimes. `Float64` runs a model in float64 as it is. `Fingerprint` notices a changed model.
+which sites the end of a model can see, and `yardstick` holds the rule for lower precision and other
+runtimes. `Float64` runs a model in float64 as it is. `Fingerprint` notices a changed model.
 """
 
 from ..running.float64 import Float64
-from .measures import Difference, Yardstick, difference, rms_within
+from .measures import Difference, difference
 from .models import Float64Runner, ModelVerdict, OutputVerdict, compare_models, other_spatial
 from .observable import observable_sites
 from .region import Float64Copy, Region, run_region
@@ -23,12 +23,10 @@ __all__ = [
     "OutputVerdict",
     "Region",
     "SiteVerdict",
-    "Yardstick",
     "compare_models",
     "compare_regions",
     "difference",
     "observable_sites",
     "other_spatial",
-    "rms_within",
     "run_region",
 ]

@@ -1,8 +1,6 @@
-"""How far two values are from each other, what counts as the same kind, and what belongs together.
+"""How far two values are from each other, and what belongs together.
 
-A value that is not finite fails where the float64 reference is finite and well inside the range of
-the dtype. Elsewhere (the reference is itself not finite, or so large that rounding may overflow)
-both sides must agree in kind: finite, NaN, plus or minus infinity.
+Values that are not finite are held to the rule of `yardstick`.
 """
 
 from __future__ import annotations
@@ -17,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_KINDS = ("finite", "NaN", "infinity", "-infinity")
-_RMS_FACTOR = 4.0
+from .yardstick import kind_mismatch
 
 
 @dataclass(frozen=True)
@@ -38,17 +35,6 @@ class Difference:
         if self.error == 0.0:
             return 0.0
         return self.error / self.scale if self.scale > 0.0 else float("inf")
-
-
-@dataclass(frozen=True)
-class Yardstick:
-    """The outcome of `rms_within`: root-mean-square errors against float64, and the limit."""
-
-    ok: bool
-    candidate_rms: float
-    original_rms: float
-    limit: float
-    reason: str | None = None
 
 
 class StructureMismatchError(Exception):
@@ -73,7 +59,8 @@ def difference(original: Tensor, candidate: Tensor) -> Difference:
     error, scale = peak(candidate - original), peak(original)
     if math.isfinite(error) and math.isfinite(scale):
         return Difference(error, scale)
-    reason = kind_mismatch(original, original, candidate, original.dtype)
+    before, after = (t.detach().cpu().double().numpy() for t in (original, candidate))
+    reason = kind_mismatch(before, before, after, original.dtype)
     finite = torch.isfinite(original)
     error = peak((candidate - original)[finite & torch.isfinite(candidate)])
     return Difference(error, peak(original[finite]), reason)
@@ -87,62 +74,6 @@ def identical(original: Tensor, candidate: Tensor) -> bool:
     if torch.equal(original, candidate):
         return True
     return bool(((original == candidate) | (original.isnan() & candidate.isnan())).all())
-
-
-def kind_mismatch(
-    reference: Tensor, original: Tensor, candidate: Tensor, dtype: torch.dtype
-) -> str | None:
-    """Apply the rule for values that are not finite; None if it holds, else a sentence.
-
-    `reference` is the float64 result, `original` and `candidate` are results in `dtype`.
-    """
-    limit = torch.finfo(dtype).max / 2
-    inside = torch.isfinite(reference) & (reference.abs() <= limit)
-    broken = inside & ~torch.isfinite(candidate)
-    if bool(broken.any()):
-        kind = _KINDS[int(_kind(candidate)[broken][0])]
-        count = int(broken.sum())
-        return f"{count} of {broken.numel()} values became {kind} where the original is finite"
-    differing = ~inside & (_kind(original) != _kind(candidate))
-    if not bool(differing.any()):
-        return None
-    before = _KINDS[int(_kind(original)[differing][0])]
-    after = _KINDS[int(_kind(candidate)[differing][0])]
-    return f"{int(differing.sum())} of {inside.numel()} values are {after} instead of {before}"
-
-
-def rms_within(
-    reference: Tensor, original: Tensor, candidate: Tensor, dtype: torch.dtype
-) -> Yardstick:
-    """Judge a result in a lower precision or from another runtime.
-
-    Args:
-        reference: the original's result in float64.
-        original: the original's result when it is run in `dtype`.
-        candidate: the result to judge.
-        dtype: the floating dtype in which the candidate was computed.
-
-    The candidate's root-mean-square error against the reference may be at most 4 times that of the
-    original run in `dtype`, with a floor of u max|reference|, u being the unit roundoff of `dtype`.
-    """
-    nothing = float("inf")
-    if not reference.shape == original.shape == candidate.shape:
-        shapes = f"{list(candidate.shape)} instead of {list(reference.shape)}"
-        return Yardstick(False, nothing, nothing, 0.0, f"has shape {shapes}")
-    wide = [_real(value).detach().cpu().double() for value in (reference, original, candidate)]
-    yardstick, own, other = wide
-    reason = kind_mismatch(yardstick, own, other, dtype)
-    finite = torch.isfinite(yardstick) & torch.isfinite(own) & torch.isfinite(other)
-    yardstick, own, other = yardstick[finite], own[finite], other[finite]
-    candidate_rms, original_rms = _rms(other - yardstick), _rms(own - yardstick)
-    floor = torch.finfo(dtype).eps / 2 * peak(yardstick)
-    limit = max(_RMS_FACTOR * original_rms, floor)
-    if reason is None and not candidate_rms <= limit:
-        reason = (
-            f"its root-mean-square error is {candidate_rms:.2e} against float64; the original's in "
-            f"{str(dtype).removeprefix('torch.')} is {original_rms:.2e}, the limit {limit:.2e}"
-        )
-    return Yardstick(reason is None, candidate_rms, original_rms, limit, reason)
 
 
 def plain_number(value: float | None) -> float | None:
@@ -246,19 +177,9 @@ def _real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
-def _kind(tensor: Tensor) -> Tensor:
-    """0 finite, 1 NaN, 2 plus infinity, 3 minus infinity."""
-    infinity = torch.isposinf(tensor) * 2 + torch.isneginf(tensor) * 3
-    return torch.isnan(tensor) + infinity
-
-
 def peak(tensor: Tensor) -> float:
     """max|x| of a real tensor, 0 for an empty one, NaN if it holds one. Makes no copy of it."""
     if not tensor.numel():
         return 0.0
     low, high = torch.aminmax(tensor.detach())
     return float(torch.maximum(-low, high))
-
-
-def _rms(tensor: Tensor) -> float:
-    return float(tensor.square().mean().sqrt()) if tensor.numel() else 0.0

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from groupfx.verify import difference, rms_within
+from groupfx.verify import difference
 from groupfx.verify.bounds import ConvRecorder, Magnitudes, bound_ratio, rounding_bound
-from groupfx.verify.measures import identical, kind_mismatch
+from groupfx.verify.measures import identical
 
 INF, NAN = float("inf"), float("nan")
 
@@ -41,11 +41,11 @@ def test_what_no_number_can_say() -> None:
 
 
 KINDS = {
-    "nan_appears": ([1.0, 2.0], [1.0, NAN], "1 of 2 values became NaN where the original is"),
-    "infinity_appears": ([1.0, 2.0], [INF, 2.0], "became infinity"),
-    "nan_vanishes": ([NAN, 2.0], [1.0, 2.0], "1 of 2 values are finite instead of NaN"),
-    "sign_turns": ([INF, 2.0], [-INF, 2.0], "are -infinity instead of infinity"),
-    "nan_for_infinity": ([INF, 2.0], [NAN, 2.0], "are NaN instead of infinity"),
+    "nan_appears": ([1.0, 2.0], [1.0, NAN], "has NaN in 1 of 2 values that are finite"),
+    "infinity_appears": ([1.0, 2.0], [INF, 2.0], "has infinity in 1 of 2 values"),
+    "nan_vanishes": ([NAN, 2.0], [1.0, 2.0], "has finite instead of NaN in 1 of 2 values"),
+    "sign_turns": ([INF, 2.0], [-INF, 2.0], "has -infinity instead of infinity"),
+    "nan_for_infinity": ([INF, 2.0], [NAN, 2.0], "has NaN instead of infinity"),
 }
 
 
@@ -61,62 +61,6 @@ def test_the_same_kinds_agree() -> None:
     assert identical(values, values.clone())
     assert not identical(values, doubles(NAN, INF, INF, 3.0))
     assert not identical(values, doubles(0.0, INF, -INF, 3.0))
-
-
-def test_near_the_end_of_the_range_the_original_in_its_dtype_decides() -> None:
-    """60,000 may overflow in float16 by rounding; 1,000 may not."""
-    reference = doubles(60000.0, 1000.0)
-    over = torch.tensor([INF, 1000.0], dtype=torch.float16)
-    under = torch.tensor([60000.0, 1000.0], dtype=torch.float16)
-    broken = torch.tensor([60000.0, INF], dtype=torch.float16)
-    half = torch.float16
-    assert kind_mismatch(reference, over, over, half) is None
-    assert kind_mismatch(reference, under, over, half) == (
-        "1 of 2 values are infinity instead of finite"
-    )
-    assert "became infinity" in str(kind_mismatch(reference, broken, broken, half))
-
-
-# The yardstick
-
-
-def in_float32(factor: float) -> tuple[Tensor, Tensor, Tensor]:
-    reference = torch.randn(999, dtype=torch.float64)
-    error = torch.randn(999, dtype=torch.float64) * 1e-6
-    return reference, reference + error, reference + error.flip(0) * factor
-
-
-@pytest.mark.parametrize(
-    ("factor", "ok"), [(0.0, True), (1.0, True), (3.9, True), (4.1, False), (100.0, False)]
-)
-def test_four_times_the_original_s_error_is_the_limit(factor: float, ok: bool) -> None:
-    found = rms_within(*in_float32(factor), torch.float32)
-    assert found.ok is ok
-    assert found.limit == pytest.approx(4 * found.original_rms)
-    assert found.candidate_rms == pytest.approx(factor * found.original_rms)
-    assert ("root-mean-square error" in str(found.reason)) is not ok
-
-
-def test_an_exact_original_leaves_one_rounding() -> None:
-    reference = torch.full((10,), 3.0, dtype=torch.float64)
-    half = 2.0**-24 * 3
-    for factor, ok in ((0.9, True), (1.1, False)):
-        assert rms_within(reference, reference, reference + factor * half, torch.float32).ok is ok
-    assert rms_within(reference, reference, reference + 1e-3, torch.float16).ok
-    assert not rms_within(reference, reference, reference + 1e-3, torch.float32).ok
-
-
-def test_a_yardstick_sees_shapes_and_kinds() -> None:
-    reference, original, candidate = in_float32(1.0)
-    assert rms_within(reference, original, candidate[1:], torch.float32).reason == (
-        "has shape [998] instead of [999]"
-    )
-    candidate[5] = NAN
-    assert "became NaN" in str(rms_within(reference, original, candidate, torch.float32).reason)
-    original[5] = NAN
-    assert not rms_within(reference, original, candidate, torch.float32).ok
-    reference[5] = NAN
-    assert rms_within(reference, original, candidate, torch.float32).ok
 
 
 # The bound of rounding

@@ -95,12 +95,12 @@ def one_float32_step(pair: Pair) -> str:
 def nan_weight(pair: Pair) -> str:
     with torch.no_grad():
         pair.branch("conv.1").weight[0, 0, 0, 0] = float("nan")
-    return "became NaN"
+    return "has NaN"
 
 
 def infinite_output(pair: Pair) -> str:
     replace_output(pair, lambda graph, node: graph.call_function(operator.truediv, (node, 0.0)))
-    return "became"
+    return "that are finite"
 
 
 def other_statistics(pair: Pair) -> str:

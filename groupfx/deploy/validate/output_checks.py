@@ -1,9 +1,7 @@
 """Outputs of a candidate against float64: how far off, where, and whether that is too far.
 
-The candidate's root-mean-square error may be at most 4 times (on adversarial inputs 32 times) that
-of the original run in the candidate's dtype, with a floor of u max|y|. An output of few values may
-be close by luck, so the original's error is also taken over all ordinary runs, relative to the
-largest value of each.
+The rule is that of `verify.yardstick`. An output of few values may be close by luck, so the
+original's error is also taken over all ordinary runs, relative to the largest value of each.
 """
 
 from __future__ import annotations
@@ -18,12 +16,9 @@ import numpy.typing as npt
 import torch
 
 from ...verify.measures import plain_number
+from ...verify.yardstick import kind_mismatch, rms, rms_limit
 
 Array = npt.NDArray[Any]
-_FACTOR = 4.0
-# On inputs that are made to hurt, rounding is amplified: a variance near 0, a sum that cancels.
-_ADVERSARIAL_FACTOR = 32.0
-_KINDS = ("finite", "NaN", "infinity", "-infinity")
 
 
 @dataclass(frozen=True)
@@ -131,7 +126,7 @@ def _typical_error(runs: Sequence[OutputRun]) -> float:
             continue
         wide, original = run.wide.astype(np.float64), run.original.astype(np.float64)
         with np.errstate(all="ignore"):
-            share = _rms(original - wide) / np.abs(wide).max()
+            share = rms(original - wide) / np.abs(wide).max()
         if math.isfinite(share):
             shares.append(share)
     return math.sqrt(sum(s * s for s in shares) / len(shares)) if shares else 0.0
@@ -155,32 +150,19 @@ def _of_run(
     if run.wide.dtype.kind != "f":
         return _exact(base, run)
     wide, original, found = (a.astype(np.float64) for a in (run.wide, run.original, run.candidate))
-    kind = _kind_reason(wide, original, found, dtype)
+    kind = kind_mismatch(wide, original, found, dtype)
     finite = np.isfinite(wide) & np.isfinite(original) & np.isfinite(found)
     measured = _measured(base, wide, original, found, finite)
-    info = torch.finfo(dtype)
     peak = float(np.abs(wide[finite]).max(initial=0.0))
     usual = typical * peak if math.isfinite(peak) else 0.0
     own = max(measured.original_rms, usual, run.nearby_rms)
-    floor = max(info.eps / 2 * peak, underflow(dtype))
-    factor = _FACTOR if run.ordinary else _ADVERSARIAL_FACTOR
-    limit = max(factor * own, floor) if atol is None else atol
+    limit = rms_limit(own, peak, dtype, ordinary=run.ordinary) if atol is None else atol
     measured = replace(measured, limit=limit, limit_is_absolute=atol is not None)
     if kind is not None:
         return replace(measured, ok=False, reason=kind)
     if measured.ratio <= 1:
         return measured
     return replace(measured, ok=False, reason=_too_far(measured, dtype))
-
-
-def underflow(dtype: torch.dtype) -> float:
-    """An error that is never a mistake, for rounding is no longer relative there.
-
-    A runtime may flush numbers below the normal range to 0; float16 is computed in float32.
-    """
-    info = torch.finfo(dtype)
-    least = info.smallest_normal if dtype == torch.float32 else 4 * info.smallest_normal * info.eps
-    return float(least)
 
 
 def _exact(base: OutputCheck, run: OutputRun) -> OutputCheck:
@@ -206,7 +188,7 @@ def _measured(
         own = (original - wide)[finite]
         used, y, z = error[finite], wide[finite], found[finite]
         scale, norms = float(np.abs(y).max()), float(np.linalg.norm(y) * np.linalg.norm(z))
-        rms = _rms(used)
+        used_rms = rms(used)
         # `+ 0.0`: an integer index of the flat array, the first of equals.
         place = tuple(int(k) for k in np.unravel_index(int(error.argmax()), error.shape))
         return replace(
@@ -216,9 +198,9 @@ def _measured(
             mean_abs=float(used.mean()),
             quantile_999=float(np.quantile(used, 0.999)),
             cosine=float(y @ z / norms) if norms > 0 else float(not used.any()),
-            snr_db=20 * math.log10(_rms(y) / rms) if rms > 0 and y.any() else math.inf,
-            rms=rms,
-            original_rms=_rms(own),
+            snr_db=20 * math.log10(rms(y) / used_rms) if used_rms > 0 and y.any() else math.inf,
+            rms=used_rms,
+            original_rms=rms(own),
             index=place,
             expected=float(wide[place]),
             found=float(found[place]),
@@ -231,42 +213,13 @@ def _share(error: float, scale: float) -> float:
     return error / scale if scale > 0 else math.inf
 
 
-def _rms(values: Array) -> float:
-    with np.errstate(over="ignore"):
-        return float(np.sqrt(np.square(values).mean())) if values.size else 0.0
-
-
 def rms_difference(found: Array, expected: Array) -> float:
     """Root mean square of `found - expected` where both are finite; 0 for what is no float."""
     if found.dtype.kind != "f" or found.shape != expected.shape:
         return 0.0
     with np.errstate(all="ignore"):
         error = found.astype(np.float64) - expected.astype(np.float64)
-    return _rms(error[np.isfinite(error)])
-
-
-def _kind_reason(wide: Array, original: Array, found: Array, dtype: torch.dtype) -> str | None:
-    """Why values that are not finite are wrong, or None.
-
-    Where the reference is finite, well inside the range of the dtype, and the original finite too,
-    the candidate must be finite; elsewhere it must be of the same kind as the original.
-    """
-    inside = np.isfinite(wide) & (np.abs(wide) <= torch.finfo(dtype).max / 2)
-    broken = inside & np.isfinite(original) & ~np.isfinite(found)
-    if broken.any():
-        kind = _KINDS[int(_kind(found)[broken][0])]
-        return f"has {kind} in {int(broken.sum())} of {broken.size} values that are finite"
-    differing = ~inside & (_kind(original) != _kind(found))
-    if not differing.any():
-        return None
-    before = _KINDS[int(_kind(original)[differing][0])]
-    after = _KINDS[int(_kind(found)[differing][0])]
-    return f"has {after} instead of {before} in {int(differing.sum())} of {differing.size} values"
-
-
-def _kind(values: Array) -> Array:
-    found: Array = np.isnan(values) + 2 * np.isposinf(values) + 3 * np.isneginf(values)
-    return found
+    return rms(error[np.isfinite(error)])
 
 
 def _too_far(check: OutputCheck, dtype: torch.dtype) -> str:

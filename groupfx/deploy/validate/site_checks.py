@@ -20,8 +20,8 @@ from torch import Tensor
 from ...errors import first_line
 from ...verify.bounds import rounding_bound
 from ...verify.measures import plain_number
+from ...verify.yardstick import underflow
 from .onnx_sites import Region
-from .output_checks import underflow
 from .site_functions import SiteFunction
 
 Array = npt.NDArray[Any]

@@ -260,32 +260,6 @@ def test_the_measures_are_what_they_say() -> None:
     assert found.found == candidate[1, 2, 3]
 
 
-KINDS: dict[str, tuple[float, float, float, bool]] = {
-    # float64, the original, the candidate, whether that is right
-    "nan where it is finite": (1.0, 1.0, math.nan, False),
-    "infinite where it is finite": (1.0, 1.0, math.inf, False),
-    "both infinite": (math.inf, math.inf, math.inf, True),
-    "the other infinity": (math.inf, math.inf, -math.inf, False),
-    "nan for infinity": (math.inf, math.inf, math.nan, False),
-    "the original overflows as well": (1.0, math.inf, math.inf, True),
-    "out of range for both": (1e39, math.inf, math.inf, True),
-}
-
-
-@pytest.mark.parametrize(("wide", "original", "candidate", "right"), KINDS.values(), ids=KINDS)
-def test_values_that_are_not_finite(
-    wide: float, original: float, candidate: float, right: bool
-) -> None:
-    run = OutputRun(
-        "r",
-        True,
-        np.array([2.0, wide]),
-        np.array([2.0, original], np.float32),
-        np.array([2.0, candidate], np.float32),
-    )
-    assert check_output("y", OFF, [run], torch.float32).ok is right
-
-
 def test_an_output_that_is_close_by_luck_in_one_run_is_judged_by_all() -> None:
     """The original is exact in one run; a candidate that is off by its usual error passes."""
     unit = 2.0**-24
