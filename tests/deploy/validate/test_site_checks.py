@@ -1,0 +1,59 @@
+"""The limits of a site, at their boundary and from both sides: by channel, and by element."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from groupfx.convs.spec import ConvSpec
+from groupfx.deploy.validate.onnx_sites import Region
+from groupfx.deploy.validate.site_checks import SiteCheck, check_site
+from groupfx.deploy.validate.site_functions import SiteFunction
+
+UNIT = 2.0**-24
+REGION = Region("conv", "x", "y")
+
+
+def pointwise(inputs: int) -> SiteFunction:
+    """A 1x1 convolution of ones, one filter: its output and its magnitudes are sums of inputs."""
+    ones = ((1,), (1,), (0,), (1,), (0,))
+    spec = ConvSpec(1, False, inputs, 1, 1, *ones, "zeros", bias=False)
+    return SiteFunction("conv", spec, torch.ones(1, inputs, 1, dtype=torch.float64), None)
+
+
+def judged(function: SiteFunction, error: float, *, everywhere: bool) -> SiteCheck:
+    """The site on inputs of 1 / inputs, off by `error` everywhere, or at one of 4,096 places."""
+    inputs = function.spec.in_channels
+    x = np.full((1, inputs, 4096), 1 / inputs)
+    y = np.ones((1, 1, 4096))
+    if everywhere:
+        y += error
+    else:
+        y[0, 0, 77] += error
+    return check_site(function, REGION, {"x": x, "y": y}, torch.float32, "r")
+
+
+@pytest.mark.parametrize(("inputs", "factor"), [(2, 4.0), (1024, None)])
+@pytest.mark.parametrize(("share", "ok"), [(0.99, True), (1.01, False)])
+def test_a_channel_may_be_off_by_so_much(
+    inputs: int, factor: float | None, share: float, ok: bool
+) -> None:
+    """max(4, sqrt(K)) u (|w| * |x|), root mean square over a channel; the magnitude here is 1."""
+    function = pointwise(inputs)
+    limit = (factor or math.sqrt(function.terms)) * UNIT
+    found = judged(function, share * limit, everywhere=True)
+    assert found.ok is ok
+    assert found.ratio == pytest.approx(share, rel=1e-6)
+
+
+@pytest.mark.parametrize(("share", "ok"), [(0.99, True), (1.01, False)])
+def test_an_element_may_be_off_by_so_much(share: float, ok: bool) -> None:
+    """2 g_K (|w| * |x|), g_K = K u / (1 - K u)."""
+    function = pointwise(2)
+    terms = function.terms
+    limit = 2 * terms * UNIT / (1 - terms * UNIT)
+    found = judged(function, share * limit, everywhere=False)
+    assert found.ok is ok
+    assert found.ratio == pytest.approx(share, rel=1e-6)
+    assert found.index == (0, 0, 77)
