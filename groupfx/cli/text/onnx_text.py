@@ -102,7 +102,8 @@ def rewrite_document(path: Path, result: OnnxResult) -> dict[str, Any]:
 
 def _site(site: OnnxSite) -> dict[str, Any]:
     plain = {**asdict(site), "notes": list(site.notes)}
-    return {**plain, "pass": plain.pop("pass_name")}
+    plain["pass"] = plain.pop("pass_name")
+    return plain
 
 
 def _totals(totals: Totals) -> dict[str, Any]:
