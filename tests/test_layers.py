@@ -187,6 +187,16 @@ def file_problems(root: Path) -> list[str]:
     return problems
 
 
+def doubled_classes(root: Path) -> list[str]:
+    """Return one line for every class of the tests whose name is that of another one's."""
+    places: dict[str, list[str]] = {}
+    for path in python_files(root, ("tests",)):
+        for node in ast.parse(path.read_bytes()).body:
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(str(path.relative_to(root)))
+    return [f"{name}: {', '.join(found)}" for name, found in places.items() if len(found) > 1]
+
+
 def test_imports_point_down() -> None:
     assert python_files(ROOT, SOURCES), "no source file found: the checker looked at nothing"
     assert import_problems(ROOT) == []
@@ -198,6 +208,15 @@ def test_passes_are_imported_by_one_name() -> None:
 
 def test_files_are_short_and_named_for_what_they_hold() -> None:
     assert file_problems(ROOT) == []
+
+
+def test_a_helper_class_of_the_tests_has_a_name_of_its_own() -> None:
+    assert doubled_classes(ROOT) == []
+
+
+def test_two_helper_classes_of_one_name_are_caught(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"tests/a.py": "class Net: ...", "tests/b/c.py": "class Net: ..."})
+    assert doubled_classes(tmp_path) == ["Net: tests/a.py, tests/b/c.py"]
 
 
 WRONG_IMPORTS = {

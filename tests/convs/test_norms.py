@@ -15,8 +15,8 @@ from groupfx.tracing.exporting import export_program
 X = torch.randn(2, 3, 5, 5)
 
 
-class Net(nn.Module):
-    def __init__(self, forward: Callable[["Net", Tensor], Tensor]) -> None:
+class ConvAndNorms(nn.Module):
+    def __init__(self, forward: Callable[["ConvAndNorms", Tensor], Tensor]) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 3, 1)
         self.norm = nn.BatchNorm2d(3)
@@ -34,17 +34,17 @@ def found(graph: fx.GraphModule) -> fx.Node | None:
     return norm_behind(conv, graph)
 
 
-def scaled(m: Net, x: Tensor) -> Tensor:
+def scaled(m: ConvAndNorms, x: Tensor) -> Tensor:
     # The running mean is computed in forward.
     return F.batch_norm(m.conv(x), m.norm.running_mean * 2, m.norm.running_var)
 
 
-def in_train_mode(m: Net, x: Tensor) -> Tensor:
+def in_train_mode(m: ConvAndNorms, x: Tensor) -> Tensor:
     mean, variance = m.norm.running_mean, m.norm.running_var
     return F.batch_norm(m.conv(x), mean, variance, training=True)
 
 
-CASES: dict[str, tuple[Callable[[Net, Tensor], Tensor], str | None]] = {
+CASES: dict[str, tuple[Callable[[ConvAndNorms, Tensor], Tensor], str | None]] = {
     "behind": (lambda m, x: m.norm(m.conv(x)), "norm"),
     "without-weight": (lambda m, x: m.bare(m.conv(x)).relu(), "bare"),
     "by-name": (lambda m, x: m.norm(input=m.conv(x)), "norm"),
@@ -59,15 +59,15 @@ CASES: dict[str, tuple[Callable[[Net, Tensor], Tensor], str | None]] = {
 
 @pytest.mark.parametrize(("forward", "name"), CASES.values(), ids=CASES.keys())
 def test_a_module_that_alone_takes_the_value(
-    forward: Callable[[Net, Tensor], Tensor], name: str | None
+    forward: Callable[[ConvAndNorms, Tensor], Tensor], name: str | None
 ) -> None:
-    graph = fx.symbolic_trace(Net(forward).eval())
+    graph = fx.symbolic_trace(ConvAndNorms(forward).eval())
     (conv, *_) = convs(graph)
     norm = norm_behind(conv, graph)
     assert (None if norm is None else norm.target) == name
 
 
-OPERATORS: dict[str, tuple[Callable[[Net, Tensor], Tensor], bool]] = {
+OPERATORS: dict[str, tuple[Callable[[ConvAndNorms, Tensor], Tensor], bool]] = {
     "behind": (lambda m, x: m.norm(m.conv(x)), True),
     "without-weight": (lambda m, x: m.bare(m.conv(x)), True),
     "statistics-of-the-batch": (lambda m, x: m.moving(m.conv(x)), False),
@@ -79,9 +79,9 @@ OPERATORS: dict[str, tuple[Callable[[Net, Tensor], Tensor], bool]] = {
 
 @pytest.mark.parametrize(("forward", "belongs"), OPERATORS.values(), ids=OPERATORS.keys())
 def test_an_operator_in_eval_mode_on_stored_tensors(
-    forward: Callable[[Net, Tensor], Tensor], belongs: bool
+    forward: Callable[[ConvAndNorms, Tensor], Tensor], belongs: bool
 ) -> None:
-    program = export_program(Net(forward).eval(), ExampleInputs.of(X))
+    program = export_program(ConvAndNorms(forward).eval(), ExampleInputs.of(X))
     graph = program.module(check_guards=False)
     assert isinstance(graph, fx.GraphModule)
     assert [n for n in graph.graph.nodes if "batch_norm" in str(n.target)]

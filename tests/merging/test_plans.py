@@ -23,7 +23,7 @@ X = torch.randn(2, 6, 7, 7)
 LEARNED = Layer(tuple("abcdab"), tuple("abcabcdd"), {"padding": 1})
 
 
-class Net(nn.Module):
+class SplitAndFrozen(nn.Module):
     """A plain site, one that is called twice, one with a computed weight, and two that learned."""
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ NAMES = ["plain.0", "twice", "computed", "learned.0"]
 @pytest.fixture(scope="module")
 def result() -> groupfx.Result:
     torch.manual_seed(0)
-    return groupfx.rewrite(Net().eval(), X, passes=PASSES)
+    return groupfx.rewrite(SplitAndFrozen().eval(), X, passes=PASSES)
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_every_site_is_put_together_by_its_plan(
     tmp_path: Path,
 ) -> None:
     if way == "modules":
-        result = groupfx.rewrite(Net().eval(), X, passes=PASSES, way=way)
+        result = groupfx.rewrite(SplitAndFrozen().eval(), X, passes=PASSES, way=way)
     model = travel(result, tmp_path)
     merged = merge_sites(model, ExampleInputs.of(X))
     assert [site.name for site in merged.planned] == NAMES

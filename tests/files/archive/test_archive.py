@@ -124,7 +124,7 @@ class Recurrent(nn.Module):
         return self.attention(out)
 
 
-class CalledTwice(nn.Module):
+class OneConvUnderTwoNames(nn.Module):
     """One module under two names and called twice, and one Parameter in two modules."""
 
     def __init__(self) -> None:
@@ -220,7 +220,7 @@ CASES: dict[str, Callable[[], nn.Module]] = {
     "hooked_weight": hooked_weight,
     "legacy_hooks": legacy_hooks,
     "recurrent": Recurrent,
-    "shared": CalledTwice,
+    "shared": OneConvUnderTwoNames,
     "frozen": frozen,
     "unusual_names": unusual_names,
     "unused": with_unused,
@@ -295,8 +295,8 @@ def untie(model: fx.GraphModule) -> None:
 
 # Facets that must show: the checker itself is tested.
 WRONG = {
-    "value": (CalledTwice, lose(lambda m: m.first.weight.data.mul_(1.0001)), "outputs"),
-    "tie": (CalledTwice, lose(untie), "ties"),
+    "value": (OneConvUnderTwoNames, lose(lambda m: m.first.weight.data.mul_(1.0001)), "outputs"),
+    "tie": (OneConvUnderTwoNames, lose(untie), "ties"),
     "mode": (frozen, lose(lambda m: m.train()), "modes"),
     "requires_grad": (frozen, lose(lambda m: m.requires_grad_(True)), "parameters"),
     "memory_format": (
