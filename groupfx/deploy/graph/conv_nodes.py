@@ -1,7 +1,7 @@
 """The convolutions of an ONNX graph: what each computes, and the grouped ones that are left alone.
 
 ONNX says more than a `ConvSpec` holds: pads that differ at the two ends, pads that the runtime
-works out (`auto_pad`), and the size of a transposed convolution's output. Those stand beside it.
+works out (`auto_pad`), and the size of a transposed convolution's output. A `Window` holds those.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import onnx_ir as ir
 from ...convs.names import numbered
 from ...convs.spec import ConvSpec
 from .metadata import mark_of
+from .pads import Window
 
 CONVS = ("Conv", "ConvTranspose")
 
@@ -29,22 +30,19 @@ _Array = np.ndarray[Any, np.dtype[Any]]
 class ConvNode:
     """One `Conv` or `ConvTranspose` of the main graph.
 
-    `pads` is what ONNX says where the two ends differ (begins, then ends), and `spec.padding` then
-    holds the begins; under `auto_pad` SAME_UPPER or SAME_LOWER it is "same". `output_shape` holds
-    spatial sizes. `weight_tensor` and `bias_tensor` are None where the graph computes them, or a
-    user may replace them.
+    `window` has what the node says of its windows. `spec.padding` holds the begins of its pads;
+    under `auto_pad` SAME_UPPER or SAME_LOWER it is "same". `weight_tensor` and `bias_tensor` are
+    None where the graph computes them, or a user may replace them.
     """
 
     node: ir.Node
     spec: ConvSpec
+    window: Window
     weight: ir.Value
     bias: ir.Value | None
     name: str
     weight_tensor: ir.TensorProtocol | None
     bias_tensor: ir.TensorProtocol | None
-    pads: tuple[int, ...] | None = None
-    auto_pad: str = "NOTSET"
-    output_shape: tuple[int, ...] | None = None
 
     @property
     def frozen(self) -> bool:
@@ -147,20 +145,16 @@ def _read(model: ir.Model, node: ir.Node, name: str, shapes: Shapes) -> ConvNode
     if len(shape) < 3 or 0 in shape or shape[0] % groups:
         reason = f"its weight has the shape {list(shape)}, which does not fit {groups} groups"
         return LeftNode(name, node.op_type, groups, reason)
-    pads, output_shape = _ints(node, "pads"), _ints(node, "output_shape")
-    automatic = node.attributes.get_string("auto_pad", "NOTSET")
-    half = len(shape) - 2
+    window = _window(node)
     return ConvNode(
         node=node,
-        spec=_spec(node, shape, groups, bias is not None),
+        spec=_spec(node, window, shape, groups, bias is not None),
+        window=window,
         weight=weight,
         bias=bias,
         name=name,
         weight_tensor=tensor,
         bias_tensor=constant_of(bias, model.ir_version),
-        pads=pads if pads and pads[:half] != pads[half:] else None,
-        auto_pad=automatic,
-        output_shape=output_shape,
     )
 
 
@@ -168,7 +162,20 @@ def _input(node: ir.Node, index: int) -> ir.Value | None:
     return node.inputs[index] if index < len(node.inputs) else None
 
 
-def _spec(node: ir.Node, shape: tuple[int, ...], groups: int, bias: bool) -> ConvSpec:
+def _window(node: ir.Node) -> Window:
+    return Window(
+        strides=_ints(node, "strides"),
+        dilations=_ints(node, "dilations"),
+        pads=_ints(node, "pads"),
+        auto_pad=node.attributes.get_string("auto_pad", "NOTSET"),
+        output_padding=_ints(node, "output_padding"),
+        output_shape=_ints(node, "output_shape"),
+    )
+
+
+def _spec(
+    node: ir.Node, window: Window, shape: tuple[int, ...], groups: int, bias: bool
+) -> ConvSpec:
     dims, transposed = len(shape) - 2, node.op_type == "ConvTranspose"
     rows, columns = shape[0], shape[1] * groups
     return ConvSpec(
@@ -179,19 +186,13 @@ def _spec(node: ir.Node, shape: tuple[int, ...], groups: int, bias: bool) -> Con
         groups=groups,
         # What the node says of the kernel, the weight says too.
         kernel_size=shape[2:],
-        stride=_ints(node, "strides") or (1,) * dims,
-        padding=_padding(node, dims),
-        dilation=_ints(node, "dilations") or (1,) * dims,
-        output_padding=_ints(node, "output_padding") or (0,) * dims,
+        stride=tuple(window.strides or (1,) * dims),
+        padding="same" if window.same else window.declared(dims)[:dims],
+        dilation=tuple(window.dilations or (1,) * dims),
+        output_padding=tuple(window.output_padding or (0,) * dims),
         padding_mode="zeros",
         bias=bias,
     )
-
-
-def _padding(node: ir.Node, dims: int) -> tuple[int, ...] | str:
-    if node.attributes.get_string("auto_pad", "NOTSET").startswith("SAME"):
-        return "same"
-    return (_ints(node, "pads") or (0,) * dims)[:dims]
 
 
 def _ints(node: ir.Node, name: str) -> tuple[int, ...] | None:

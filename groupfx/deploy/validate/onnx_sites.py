@@ -74,19 +74,13 @@ def _site_name(conv: ConvNode) -> str:
 def _function(conv: ConvNode, name: str) -> SiteFunction:
     weight, bias = conv.weight_array(), conv.bias_array()
     assert weight is not None
-    pads = None
-    if conv.pads is not None:
-        half = len(conv.pads) // 2
-        pads = tuple(zip(conv.pads[:half], conv.pads[half:], strict=True))
     return SiteFunction(
         name=name,
         spec=conv.spec,
         weight=_wide(weight),
         bias=None if bias is None else _wide(bias),
+        window=conv.window,
         norms=tuple(_affine(norm) for norm in _norms_behind(conv.node.outputs[0])),
-        pads=pads,
-        same_lower=conv.auto_pad == "SAME_LOWER",
-        output_shape=conv.output_shape,
     )
 
 

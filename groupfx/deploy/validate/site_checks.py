@@ -81,6 +81,9 @@ def _of_run(
     function: SiteFunction, name: str, start: Array, end: Array, dtype: torch.dtype, run: str
 ) -> SiteCheck:
     x, y = _wide(start), _wide(end)
+    if x.dim() != function.weight.dim():
+        reason = f"an input of shape {list(x.shape)} does not fit a {function.spec.describe()}"
+        return SiteCheck(name, False, math.inf, run=run, seen=True, reason=reason)
     try:
         expected, magnitudes = function.value(x), function.magnitudes(x)
     except RuntimeError as error:

@@ -10,12 +10,10 @@ to probabilistic rounding error analysis, 2019), and never by more than g_K time
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ...convs.calls import ConvCall
@@ -29,15 +27,9 @@ from ...running.inputs import ExampleInputs, in_order
 from ...tracing.exporting import export_program
 from ..export.graph_sites import GraphSite, graph_sites, tensor_at
 from ..export.torch_export import site_names
+from ..graph.pads import Window
+from ..running.float64_windows import convolve, convolve_transposed
 
-_CONVOLVE: Mapping[tuple[int, bool], Callable[..., Tensor]] = {
-    (1, False): F.conv1d,
-    (2, False): F.conv2d,
-    (3, False): F.conv3d,
-    (1, True): F.conv_transpose1d,
-    (2, True): F.conv_transpose2d,
-    (3, True): F.conv_transpose3d,
-}
 # Roundings besides those of the sum: the bias, the scale and its own two, the offset.
 _MORE_TERMS = 5
 _LEAST_FACTOR = 4.0
@@ -66,17 +58,15 @@ class Affine:
 class SiteFunction:
     """A site of the reference. `weight` and `bias` are in float64.
 
-    `pads` are (begin, end) a dimension where the two differ; `norms` are the BatchNorms behind it.
+    `window` says where its windows lie; `norms` are the BatchNorms behind it.
     """
 
     name: str
     spec: ConvSpec
     weight: Tensor
     bias: Tensor | None
+    window: Window
     norms: tuple[Affine, ...] = ()
-    pads: tuple[tuple[int, int], ...] | None = None
-    same_lower: bool = False
-    output_shape: tuple[int, ...] | None = None
 
     @property
     def terms(self) -> int:
@@ -122,60 +112,8 @@ class SiteFunction:
         return max(_LEAST_FACTOR, math.sqrt(self.terms))
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        spec = self.spec
-        if spec.transposed:
-            return self._transposed(x, weight, bias)
-        padding: Any = spec.padding
-        edges = self._edges(x)
-        if edges is not None:
-            x, padding = F.pad(x, edges), 0
-        convolve = _CONVOLVE[spec.dims, False]
-        return convolve(x, weight, bias, spec.stride, padding, spec.dilation, spec.groups)
-
-    def _edges(self, x: Tensor) -> list[int] | None:
-        """Padding as `F.pad` takes it, where a convolution cannot be told; the last axis first."""
-        if self.pads is not None:
-            return [edge for pair in reversed(self.pads) for edge in pair]
-        if self.spec.padding != "same" or (set(self.spec.stride) == {1} and not self.same_lower):
-            return None
-        return _same_edges(self.spec, tuple(x.shape[2:]), self.same_lower)
-
-    def _transposed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The full result, cut to what padding, output padding or an output shape leave."""
-        spec = self.spec
-        convolve = _CONVOLVE[spec.dims, True]
-        full = convolve(
-            x, weight, None, spec.stride, 0, 0, groups=spec.groups, dilation=spec.dilation
-        )
-        sizes = zip(spec.kernel_size, spec.dilation, strict=True)
-        spans = [(kernel - 1) * step + 1 for kernel, step in sizes]
-        cuts = self._cuts(x, spans)
-        # `F.pad` with negative numbers cuts.
-        edges = [edge for begin, end in reversed(cuts) for edge in (-begin, -end)]
-        result = F.pad(full, edges)
-        return result if bias is None else result + _channels(bias, result)
-
-    def _cuts(self, x: Tensor, spans: list[int]) -> list[tuple[int, int]]:
-        """What is cut off at the begin and the end of each dimension of the full result."""
-        spec, cuts = self.spec, []
-        for axis, span in enumerate(spans):
-            stride, more = spec.stride[axis], spec.output_padding[axis]
-            full = (x.shape[2 + axis] - 1) * stride + span
-            wanted = None if self.output_shape is None else self.output_shape[axis]
-            if wanted is None and spec.padding == "same":
-                wanted = x.shape[2 + axis] * stride
-            if wanted is not None:
-                total = full + more - wanted
-                small, large = total // 2, total - total // 2
-                begin, end = (large, small) if self.same_lower else (small, large)
-                if spec.padding != "same":
-                    begin, end = large, small
-                cuts.append((begin, end - more))
-                continue
-            padding = spec.padding[axis] if not isinstance(spec.padding, str) else 0
-            begin, end = (padding, padding) if self.pads is None else self.pads[axis]
-            cuts.append((begin, end - more))
-        return cuts
+        form = convolve_transposed if self.spec.transposed else convolve
+        return form(x, weight, bias, self.window, self.spec.groups)
 
 
 @dataclass(frozen=True)
@@ -195,18 +133,6 @@ def _fields(norm: Affine) -> tuple[Tensor, Tensor, Tensor]:
 
 def _channels(vector: Tensor, like: Tensor) -> Tensor:
     return vector.reshape(1, -1, *(1,) * (like.dim() - 2))
-
-
-def _same_edges(spec: ConvSpec, sizes: tuple[int, ...], lower: bool) -> list[int]:
-    """The padding of 'same': the odd element at the end, or at the begin for SAME_LOWER."""
-    edges: list[int] = []
-    for axis in reversed(range(spec.dims)):
-        stride, size = spec.stride[axis], sizes[axis]
-        span = (spec.kernel_size[axis] - 1) * spec.dilation[axis] + 1
-        total = max((-(-size // stride) - 1) * stride + span - size, 0)
-        small, large = total // 2, total - total // 2
-        edges += [large, small] if lower else [small, large]
-    return edges
 
 
 def torch_site_functions(
@@ -276,7 +202,7 @@ def _function(graph: fx.GraphModule, site: GraphSite, values: _WideValues) -> Si
     if isinstance(held, fx.Node) and bias is None:
         return "its bias depends on the input"
     norms = tuple(_affine(graph, node) for node in site.norms)
-    return SiteFunction(site.name, call.spec, weight, bias, norms)
+    return SiteFunction(site.name, call.spec, weight, bias, Window.of(call.spec), norms)
 
 
 def _affine(graph: fx.GraphModule, norm: fx.Node) -> Affine:

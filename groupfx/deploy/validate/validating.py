@@ -126,7 +126,7 @@ class _Comparison:
         self.inputs = paired(reference.inputs, candidate.inputs, "input")
         self.taken: dict[tuple[str, str], list[OutputRun]] = {}
         self.names: dict[str, str] | None = None
-        self.failed: list[tuple[str, str, str]] = []
+        self.failed: list[str] = []
         self._nearby: dict[str, Mapping[str, float]] = {}
         self._too_slow = False
 
@@ -149,9 +149,8 @@ class _Comparison:
         outputs = self._outputs()
         checks = sites.checks()
         first, worst = first_and_worst(checks)
-        broken = [f"{name} fails on {run}: {reason}" for name, run, reason in self.failed]
         judged = [check for check in outputs if check.runtime != EVALUATOR]
-        ok = not broken and first is None and all(check.ok for check in judged)
+        ok = not self.failed and first is None and all(check.ok for check in judged)
         if ok and not all(check.ok for check in outputs):
             self.notes.append(
                 f"the {EVALUATOR} alone disagrees: ONNX Runtime computes what it should"
@@ -166,7 +165,7 @@ class _Comparison:
             sites=checks,
             first_site=first,
             worst_site=worst,
-            blame=None if ok else _blame(outputs, first, checks, broken, sites.place),
+            blame=None if ok else _blame(outputs, first, checks, self.failed, sites.place),
             runs=tuple(done),
             runtimes=tuple(runtimes),
             notes=(*self.notes, *sites.notes, *extra),
@@ -239,7 +238,7 @@ class _Comparison:
     def _one(
         self, run: Run, runtimes: Mapping[str, Callable[[Feeds], Values]]
     ) -> dict[str, Values] | None:
-        """Outputs of each runtime; None where the reference does not take the size of the run."""
+        """Outputs of each runtime; None where the reference is no yardstick for the run."""
         try:
             wide = self.reference.wide(run.feeds)
             original = self.reference.native(run.feeds, self.dtype)
@@ -253,6 +252,8 @@ class _Comparison:
                 f"the reference, {self.reference.source}, does not run on {shapes}: "
                 f"{first_line(error)}"
             ) from error
+        if self._is_torn(run, wide, original):
+            return None
         found = {}
         for runtime, call in runtimes.items():
             small = sum(array.size for array in run.feeds.values()) <= _SMALL_ELEMENTS
@@ -273,10 +274,21 @@ class _Comparison:
         self._nearby.pop(run.name, None)
         return found
 
+    def _is_torn(self, run: Run, wide: Values, original: Values) -> bool:
+        """Whether the reference in float64 gives other shapes than as it is, which is noted."""
+        torn = [name for name in wide if wide[name].shape != original[name].shape]
+        self.failed += [
+            f"{run.name} cannot be judged: {name} of the reference, {self.reference.source}, has "
+            f"the shape {list(wide[name].shape)} in float64 and {list(original[name].shape)} as "
+            "it is"
+            for name in torn
+        ]
+        return bool(torn)
+
     def _cannot(self, runtime: str, run: Run, error: Exception) -> None:
         """A run that failed: a fault of the candidate, unless it is only the fourth opinion's."""
         if runtime != EVALUATOR:
-            self.failed.append((runtime, run.name, first_line(error)))
+            self.failed.append(f"{runtime} fails on {run.name}: {first_line(error)}")
             return
         note = f"the {EVALUATOR} gives no opinion: {first_line(error)}"
         if note not in self.notes:

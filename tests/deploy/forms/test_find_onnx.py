@@ -104,13 +104,14 @@ def test_the_fields_that_a_spec_cannot_hold() -> None:
     def only(case: str) -> Any:
         return conv_nodes(ir.from_proto(CASES[case].model))[0][0]
 
-    assert (only("asymmetric pads").pads, only("asymmetric pads").spec.padding) == (
+    assert (only("asymmetric pads").window.pads, only("asymmetric pads").spec.padding) == (
         *((0, 2, 1, 3), (0, 2)),
     )
-    assert (only("strides").pads, only("strides").spec.padding) == (None, (1, 1))
-    assert (only("SAME_UPPER").auto_pad, only("SAME_UPPER").spec.padding) == ("SAME_UPPER", "same")
-    assert (only("VALID").auto_pad, only("VALID").spec.padding) == ("VALID", (0, 0))
-    assert only("transposed, output_shape").output_shape == (11, 14)
+    assert (only("strides").window.pads, only("strides").spec.padding) == ((1,) * 4, (1, 1))
+    assert only("SAME_UPPER").window.auto_pad == "SAME_UPPER"
+    assert only("SAME_UPPER").spec.padding == "same"
+    assert (only("VALID").window.auto_pad, only("VALID").spec.padding) == ("VALID", (0, 0))
+    assert only("transposed, output_shape").window.output_shape == (11, 14)
     assert only("transposed, output_padding").spec.output_padding == (1, 2)
     np.testing.assert_array_equal(only("1-d").weight_array(), numbers(10, 3, 5, seed=1))
     np.testing.assert_array_equal(only("1-d").bias_array(), numbers(10, seed=2))

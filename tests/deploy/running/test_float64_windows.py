@@ -136,6 +136,10 @@ TRANSPOSED = {
     "same_lower": Transposed(
         (5, 7), (3, 5), {"strides": [2, 2], "auto_pad": "SAME_LOWER"}, ((1, 0), (2, 1)), 1, (2, 2)
     ),
+    # whole: (5 - 1) * 3 + 2 = 14 of the 15 that are sought, and (7 - 1) * 4 + 3 = 27 of 28
+    "same_gaps": Transposed(
+        (5, 7), (2, 3), {"strides": [3, 4], "auto_pad": "SAME_UPPER"}, ((0, 0), (0, 0)), 1, (3, 4)
+    ),
     "valid": Transposed((5, 7), (3, 5), {"auto_pad": "VALID"}, ((0, 0), (0, 0))),
 }
 TRANSPOSED_BY_RANK: Mapping[int, Callable[..., Tensor]] = {

@@ -1,8 +1,9 @@
 """What a validation says, of right and of wrong candidates. First, that it can say no."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,11 +13,16 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 import groupfx
+from groupfx.convs.spec import fields_of
 from groupfx.deploy import OnnxSide, ValidationOptions, read_onnx, validate_sides
+from groupfx.deploy.graph.pads import Window
 from groupfx.deploy.running.runtime import Session
+from groupfx.deploy.validate.onnx_sites import Region
 from groupfx.deploy.validate.output_checks import OutputRun, check_output
 from groupfx.deploy.validate.runs import Open, make_runs
 from groupfx.deploy.validate.sides import TorchSide
+from groupfx.deploy.validate.site_checks import check_site
+from groupfx.deploy.validate.site_functions import SiteFunction
 from groupfx.deploy.validate.validating import EVALUATOR, OFF, ON, TORCH
 from groupfx.errors import FileError, ModelError, UsageError
 from groupfx.running.inputs import ExampleInputs
@@ -325,6 +331,32 @@ def test_an_output_of_another_shape_is_a_mismatch(net: nn.Module, tmp_path: Path
     assert "has the shape [2, 2] instead of [2, 3]" in str(found.outputs[0].reason) or any(
         "shape" in str(check.reason) for check in found.outputs
     )
+
+
+def test_a_yardstick_of_another_shape_judges_nothing(net: nn.Module, honest: Path) -> None:
+    class Torn(TorchSide):
+        def native(self, feeds: Mapping[str, np.ndarray], dtype: torch.dtype) -> dict[str, Any]:
+            return {name: value[:, :2] for name, value in super().native(feeds, dtype).items()}
+
+    torn = Torn.of(net, ExampleInputs.of(torch.randn(SHAPE)), "net")
+    found = validate_sides(torn, OnnxSide("net.onnx", read_onnx(honest)), ValidationOptions())
+    assert not found.ok
+    assert (found.runs, found.outputs) == ((), ())
+    assert found.blame == (
+        "random batch 1 cannot be judged: output of the reference, net, has the shape [1, 3] in "
+        "float64 and [1, 2] as it is"
+    )
+
+
+def test_a_site_of_another_rank_is_a_mismatch() -> None:
+    spec = fields_of(nn.Conv1d(2, 3, 5), 1, transposed=False)
+    function = SiteFunction("c", spec, torch.ones(3, 2, 5).double(), None, Window.of(spec))
+    values = {"x": np.ones((1, 2, 7)), "image": np.ones((1, 2, 7, 7)), "y": np.full((1, 3, 3), 10)}
+    right = check_site(function, Region("c", "x", "y"), values, torch.float32, "r")
+    wrong = check_site(function, Region("c", "image", "y"), values, torch.float32, "r")
+    assert right.ok
+    assert not wrong.ok
+    assert wrong.reason == ("an input of shape [1, 2, 7, 7] does not fit a Conv1d 2->3, kernel 5")
 
 
 def test_inputs_that_do_not_fit(net: nn.Module, honest: Path) -> None:
