@@ -472,8 +472,7 @@ def test_a_small_file_that_unfolds_is_refused_without_unfolding_it(
             read(path)
 
     refused()
-    # Unfolded, most of them are a thousand million values. Those that are read first take up to 19
-    # million steps.
+    # Unfolded, most of them are a thousand million values; 19 million steps are the most here.
     assert steps_of(refused) < 40_000_000
 
 
