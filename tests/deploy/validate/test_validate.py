@@ -24,7 +24,7 @@ from groupfx.deploy.validate.sides import TorchSide
 from groupfx.deploy.validate.site_checks import check_site
 from groupfx.deploy.validate.site_functions import SiteFunction
 from groupfx.deploy.validate.validating import EVALUATOR, OFF, ON, TORCH
-from groupfx.errors import FileError, ModelError, UsageError
+from groupfx.errors import FileError, UsageError
 from groupfx.running.inputs import ExampleInputs
 from tests.models import zoo
 
@@ -175,8 +175,9 @@ def test_a_site_whose_nodes_are_torn_apart_is_named(net: nn.Module, honest: Path
     assert not found.ok
     assert found.first_site is not None
     assert found.first_site.name == "mix"
-    assert "takes 2 values" in str(found.first_site.reason) or "take 2 values" in str(
-        found.first_site.reason
+    assert found.first_site.reason == (
+        "its nodes take 2 values (relu, torn) and give 1 values (conv2d_1), where one value is "
+        "expected"
     )
 
 
@@ -328,8 +329,8 @@ def test_an_output_of_another_shape_is_a_mismatch(net: nn.Module, tmp_path: Path
     groupfx.export(Narrow().eval(), (x,), tmp_path / "narrow.onnx")
     found = groupfx.validate(net, tmp_path / "narrow.onnx", (x,))
     assert not found.ok
-    assert "has the shape [2, 2] instead of [2, 3]" in str(found.outputs[0].reason) or any(
-        "shape" in str(check.reason) for check in found.outputs
+    assert {check.runtime: check.reason for check in found.outputs} == dict.fromkeys(
+        (OFF, ON, EVALUATOR), "has the shape [2, 2] instead of [2, 3]"
     )
 
 
@@ -360,9 +361,11 @@ def test_a_site_of_another_rank_is_a_mismatch() -> None:
 
 
 def test_inputs_that_do_not_fit(net: nn.Module, honest: Path) -> None:
-    with pytest.raises((ModelError, UsageError)) as caught:
+    with pytest.raises(UsageError) as caught:
         groupfx.validate(net, honest, (torch.randn(2, 5, 11, 7),))
-    assert "[2, 5, 11, 7]" in str(caught.value) or "5" in str(caught.value)
+    assert str(caught.value).startswith(
+        f"input x has the shape [2, 5, 11, 7], and {honest} takes [any, 6, 11, 7]: "
+    )
 
 
 def test_a_custom_operator_cannot_be_run(net: nn.Module, honest: Path) -> None:
