@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from groupfx.convs.spec import ConvSpec
+from groupfx.deploy.graph.pads import Window
 from groupfx.deploy.validate.onnx_sites import Region
 from groupfx.deploy.validate.site_checks import SiteCheck, check_site
 from groupfx.deploy.validate.site_functions import SiteFunction
@@ -19,7 +20,8 @@ def pointwise(inputs: int) -> SiteFunction:
     """A 1x1 convolution of ones, one filter: its output and its magnitudes are sums of inputs."""
     ones = ((1,), (1,), (0,), (1,), (0,))
     spec = ConvSpec(1, False, inputs, 1, 1, *ones, "zeros", bias=False)
-    return SiteFunction("conv", spec, torch.ones(1, inputs, 1, dtype=torch.float64), None)
+    weight = torch.ones(1, inputs, 1, dtype=torch.float64)
+    return SiteFunction("conv", spec, weight, None, Window.of(spec))
 
 
 def judged(function: SiteFunction, error: float, *, everywhere: bool) -> SiteCheck:
