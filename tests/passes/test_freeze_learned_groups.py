@@ -234,6 +234,7 @@ def test_memory_format_batch_zero_and_another_size(form: Any) -> None:
         y = torch.randn(shape)
         assert result.model(y).shape == layer(y).shape
     weights = [p for p in result.model.parameters() if p.dim() == 4 and min(p.shape[:2]) > 1]
+    assert weights
     assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
     with torch.autocast("cpu", torch.bfloat16):
         assert result.model(x).dtype == layer(x).dtype == torch.bfloat16
