@@ -55,13 +55,19 @@ def rms(values: Array) -> float:
         return float(np.sqrt(np.square(values).mean())) if values.size else 0.0
 
 
+def in_range(values: Array, dtype: torch.dtype) -> Array:
+    """Which values are finite and so far inside the range of `dtype` that rounding keeps them."""
+    inside: Array = np.abs(values) <= torch.finfo(dtype).max / 2
+    return inside
+
+
 def kind_mismatch(wide: Array, original: Array, candidate: Array, dtype: torch.dtype) -> str | None:
     """What is wrong with values that are not finite, as a sentence without a subject; or None.
 
     `wide` is the float64 result, `original` and `candidate` are results in `dtype`; all three are
     arrays of float64.
     """
-    inside = np.isfinite(wide) & (np.abs(wide) <= torch.finfo(dtype).max / 2)
+    inside = in_range(wide, dtype)
     broken = inside & np.isfinite(original) & ~np.isfinite(candidate)
     if broken.any():
         kind = _KINDS[int(_kind(candidate)[broken][0])]

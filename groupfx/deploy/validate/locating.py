@@ -15,6 +15,7 @@ import torch
 
 from ...errors import GroupfxError
 from ...tracing import CannotTrace
+from ...verify.yardstick import rms
 from ..running.runtime import Session
 from .onnx_sites import Region, candidate_regions
 from .sides import OnnxSide, Side
@@ -76,9 +77,7 @@ def _distance(expected: Array, found: Array) -> float:
     if expected.shape != found.shape:
         return float("inf")
     wide = expected.astype(np.float64)
-    size = float(np.sqrt(np.square(wide).mean())) if wide.size else 0.0
-    error = found.astype(np.float64) - wide
-    off = float(np.sqrt(np.square(error).mean())) if wide.size else 0.0
+    size, off = rms(wide), rms(found.astype(np.float64) - wide)
     if off == 0:
         return 0.0
     return off / size if size > 0 else float("inf")

@@ -20,7 +20,7 @@ from torch import Tensor
 from ...errors import first_line
 from ...verify.bounds import rounding_bound
 from ...verify.measures import plain_number
-from ...verify.yardstick import underflow
+from ...verify.yardstick import in_range, underflow
 from .onnx_sites import Region
 from .site_functions import SiteFunction
 
@@ -107,8 +107,7 @@ def _compared(
     run: str,
     seen: bool,
 ) -> SiteCheck:
-    info = torch.finfo(dtype)
-    inside = torch.isfinite(expected) & (magnitudes <= info.max / 2)
+    inside = torch.from_numpy(in_range(magnitudes.numpy(), dtype))
     broken = inside & ~torch.isfinite(found)
     if bool(broken.any()):
         place = _place(broken.double())
@@ -120,7 +119,7 @@ def _compared(
     usable = inside & torch.isfinite(found)
     error = torch.where(usable, (found - expected).abs(), 0.0)
     magnitudes = torch.where(usable, magnitudes, 0.0)
-    unit = info.eps / 2
+    unit = torch.finfo(dtype).eps / 2
     floor = underflow(dtype)
     elements = rounding_bound(magnitudes, function.terms, dtype) + floor
     channels = function.factor() * unit * _rms(magnitudes) + floor

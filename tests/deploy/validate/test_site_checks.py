@@ -50,6 +50,33 @@ def test_a_channel_may_be_off_by_so_much(
 
 
 @pytest.mark.parametrize(("share", "ok"), [(0.99, True), (1.01, False)])
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_of_nothing_so_much_may_be_left(everywhere: bool, share: float, ok: bool) -> None:
+    """The least normal number of float32: a runtime may flush what is smaller to 0."""
+    y = np.zeros((1, 1, 4096))
+    y[..., slice(None) if everywhere else 77] = share * 2.0**-126
+    found = check_site(
+        pointwise(2), REGION, {"x": np.zeros((1, 2, 4096)), "y": y}, torch.float32, "r"
+    )
+    assert found.ok is ok
+    assert found.ratio == pytest.approx(share)
+    assert not found.seen
+
+
+@pytest.mark.parametrize(("share", "ok"), [(0.24, False), (0.26, True)])
+@pytest.mark.parametrize("lost", [math.inf, math.nan])
+def test_what_must_be_finite(lost: float, share: float, ok: bool) -> None:
+    """What lies in the lower half of the range; two inputs of 0.26 of it add up to more."""
+    x = np.full((1, 2, 7), share * float(torch.finfo(torch.float32).max))
+    y = x.sum(1, keepdims=True)
+    y[0, 0, 5] = lost
+    found = check_site(pointwise(2), REGION, {"x": x, "y": y}, torch.float32, "r")
+    assert found.ok is ok
+    assert found.index == (0, 0, 0 if ok else 5)
+    assert (found.reason == "1 values are not finite where the reference is") is not ok
+
+
+@pytest.mark.parametrize(("share", "ok"), [(0.99, True), (1.01, False)])
 def test_an_element_may_be_off_by_so_much(share: float, ok: bool) -> None:
     """2 g_K (|w| * |x|), g_K = K u / (1 - K u)."""
     function = pointwise(2)

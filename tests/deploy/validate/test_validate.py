@@ -276,6 +276,13 @@ def test_an_output_that_is_close_by_luck_in_one_run_is_judged_by_all() -> None:
     assert check_output("y", OFF, [lucky, usual], torch.float32).ok
 
 
+@pytest.mark.parametrize(("share", "ok"), [(3.99, True), (4.01, False)])
+def test_an_exact_original_is_judged_by_its_error_nearby(share: float, ok: bool) -> None:
+    wide, nearby = np.array([1.0, -1.0]), 2.0**-12
+    run = OutputRun("r", True, wide, wide, wide + share * nearby, nearby)
+    assert check_output("y", OFF, [run], torch.float32).ok is ok
+
+
 def test_integers_must_be_equal() -> None:
     wide = np.array([1, 2, 3])
     right = check_output("y", OFF, [OutputRun("r", True, wide, wide, wide)], torch.float32)
