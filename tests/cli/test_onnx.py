@@ -248,6 +248,8 @@ BAD = {
         ["rewrite", "net.onnx", "-p", "freeze-learned-groups"],
         ["freeze-learned-groups works on torch models"],
     ),
+    "onnx_key": (["rewrite", "net.onnx", "--key", "ema"], ["--key is for files of torch's"]),
+    "onnx_arch": (["inspect", "net.onnx", "--arch", "a:b"], ["--arch is for files of torch's"]),
     "opset": ([*ON_NET, "--opset", "9", "-o", "o.onnx"], ["opset 9", "from 11 to"]),
     "dtype": ([*ON_NET, "--dtype", "float64"], ["'float64'", "'float32'"]),
     "names": (

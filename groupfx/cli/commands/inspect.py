@@ -45,6 +45,7 @@ def run_inspect(options: InspectCommand) -> int:
     check_folder(told.json, "--json")
     screen = Screen.of(told)
     if options.model.suffix == ONNX:
+        source.require_onnx()
         return _inspect_onnx(options, screen)
     with screen.work(f"Reading {options.model}"):
         opened = read_source(source, screen.warn)

@@ -106,6 +106,7 @@ def _rewrite_onnx(options: RewriteCommand, source: ModelOptions) -> int:
     chosen, told = options.chosen, options.told
     if options.emit_python is not None:
         raise UsageError("--emit-python writes torch modules: an ONNX file has none")
+    source.require_onnx()
     onnx_passes(chosen.passes, chosen.target)
     _check_onnx_outputs(options)
     screen = Screen.of(told)

@@ -47,6 +47,15 @@ class ModelOptions:
             python_path=tuple(given.python_path or ()),
         )
 
+    def require_onnx(self) -> None:
+        """Raise `UsageError` for an option that says how to read a file of torch's."""
+        for option, value in (("--arch", self.arch), ("--key", self.key)):
+            if value is not None:
+                raise UsageError(
+                    f"{option} is for files of torch's, and {self.path} is an ONNX file, which "
+                    "holds one whole network: leave it out"
+                )
+
     @property
     def shapes(self) -> dict[str | int, tuple[int, ...]]:
         """The given shapes by name or position, for ONNX files that leave sizes open."""
