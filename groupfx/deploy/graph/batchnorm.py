@@ -22,10 +22,11 @@ _NORM_INPUTS = 5
 Array = npt.NDArray[Any]
 
 
-def norm_behind(conv: ir.Node) -> ir.Node | str | None:
+def norm_behind(conv: ir.Node, ir_version: int = FIRST_IR_WITH_DEFAULTS) -> ir.Node | str | None:
     """The BatchNormalization that takes the value of `conv`, on constants, and nothing else does.
 
-    A text says why the one that follows is not its own; None, that none follows.
+    A text says why the one that follows is not its own; None, that none follows. `ir_version` is
+    that of `constant_of`: from 4 on, what a user may replace is no constant.
     """
     output = conv.outputs[0]
     uses = output.uses()
@@ -42,7 +43,7 @@ def norm_behind(conv: ir.Node) -> ir.Node | str | None:
     more = [value for value in norm.outputs[1:] if value.uses() or value.is_graph_output()]
     if norm.attributes.get_int("training_mode", 0) or more:
         return f"{norm.name} is in training mode"
-    constants = [constant_of(value, FIRST_IR_WITH_DEFAULTS) for value in norm.inputs[1:]]
+    constants = [constant_of(value, ir_version) for value in norm.inputs[1:]]
     if len(norm.inputs) != _NORM_INPUTS or any(tensor is None for tensor in constants):
         return f"{norm.name} has parameters that are no constants"
     return norm

@@ -13,12 +13,14 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from ..graph.batchnorm import norm_behind
 from ..graph.conv_nodes import ConvNode, constant_of, conv_nodes
 from ..graph.metadata import mark_of
 from .site_functions import Affine, SiteFunction, Unchecked
 
-_NORM = "BatchNormalization"
 _EPSILON = 1e-5
+# A validation feeds inputs alone: the default of what a user may replace is a constant here.
+_DEFAULTS_HOLD = 0
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def _function(conv: ConvNode, name: str) -> SiteFunction:
 
 
 def _affine(norm: ir.Node) -> Affine:
-    tensors = [constant_of(value, 0) for value in norm.inputs[1:5]]
+    tensors = [constant_of(value, _DEFAULTS_HOLD) for value in norm.inputs[1:5]]
     gamma, beta, mean, variance = (_wide(t.numpy()) for t in tensors if t is not None)
     return Affine.of(gamma, beta, mean, variance, norm.attributes.get_float("epsilon", _EPSILON))
 
@@ -182,16 +184,14 @@ def _leaves(value: ir.Value, inside: set[ir.Node]) -> bool:
 
 
 def _norms_behind(value: ir.Value) -> Iterator[ir.Node]:
-    """BatchNormalizations with constant parameters, each of which alone takes what it takes."""
-    while True:
-        users = [use.node for use in value.uses()]
-        if len(users) != 1 or value.is_graph_output() or users[0].op_type != _NORM:
-            return
-        norm = users[0]
-        if any(constant_of(parameter, 0) is None for parameter in norm.inputs[1:5]):
+    """The BatchNormalizations that belong to what gives `value`, one behind the other."""
+    node = value.producer()
+    while node is not None and value is node.outputs[0]:
+        norm = norm_behind(node, _DEFAULTS_HOLD)
+        if not isinstance(norm, ir.Node):
             return
         yield norm
-        value = norm.outputs[0]
+        node, value = norm, norm.outputs[0]
 
 
 def _behind_norms(value: ir.Value) -> ir.Value:
