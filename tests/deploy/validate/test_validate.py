@@ -130,6 +130,31 @@ def test_a_lost_activation_is_placed_between_two_sites(net: nn.Module, honest: P
     assert "in front of mix and behind stem" in str(found.blame)
 
 
+@pytest.mark.parametrize(
+    ("factor", "place"),
+    [
+        (1.0009, "behind the last convolution, mix"),
+        (1.0011, "in front of mix and behind stem: what goes in there is off by 0.1%"),
+    ],
+)
+def test_a_place_is_named_from_a_thousandth_on(
+    net: nn.Module, honest: Path, factor: float, place: str
+) -> None:
+    """What is off by less may be rounding that has grown on the way."""
+    model = onnx.load(honest)
+    relu = next(k for k, node in enumerate(model.graph.node) if node.op_type == "Relu")
+    result = model.graph.node[relu].output[0]
+    model.graph.node[relu].output[0] = "plain"
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(factor), "factor"))
+    scaled = onnx.helper.make_node("Mul", ["plain", "factor"], [result])
+    model.graph.node.insert(relu + 1, scaled)
+    wrong = honest.with_name(f"scaled_{factor}.onnx")
+    onnx.save(model, wrong)
+    found = groupfx.validate(net, wrong, (torch.randn(SHAPE),))
+    assert found.first_site is None
+    assert str(found.blame).startswith(f"what lies {place};")
+
+
 def test_a_site_that_the_output_cannot_see_is_found(tmp_path: Path) -> None:
     case = zoo.CASES["resnext-blind"]
     model, inputs = case.build(), case.inputs()
