@@ -77,7 +77,7 @@ def _fold(graph: ir.Graph, conv: ir.Node, norm: ir.Node) -> str | None:
     assert held is not None
     weight = _array(held)
     gamma, beta, mean, variance = (_array(value) for value in norm.inputs[1:5])
-    epsilon = norm.attributes["epsilon"].as_float() if "epsilon" in norm.attributes else _EPSILON
+    epsilon = epsilon_of(norm)
     scale = gamma / np.sqrt(variance + epsilon)
     offset = conv.inputs[2] if len(conv.inputs) > 2 else None
     bias = np.zeros_like(mean) if offset is None else _array(offset)
@@ -141,3 +141,8 @@ def _array(value: ir.Value | None) -> Array:
 def _dtype(value: ir.Value) -> np.dtype[np.generic]:
     assert value.const_value is not None
     return value.const_value.numpy().dtype
+
+
+def epsilon_of(norm: ir.Node) -> float:
+    """What a BatchNormalization adds to the variance: its own number, or ONNX's default."""
+    return norm.attributes.get_float("epsilon", _EPSILON)

@@ -13,12 +13,11 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from ..graph.batchnorm import norm_behind
+from ..graph.batchnorm import epsilon_of, norm_behind
 from ..graph.conv_nodes import ConvNode, constant_of, conv_nodes
 from ..graph.metadata import mark_of
 from .site_functions import Affine, SiteFunction, Unchecked
 
-_EPSILON = 1e-5
 # A validation feeds inputs alone: the default of what a user may replace is a constant here.
 _DEFAULTS_HOLD = 0
 
@@ -89,7 +88,7 @@ def _function(conv: ConvNode, name: str) -> SiteFunction:
 def _affine(norm: ir.Node) -> Affine:
     tensors = [constant_of(value, _DEFAULTS_HOLD) for value in norm.inputs[1:5]]
     gamma, beta, mean, variance = (_wide(t.numpy()) for t in tensors if t is not None)
-    return Affine.of(gamma, beta, mean, variance, norm.attributes.get_float("epsilon", _EPSILON))
+    return Affine.of(gamma, beta, mean, variance, epsilon_of(norm))
 
 
 def _wide(array: npt.NDArray[Any]) -> Tensor:
