@@ -10,6 +10,7 @@ from groupfx.errors import UsageError
 if TYPE_CHECKING:
     from groupfx.rewriting import Pass
 
+    from .balance_groups import BalanceGroups
     from .discover_groups import DiscoverGroups
     from .freeze_learned_groups import FreezeLearnedGroups
     from .split_grouped_conv import SplitGroupedConv
@@ -19,10 +20,12 @@ PASSES: Mapping[str, str] = {
     "split-grouped-conv": "groupfx.passes.split_grouped_conv:SplitGroupedConv",
     "freeze-learned-groups": "groupfx.passes.freeze_learned_groups:FreezeLearnedGroups",
     "discover-groups": "groupfx.passes.discover_groups:DiscoverGroups",
+    "balance-groups": "groupfx.passes.balance_groups:BalanceGroups",
 }
 
 __all__ = [
     "PASSES",
+    "BalanceGroups",
     "DiscoverGroups",
     "FreezeLearnedGroups",
     "SplitGroupedConv",

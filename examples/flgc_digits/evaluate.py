@@ -52,7 +52,9 @@ def load_network(path: Path, *, groups: int, width: float, trust: bool = False) 
         return content["net"]
     if not isinstance(content, dict) or "state_dict" not in content:
         return _load_groupfx(path)
-    network = mobilenet_v2_flgc(groups, in_channels=1, width=width)
+    sizes = {int(t) for name, t in content["state_dict"].items() if name.endswith(".balanced")}
+    balanced = sizes.pop() if sizes else 0
+    network = mobilenet_v2_flgc(groups, in_channels=1, width=width, balanced=balanced)
     try:
         network.load_state_dict(content["state_dict"])
     except RuntimeError as error:

@@ -114,12 +114,29 @@ def _shortcut(in_channels: int, out_channels: int) -> nn.Module:
 
 
 def mobilenet_v2_flgc(
-    groups: int = 8, num_classes: int = 10, *, in_channels: int = 3, width: float = 1.0
+    groups: int = 8,
+    num_classes: int = 10,
+    *,
+    in_channels: int = 3,
+    width: float = 1.0,
+    balanced: bool | int = False,
+    learn_outputs: bool = True,
 ) -> MobileNetV2:
-    """The network whose 17 projections learn up to `groups` groups each."""
+    """The network whose 17 projections learn up to `groups` groups each.
+
+    `balanced` and `learn_outputs` are those of `Flgc2d`.
+    """
 
     def projection(channels: int, out_channels: int) -> nn.Module:
-        return Flgc2d(channels, out_channels, 1, group_num=groups, bias=False)
+        return Flgc2d(
+            channels,
+            out_channels,
+            1,
+            group_num=groups,
+            bias=False,
+            balanced=balanced,
+            learn_outputs=learn_outputs,
+        )
 
     return MobileNetV2(projection, num_classes, in_channels, width)
 

@@ -36,6 +36,7 @@ class Options:
     epochs: int = 20
     groups: int = 8
     width: float = 0.3
+    balanced: int = 0
     image_size: int = 16
     batch_size: int = 64
     lr: float = 0.1
@@ -76,10 +77,13 @@ class Run:
         self.last_epoch = state["last_epoch"]
 
 
-def make_run(options: Options) -> Run:
-    """A fresh network with its optimizer, or what `options.resume` holds."""
+def make_run(options: Options, network: nn.Module | None = None) -> Run:
+    """A network, by default a fresh one, with its optimizer; or what `options.resume` holds."""
     torch.manual_seed(options.seed)
-    network = mobilenet_v2_flgc(options.groups, in_channels=1, width=options.width)
+    if network is None:
+        network = mobilenet_v2_flgc(
+            options.groups, in_channels=1, width=options.width, balanced=options.balanced
+        )
     optimizer = torch.optim.SGD(
         _parameter_groups(network, options), lr=options.lr, momentum=0.9, nesterov=True
     )
@@ -96,16 +100,17 @@ def _parameter_groups(network: nn.Module, options: Options) -> list[dict[str, An
     """Weights, and the maps apart: their gradients pass a softmax and are small."""
     maps = [p for name, p in network.named_parameters() if name.endswith("assignment_map")]
     others = [p for name, p in network.named_parameters() if not name.endswith("assignment_map")]
-    return [
-        {"params": others, "weight_decay": 1e-4},
-        {"params": maps, "lr": options.map_lr},
-    ]
+    groups: list[dict[str, Any]] = [{"params": others, "weight_decay": 1e-4}]
+    return [*groups, {"params": maps, "lr": options.map_lr}] if maps else groups
 
 
-def train(options: Options, console: Console) -> Run:
-    """Train up to `options.epochs`; the first process shows progress and writes checkpoints."""
+def train(options: Options, console: Console, network: nn.Module | None = None) -> Run:
+    """Train up to `options.epochs`; the first process shows progress and writes checkpoints.
+
+    `network` is as in `make_run`.
+    """
     digits = load_digits(options.image_size)
-    run = make_run(options)
+    run = make_run(options, network)
     first = _rank() == 0
     if first:
         options.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -199,6 +204,12 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     add("--epochs", type=int, default=default.epochs, help="how often to see each image")
     add("--groups", type=int, default=default.groups, help="groups that each projection can use")
     add("--width", type=float, default=default.width, help="factor on all channels")
+    add(
+        "--balanced",
+        type=int,
+        default=default.balanced,
+        help="groups of equal sizes, multiples of this number; 0: of any size",
+    )
     add("--image-size", type=int, default=default.image_size, help="size to resize images to")
     add("--batch-size", type=int, default=default.batch_size, help="of all processes together")
     add("--lr", type=float, default=default.lr, help="learning rate at the start")

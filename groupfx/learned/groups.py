@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..convs.names import joined
 from ..errors import UsageError
-from ..nn.flgc import group_assignment
+from ..nn.flgc import BALANCED, group_assignment
 
 CONV = "conv"
 INPUT_SCORES = "in_channels_in_group_assignment_map"
@@ -127,12 +127,24 @@ def groups_of(layer: nn.Module, name: str = "") -> LearnedGroups:
             f"{INPUT_SCORES} has {scores.shape[1]} groups (columns) and {OUTPUT_SCORES} "
             f"has {other.shape[1]}; give both the same number",
         )
+    balanced = is_balanced(layer)
+    if balanced and (conv.in_channels % scores.shape[1] or conv.out_channels % scores.shape[1]):
+        raise UnfitMapsError(
+            name,
+            f"it is balanced, and {scores.shape[1]} groups cannot share {conv.in_channels} inputs "
+            f"and {conv.out_channels} filters equally",
+        )
     return LearnedGroups(
         in_channels=conv.in_channels,
         out_channels=conv.out_channels,
-        inputs=_members(scores),
-        outputs=_members(other),
+        inputs=members_of(scores, balanced=balanced),
+        outputs=members_of(other, balanced=balanced),
     )
+
+
+def is_balanced(layer: nn.Module) -> bool:
+    """Whether the groups of a layer that has some are of equal size, whatever its scores."""
+    return _holds(layer, BALANCED)
 
 
 def _scores(layer: nn.Module, name: str, key: str, channels: int, field: str) -> Tensor:
@@ -148,9 +160,10 @@ def _scores(layer: nn.Module, name: str, key: str, channels: int, field: str) ->
     return scores
 
 
-def _members(scores: Tensor) -> Members:
+def members_of(scores: Tensor, *, balanced: bool) -> Members:
+    """The channels of each group, ascending, by the scores `[channels, groups]` of the channels."""
     # On the device of the layer: the last bit of a softmax, and so a tie, may depend on it.
-    assignment = group_assignment(scores).cpu()
+    assignment = group_assignment(scores.detach(), balanced=balanced).cpu()
     return tuple(_rows(column != 0) for column in assignment.unbind(1))
 
 

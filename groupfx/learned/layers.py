@@ -10,6 +10,7 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from ..nn.flgc import BALANCED
 from ..plan.blocks import BlockStructure, find_blocks
 from .groups import (
     CONV,
@@ -57,6 +58,11 @@ def is_scores(name: str) -> bool:
     return name.rpartition(".")[2] in (INPUT_SCORES, OUTPUT_SCORES)
 
 
+def decides_groups(name: str) -> bool:
+    """Whether a tensor of this name may say, with others, who is in which group."""
+    return is_scores(name) or name.rpartition(".")[2] == BALANCED
+
+
 def learned_layers(model: nn.Module) -> tuple[LearnedLayer, ...]:
     """The layers of `model` with learned groups, in the order of its modules.
 
@@ -75,7 +81,7 @@ def learned_layers_in(
 ) -> tuple[LearnedLayer, ...]:
     """The same from the tensors of a state_dict, by their names; the model is not needed.
 
-    `shapes` are those of all tensors, of which `tensors` holds at least the maps (`is_scores`).
+    `shapes` are those of all tensors, of which `tensors` holds at least those of `decides_groups`.
     Raises UsageError, with the layer's name, for maps that do not fit each other or their
     convolution, and where one of the three is missing.
     """
@@ -113,6 +119,7 @@ def _layer_in(
             kind = str(scores.dtype).removeprefix("torch.")
             raise UsageError(f"{path}{key} holds {kind}, and scores are floating-point numbers")
         layer.register_buffer(key, scores)
+    layer.register_buffer(BALANCED, tensors.get(path + BALANCED))
     return LearnedLayer(name, tuple(kernel), groups_of(layer, name or "the model"))
 
 

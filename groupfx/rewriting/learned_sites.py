@@ -20,6 +20,7 @@ from ..learned.groups import (
     has_learned_groups,
 )
 from ..nn import Flgc1d, Flgc2d, Flgc3d
+from ..nn.flgc import BALANCED
 from ..running.float64 import Float64
 from ..running.unchanged import unchanged
 from .site import Site
@@ -79,7 +80,7 @@ def read_layer(site: Site) -> MaskedLayer | str:
         return spec
     state = layer.state_dict(keep_vars=True)
     bias_key = f"{CONV}.bias" if spec.bias else None
-    computing = {f"{CONV}.weight", bias_key, INPUT_SCORES, OUTPUT_SCORES}
+    computing = {f"{CONV}.weight", bias_key, INPUT_SCORES, OUTPUT_SCORES, BALANCED}
     return MaskedLayer(
         spec=spec,
         path=site.call.path,

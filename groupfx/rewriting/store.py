@@ -17,6 +17,7 @@ from ..convs.names import joined
 from ..convs.spec import BATCHNORMS, rows_of
 from ..learned.groups import INPUT_SCORES, OUTPUT_SCORES
 from ..nn import HookedWeight, is_weight_hook
+from ..nn.flgc import BALANCED
 from ..plan.channels import Slice
 from ..state import compose
 from ..state.map import Entry, Fixed, Picked, Requirement, Rows, Zeros
@@ -293,7 +294,9 @@ class Store:
         """A checkpoint must decide as the layer did, whose entries were `taken` out of the map."""
         inputs, outputs = taken.get(INPUT_SCORES), taken.get(OUTPUT_SCORES)
         if layer.groups is not None and inputs is not None and outputs is not None:
-            required = Fixed.of_groups(inputs.key, outputs.key, layer.groups)
+            balanced = taken.get(BALANCED)
+            also = () if balanced is None else (balanced.key,)
+            required = Fixed.of_groups(inputs.key, outputs.key, layer.groups, *also)
             self.entries[f"{owner} (groups)"] = required
         for name, tensor in layer.fixed.items():
             key = joined(owner, name)

@@ -46,6 +46,8 @@ class MaskedLayer:
     the dtype of the weight, are folded into it. Integers count the learned groups that a filter and
     an input share: a count that would round is multiplied by in each forward instead.
 
+    Zeros that padding makes stay zeros in training, unless the layer `trains_zeros`.
+
     What decided the factors must not change: `fixed` are tensors that a checkpoint must hold as
     they are, `groups` those that its score maps must give.
     """
@@ -60,6 +62,7 @@ class MaskedLayer:
     factors: Tensor | None = None
     fixed: Mapping[str, Tensor] = field(default_factory=dict)
     groups: LearnedGroups | None = None
+    trains_zeros: bool = False
 
     @property
     def value(self) -> Tensor:
@@ -103,7 +106,8 @@ class BlockWeights:
             counts = torch.tensor([row for part in parts for row in _counts(part)], **_TABLE)
             return ConvWeight(self._picked(replace(part, factors=None) for part in parts), counts)
         picked = self._picked(parts)
-        return ConvWeight(picked, picked.held() if picked.is_padded else None)
+        keeps = picked.is_padded and not self.layer.trains_zeros
+        return ConvWeight(picked, picked.held() if keeps else None)
 
     def bias_of(self, rows: Iterable[int | None]) -> Picked | None:
         """The bias of the output channels `rows`; None without one."""

@@ -66,7 +66,7 @@ def _note(program: Program, model: nn.Module, zeroed: Mapping[str, Tensor]) -> s
     error = torch.cat([(a - b).flatten() for a, b in zip(after, before, strict=True)])
     value = torch.cat([b.flatten() for b in before])
     return (
-        f"{len(zeroed)} weights were changed: small entries are 0 now, and every check is against "
+        f"{len(zeroed)} weights were changed: some entries are 0 now, and every check is against "
         "the original with those zeros. That alone changes the outputs by at most "
         f"{_share(error.abs().max(), value.abs().max())} of their largest value "
         f"(root mean square: {_share(error.norm(), value.norm())}), on the example input in eval "

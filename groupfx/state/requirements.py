@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from ..learned.groups import LearnedGroups
-from ..nn.flgc import group_assignment
+from ..learned.groups import LearnedGroups, members_of
 from .rows import Entry
 
 Check = Callable[[Sequence[Tensor], Any], str | None]
@@ -40,13 +39,16 @@ class Fixed:
     value: Any = None
 
     @classmethod
-    def of_groups(cls, input_scores: str, output_scores: str, groups: LearnedGroups) -> Fixed:
+    def of_groups(
+        cls, input_scores: str, output_scores: str, groups: LearnedGroups, *balanced: str
+    ) -> Fixed:
         """The score maps under these keys must give the mask that `groups` has.
 
-        Groups that are numbered in another order are the same groups.
+        Groups that are numbered in another order are the same groups. `balanced` is the key of the
+        tensor that balanced layers have.
         """
         value = (groups.in_channels, groups.out_channels, groups.inputs, groups.outputs)
-        return cls((input_scores, output_scores), _GROUPS, value)
+        return cls((input_scores, output_scores, *balanced), _GROUPS, value)
 
     @classmethod
     def exactly(cls, key: str, tensor: Tensor) -> Fixed:
@@ -107,14 +109,11 @@ def _check_groups(tensors: Sequence[Tensor], value: Any) -> str | None:
     problems = []
     members = []
     sides = (("input channels", in_channels, inputs), ("filters", out_channels, outputs))
-    for scores, (what, channels, frozen) in zip(tensors, sides, strict=True):
+    scores_of, balanced = tensors[:2], len(tensors) > 2
+    for scores, (what, channels, frozen) in zip(scores_of, sides, strict=True):
         if scores.dim() != 2 or len(scores) != channels:
             return f"a map is {list(scores.shape)}, and {channels} {what} are needed"
-        # On the device of the checkpoint: the last bit of a softmax, and so a tie, may depend on it
-        now = group_assignment(scores.detach()).cpu() != 0
-        members.append(
-            tuple(tuple(column.nonzero().flatten().tolist()) for column in now.unbind(1))
-        )
+        members.append(members_of(scores, balanced=balanced))
         moved = _moved(channels, members[-1], frozen)
         if moved:
             problems.append(f"{moved} of {channels} {what}")

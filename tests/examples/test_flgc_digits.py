@@ -19,7 +19,7 @@ from groupfx.learned.groups import groups_of, has_learned_groups
 from groupfx.running.flops import count_flops
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "flgc_digits"
-SCRIPTS = ("digits", "network", "train", "evaluate")
+SCRIPTS = ("digits", "network", "train", "evaluate", "balance")
 PLAIN_KEYS = {
     "state_dict",
     "optimizer_state_dict",
@@ -276,3 +276,29 @@ def test_two_processes_train_together(example: Any, tmp_path: Path) -> None:
     assert not any(name.startswith("module.") for name in last["state_dict"])
     alone = example.train.train(short(example, tmp_path / "alone", epochs=1, max_steps=3), quiet())
     assert differing(last["state_dict"], alone.network.state_dict())
+
+
+# Equal groups
+
+
+def test_a_balanced_run_has_equal_groups_and_is_read_back(example: Any, tmp_path: Path) -> None:
+    options = short(example, tmp_path, groups=4, balanced=1)
+    run = example.train.train(options, quiet())
+    layers = [layer for layer in run.network.modules() if has_learned_groups(layer)]
+    assert len(layers) == 17
+    assert all(len(set(groups_of(layer).sizes)) == 1 for layer in layers)
+    read = example.evaluate.load_network(tmp_path / "last.pth", groups=4, width=0.1)
+    assert not differing(run.network.state_dict(), read.state_dict())
+
+
+def test_a_trained_network_is_balanced_and_fine_tuned(example: Any, tmp_path: Path) -> None:
+    options = short(example, tmp_path, groups=4)
+    example.train.train(options, quiet())
+    tuning = replace(options, checkpoints=tmp_path / "fine-tuning", epochs=1)
+    steps = example.balance.balance(tmp_path / "last.pth", tuning, multiple=1)
+    assert [name for name, _ in steps] == ["as trained", "equal groups", "fine-tuned"]
+    written = groupfx.load(tmp_path / "balanced.groupfx.pt").model
+    convs = [m for m in written.modules() if isinstance(m, nn.Conv2d) and m.groups == 4]
+    assert len(convs) == 17
+    test = example.digits.load_digits(options.image_size).test
+    assert example.train.accuracy_of(written, test) == steps[-1][1]

@@ -20,7 +20,7 @@ from ...files.checkpoints import (
     read_checkpoint,
     read_series,
 )
-from ...learned.layers import LearnedLayer, is_scores, learned_layers, learned_layers_in
+from ...learned.layers import LearnedLayer, decides_groups, learned_layers, learned_layers_in
 from ...learned.tracking import LayerChange, Side, Step, first_difference, track
 from ...report.plots import (
     MAX_LAYERS,
@@ -102,7 +102,7 @@ def _of_series(options: GroupsCommand, files: Sequence[Path], left: Sequence[Pat
     screen, told = _start(options), options.told
     side: Side = "filters" if options.filters else "inputs"
     with screen.work(f"Reading {plural(len(files), 'checkpoint')}"):
-        series = read_series(files, wanted=is_scores, key=options.file.key)
+        series = read_series(files, wanted=decides_groups, key=options.file.key)
         for note in (note for checkpoint in series.checkpoints for note in checkpoint.notes):
             screen.warn(note)
         states = [_layers_of(checkpoint) for checkpoint in series.checkpoints]
@@ -154,7 +154,7 @@ def _read(source: ModelOptions, screen: Screen) -> _Read:
 def _as_data(source: ModelOptions, error: GroupfxError, screen: Screen) -> _Read:
     """The layers alone, where `error` kept the model from being read or run."""
     try:
-        found = read_checkpoint(source.path, wanted=is_scores, key=source.key)
+        found = read_checkpoint(source.path, wanted=decides_groups, key=source.key)
     except FileError:
         # The first reader knows more kinds of files, and says more of what is wrong with one.
         raise error from None
