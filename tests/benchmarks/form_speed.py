@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,9 +42,11 @@ STAGES = ((64, 1), (128, 2), (256, 2), (512, 2))
 class Basic(nn.Module):
     """Two 3x3 convolutions that learned their groups, and a shortcut."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, groups: int) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, stride: int, groups: int, *, balanced: bool
+    ) -> None:
         super().__init__()
-        given = {"padding": 1, "group_num": groups, "bias": False}
+        given = {"padding": 1, "group_num": groups, "bias": False, "balanced": balanced}
         self.conv1 = Flgc2d(inputs, outputs, 3, stride=stride, **given)
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = Flgc2d(outputs, outputs, 3, **given)
@@ -58,13 +61,14 @@ class Basic(nn.Module):
         return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
 
-def resnet_18(groups: int) -> nn.Module:
+def resnet_18(groups: int, *, balanced: bool = False) -> nn.Module:
     """ResNet-18 for 32x32 images."""
     blocks: list[nn.Module] = []
     channels = 64
     for outputs, stride in STAGES:
-        blocks += [Basic(channels, outputs, stride, groups), Basic(outputs, outputs, 1, groups)]
-        channels = outputs
+        for step in (stride, 1):
+            blocks.append(Basic(channels, outputs, step, groups, balanced=balanced))
+            channels = outputs
     stem = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU())
     return nn.Sequential(stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
 
@@ -72,6 +76,11 @@ def resnet_18(groups: int) -> nn.Module:
 NETWORKS: Mapping[str, Callable[[int], nn.Module]] = {
     "MobileNetV2": mobilenet_v2_flgc,
     "ResNet-18": resnet_18,
+    "balanced MobileNetV2": partial(mobilenet_v2_flgc, balanced=True),
+    "balanced MobileNetV2, outputs in order": partial(
+        mobilenet_v2_flgc, balanced=True, learn_outputs=False
+    ),
+    "balanced ResNet-18": partial(resnet_18, balanced=True),
 }
 
 
