@@ -88,7 +88,7 @@ def export(
         input_names=input_names,
         output_names=output_names,
         external_data=external_data,
-        choose_forms=passes is None and target_named(target).choose_forms,
+        forms=target_named(target).forms if passes is None else "planned",
     )
     plain, example = _opened(model, inputs)
     if passes is not None or target is not None:

@@ -10,7 +10,7 @@ from .export.exporting import (
     TensorInfo,
     prepare_export,
 )
-from .export.onnx_graph import DEFAULT_OPSET
+from .export.onnx_graph import DEFAULT_OPSET, SiteForms
 from .export.torch_export import Dynamic
 from .forms.rewrite_onnx import OnnxRewrite, OnnxSite, rewrite_graph
 from .forms.rewrite_onnx import find_onnx as find_in_onnx
@@ -35,6 +35,7 @@ __all__ = [
     "PreparedExport",
     "Progress",
     "SiteCheck",
+    "SiteForms",
     "SlowExportWarning",
     "TensorInfo",
     "TorchSide",

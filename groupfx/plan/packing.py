@@ -8,22 +8,19 @@ every partition is tried, for many first-fit packings of several sizes, the best
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from .binned import WAYS, Pieces, Way
 from .binned.piece import Piece
 from .blocks import Block, BlockStructure
 from .channels import Slice
-from .forms import BinForm, ConvPlan, FormPlan
-from .gathers import plan_gather
+from .forms import FormPlan
+from .recipes import Binned, Bins, merge
 
 # Bell(7) = 877 partitions, each looked at, and Bell(8) = 4,140.
 _MOST_EXACT = 8
 _MOST_IMPROVED = 24
 _ALWAYS: Way = "merged"
-
-Bins = tuple[Block, ...]
 
 
 class Price(Protocol):
@@ -40,25 +37,34 @@ class Price(Protocol):
 def pack(
     structure: BlockStructure, price: Price, ways: Collection[Way] = tuple(WAYS)
 ) -> FormPlan | None:
+    """The plan of `pack_bins`."""
+    binned = pack_bins(structure, price, ways)
+    return None if binned is None else binned.plan(structure)
+
+
+def pack_bins(
+    structure: BlockStructure, price: Price, ways: Collection[Way] = tuple(WAYS)
+) -> Binned | None:
     """The bins of `structure` that cost least, with `ways` of executing one; None without blocks.
 
-    A bin to which none of them applies is `merged`. The form is the way, or `mixed` where there are
-    several.
+    A bin to which none of them applies is `merged`.
     """
     if not structure.blocks:
         return None
     search = _Search(price, ways)
-    bins = search.best(structure.blocks)
-    return _assemble(structure, search.chosen(bins))
+    carried = search.chosen(search.best(structure.blocks))
+    home = {row: place for place, block in enumerate(structure.blocks) for row in block.outputs}
+    return Binned(
+        search.width,
+        tuple(
+            (way, tuple(tuple(sorted({home[row] for row in b.outputs})) for b in bins))
+            for bins, way in carried
+        ),
+    )
 
 
-@dataclass(frozen=True)
-class _Carried:
-    """Equal bins that are executed by the same convolutions, and the way in which they are."""
-
-    bins: Bins
-    pieces: Pieces
-    way: Way
+_Carried = tuple[Bins, Way]
+"""Equal bins that are executed by the same convolutions, and the way in which they are."""
 
 
 class _Search:
@@ -83,12 +89,9 @@ class _Search:
         found: list[_Carried] = []
         for shape, alike in _by_shape(bins, self._grouped_shape).items():
             if shape is not None and self._groups_pay(shape, [b.shape for b in alike]):
-                pieces = WAYS[_ALWAYS](*alike[0].shape, self.width)
-                found.append(_Carried(alike, pieces, _ALWAYS))
+                found.append((alike, _ALWAYS))
                 continue
-            for block in alike:
-                way = self._best_alone(block.shape)[1]
-                found.append(_Carried((block,), WAYS[way](*block.shape, self.width), way))
+            found += [((block,), self._best_alone(block.shape)[1]) for block in alike]
         return found
 
     def cost(self, bins: Bins) -> float:
@@ -179,12 +182,6 @@ class _Search:
         return bins
 
 
-def merge(blocks: Sequence[Block]) -> Block:
-    """Several blocks as one, their channels ascending."""
-    inputs = sorted({channel for block in blocks for channel in block.inputs})
-    return Block(tuple(inputs), tuple(sorted(c for block in blocks for c in block.outputs)))
-
-
 def _members(blocks: Bins, chosen: int) -> list[Block]:
     return [block for place, block in enumerate(blocks) if chosen >> place & 1]
 
@@ -232,41 +229,3 @@ def _by_shape(
         shape = shape_of(block.shape)
         found[shape] = (*found.get(shape, ()), block)
     return found
-
-
-def _assemble(structure: BlockStructure, carried: Sequence[_Carried]) -> FormPlan:
-    in_channels = structure.in_channels
-    convs = [conv for group in carried for conv in _convs(group, in_channels)]
-    result = [row for conv in convs if not conv.added for row in conv.rows]
-    result += structure.bias_only
-    place = {row: place for place, row in enumerate(result) if row is not None}
-    output_gather = plan_gather([place[row] for row in range(len(place))], len(result))
-    ways = {group.way for group in carried}
-    form: BinForm = ways.pop() if len(ways) == 1 else "mixed"
-    input_gather = plan_gather(range(in_channels), in_channels)
-    return FormPlan(form, input_gather, tuple(convs), structure.bias_only, output_gather)
-
-
-def _convs(carried: _Carried, in_channels: int) -> Iterator[ConvPlan]:
-    for piece in carried.pieces:
-        reads: list[int] = []
-        rows: list[int | None] = []
-        columns: list[tuple[int | None, ...]] = []
-        for block in carried.bins:
-            own = (
-                block.inputs
-                if piece.grouped
-                else block.inputs[piece.inputs.start : piece.inputs.stop]
-            )
-            missing = piece.columns - len(own)
-            reads += [*own, *[own[-1]] * missing]
-            columns.append((*own, *[None] * missing))
-            rows += [*block.outputs, *[None] * (piece.rows - len(block.outputs))]
-        source = plan_gather(reads, in_channels)
-        yield ConvPlan(
-            Slice(0, len(reads)),
-            tuple(rows),
-            tuple(columns),
-            source=None if source.kind == "identity" else source,
-            added=piece.added,
-        )

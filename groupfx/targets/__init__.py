@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import UsageError
 
@@ -37,15 +37,16 @@ class Target:
     `place` orders them; the first is what runs where neither a target nor a pass is named.
 
     `passes` run in this order, each a name with its options after a colon. `opinion` is what the
-    target makes of a convolution as it is, None where it has nothing to say. With `choose_forms`
-    learned groups are exported in the form that is expected to be fastest, site by site.
+    target makes of a convolution as it is, None where it has nothing to say. Learned
+    groups are exported in the `forms` that the rewrite planned, or in those that are expected to be
+    fastest, site by site.
     """
 
     name: str
     place: int
     passes: tuple[str, ...]
     opinion: "Callable[[ConvSpec], Opinion] | None" = None
-    choose_forms: bool = False
+    forms: Literal["planned", "fastest"] = "planned"
 
     def says(self, conv: "ConvSpec | None") -> Opinion:
         """The opinion of `conv`, which is None where its numbers are not constants."""

@@ -43,5 +43,5 @@ TARGET = Target(
     place=2,
     passes=("freeze-learned-groups",),
     opinion=opinion,
-    choose_forms=True,
+    forms="fastest",
 )

@@ -8,6 +8,7 @@ from ...deploy import (
     Dynamic,
     Export,
     ExportOptions,
+    SiteForms,
     Validation,
     check_target,
     prepare_export,
@@ -35,8 +36,8 @@ def run_export(options: ExportCommand) -> int:
     source, chosen = ModelOptions.of(options.model, options.file), options.chosen
     target = _TARGET if chosen.passes is None and chosen.target is None else chosen.target
     make_pipeline(chosen.passes, target)
-    choose = chosen.passes is None and target_named(target).choose_forms
-    checks, file = validation_options(options.check), _file(options, choose)
+    forms = target_named(target).forms if chosen.passes is None else "planned"
+    checks, file = validation_options(options.check), _file(options, forms)
     _check_outputs(options)
     screen = Screen.of(options.told)
     with screen.work(f"Reading {options.model}"):
@@ -68,7 +69,7 @@ def run_export(options: ExportCommand) -> int:
     return 0
 
 
-def _file(options: ExportCommand, choose: bool) -> ExportOptions:
+def _file(options: ExportCommand, forms: SiteForms) -> ExportOptions:
     """What the file is to be like."""
     return ExportOptions(
         dtype=options.dtype,
@@ -77,7 +78,7 @@ def _file(options: ExportCommand, choose: bool) -> ExportOptions:
         input_names=options.input_name or None,
         output_names=options.output_name or None,
         external_data=True if options.external_data else None,
-        choose_forms=choose,
+        forms=forms,
     )
 
 

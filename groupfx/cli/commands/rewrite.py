@@ -157,8 +157,8 @@ def _prepare_onnx(
 
     with screen.work("Exporting"):
         chosen = options.chosen
-        choose = chosen.passes is None and target_named(chosen.target).choose_forms
-        file = ExportOptions(choose_forms=choose)
+        forms = target_named(chosen.target).forms if chosen.passes is None else "planned"
+        file = ExportOptions(forms=forms)
         prepared = prepare_export(result.model, opened.inputs, file)
     if not options.no_verify:
         validated(screen, opened, prepared, options.place, ValidationOptions())

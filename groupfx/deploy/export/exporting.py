@@ -20,7 +20,7 @@ from ...tracing.program import copied
 from ..forms.fastest import Fastest
 from ..graph.files import check_onnx, write_onnx
 from .io_names import chosen
-from .onnx_graph import DEFAULT_OPSET, LEAST_OPSET, newest_opset, onnx_graph
+from .onnx_graph import DEFAULT_OPSET, LEAST_OPSET, SiteForms, newest_opset, onnx_graph
 from .torch_export import ConvName, Dynamic, TracedModel, trace_model
 
 DType = Literal["float32", "float16"]
@@ -44,8 +44,8 @@ class ExportOptions:
     input_names: Sequence[str] | None = None
     output_names: Sequence[str] | None = None
     external_data: bool | None = None
-    choose_forms: bool = False
-    """whether learned groups get the forms that are expected to be fastest, not the planned ones"""
+    forms: SiteForms = "planned"
+    """in what form sites are written, see `SiteForms`"""
 
     def __post_init__(self) -> None:
         newest = newest_opset()
@@ -161,8 +161,8 @@ def prepare_export(
     if slow is not None:
         notes.append(slow)
         warnings.warn(slow, SlowExportWarning, stacklevel=4)
-    made = onnx_graph(traced, options.opset, choose=options.choose_forms)
-    convs = [replace(conv, form=made.forms.get(conv.name, conv.form)) for conv in traced.convs]
+    made = onnx_graph(traced, options.opset, forms=options.forms)
+    convs = [replace(conv, form=made.forms.get(conv.name)) for conv in traced.convs]
     return PreparedExport(
         made.model,
         options,

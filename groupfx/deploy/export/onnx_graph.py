@@ -14,7 +14,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -48,6 +48,11 @@ _LARGEST_FOLDED = 1 << 24
 _GRAPH_NAME = "main_graph"
 
 
+SiteForms = Literal["planned", "fastest", "whole"]
+"""As the rewrite planned them, or as is expected to be fastest for learned groups, or each site as
+one convolution, with the mask folded into its weight."""
+
+
 @dataclass(frozen=True)
 class OnnxGraph:
     """An ONNX model, the forms of its sites, notes on it, and what it is expected to take."""
@@ -58,11 +63,8 @@ class OnnxGraph:
     fastest: Fastest | None
 
 
-def onnx_graph(traced: TracedModel, opset: int, *, choose: bool = False) -> OnnxGraph:
+def onnx_graph(traced: TracedModel, opset: int, *, forms: SiteForms = "planned") -> OnnxGraph:
     """The ONNX model of a traced one, its sites in their forms.
-
-    `choose` gives the sites of learned groups the forms that are expected to be fastest, in place
-    of those that the rewrite gave them.
 
     Names of inputs and outputs are those of `traced`. Raises `ModelError` for an operator that the
     exporter does not know, `UsageError` for an opset in which the model cannot be written.
@@ -72,18 +74,20 @@ def onnx_graph(traced: TracedModel, opset: int, *, choose: bool = False) -> Onnx
     _require_opset(model, written, opset)
     model.graph.name = _GRAPH_NAME
     _clean(model)
-    forms = _mark_convs(model, traced)
+    chosen = _mark_convs(model, traced)
     notes = fold_batchnorms(model)
-    blocks = {name: form for name, form in forms.items() if isinstance(form, FormPlan)}
-    fastest = fastest_forms(model, blocks) if choose and blocks else None
+    blocks = {name: form for name, form in chosen.items() if isinstance(form, FormPlan)}
+    fastest = fastest_forms(model, blocks) if forms == "fastest" and blocks else None
     if fastest is not None:
-        forms = {**forms, **fastest.forms}
-    _apply_forms(model, forms)
+        chosen = {**chosen, **fastest.forms}
+    if forms == "whole":
+        chosen = {}
+    _apply_forms(model, chosen)
     if opset < written:
         lower_opset(model, opset)
     _rename(model, traced)
     _finish(model, traced.sizes)
-    return OnnxGraph(model, forms, notes, fastest)
+    return OnnxGraph(model, chosen, notes, fastest)
 
 
 @contextlib.contextmanager
