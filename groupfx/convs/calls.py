@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from ..nn import is_weight_hook
 from ..nn.masked_conv import MASKED
-from .spec import ConvSpec, spec_of_module
+from .spec import ConvSpec, sizes, spec_of_module
 
 _MODULE = ("input", "output_size")
 CONV_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -214,10 +214,10 @@ def _read_function(node: fx.Node, root: fx.GraphModule) -> ConvCall | Unreadable
         out_channels=columns * groups if transposed else rows,
         groups=groups,
         kernel_size=tuple(kernel),
-        stride=_sizes(arguments["stride"], dims),
-        padding=padding if isinstance(padding, str) else _sizes(padding, dims),
-        dilation=_sizes(arguments["dilation"], dims),
-        output_padding=_sizes(arguments["output_padding"], dims),
+        stride=sizes(arguments["stride"], dims),
+        padding=padding if isinstance(padding, str) else sizes(padding, dims),
+        dilation=sizes(arguments["dilation"], dims),
+        output_padding=sizes(arguments["output_padding"], dims),
         padding_mode="zeros",
         bias=bias is not None,
     )
@@ -250,12 +250,6 @@ def _has_node(value: Any) -> bool:
     found: list[fx.Node] = []
     fx.node.map_arg(value, found.append)
     return bool(found)
-
-
-def _sizes(value: Any, dims: int) -> tuple[int, ...]:
-    """One integer a dimension: an int, or a list of one, counts for all of them."""
-    values = (value,) if isinstance(value, int) else tuple(value)
-    return values * dims if len(values) == 1 else values
 
 
 def shape_of(node: fx.Node, root: fx.GraphModule) -> tuple[int, ...] | None:

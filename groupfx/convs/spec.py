@@ -6,7 +6,7 @@ function of `torch.nn.functional`, or an `aten` operator that `torch.export` lef
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -142,22 +142,65 @@ def spec_of_module(module: nn.Module) -> ConvSpec | None:
 
 
 def fields_of(module: _ConvNd, dims: int, transposed: bool) -> ConvSpec:
-    """Fields of a convolution module, whatever its class does with them."""
-    padding = module.padding if isinstance(module.padding, str) else tuple(module.padding)
+    """Fields of a convolution module, whatever its class does with them.
+
+    Channels and kernel are those of the weight, which torch's forward reads. It never looks at
+    `in_channels`, `out_channels` and `kernel_size`: who prunes a model by putting smaller weights
+    into it may leave them as they were.
+    """
+    rows, columns, *kernel = shape_of_weight(module)
+    padding = module.padding if isinstance(module.padding, str) else sizes(module.padding, dims)
     return ConvSpec(
         dims=dims,
         transposed=transposed,
-        in_channels=module.in_channels,
-        out_channels=module.out_channels,
+        in_channels=rows if transposed else columns * module.groups,
+        out_channels=columns * module.groups if transposed else rows,
         groups=module.groups,
-        kernel_size=tuple(module.kernel_size),
-        stride=tuple(module.stride),
+        kernel_size=tuple(kernel),
+        stride=sizes(module.stride, dims),
         padding=padding,
-        dilation=tuple(module.dilation),
-        output_padding=tuple(module.output_padding),
+        dilation=sizes(module.dilation, dims),
+        output_padding=sizes(module.output_padding, dims),
         padding_mode=module.padding_mode,
         bias=module.bias is not None,
     )
+
+
+def sizes(value: int | Iterable[int], dims: int) -> tuple[int, ...]:
+    """One integer a dimension: an int, or a list of one, counts for all of them."""
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * dims if len(values) == 1 else values
+
+
+def shape_of_weight(module: nn.Module) -> tuple[int, ...]:
+    """Shape of the weight of a convolution or a linear layer, as its forward sees it."""
+    if not nn.utils.parametrize.is_parametrized(module, "weight"):
+        return tuple(module.weight.shape)  # type: ignore[arg-type]
+    said = _shape_said(module)
+    held: Any = module.parametrizations
+    if any(tuple(tensor.shape) == said for tensor in held.weight.parameters(recurse=False)):
+        return said
+    # On a copy: a parametrisation may keep count of its calls, as a spectral norm does.
+    with torch.no_grad():
+        return tuple(copy.deepcopy(held.weight).eval()().shape)
+
+
+def _shape_said(module: nn.Module) -> tuple[int, ...]:
+    """The shape that the weight has by what the module says of itself."""
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    assert isinstance(module, _ConvNd)
+    rows, columns = module.out_channels, module.in_channels
+    sides = (columns, rows) if module.transposed else (rows, columns)
+    return sides[0], sides[1] // module.groups, *module.kernel_size
+
+
+def norm_channels(norm: nn.Module) -> int:
+    """Channels of a BatchNorm: of its tensors, which its forward reads, where it has any."""
+    tensors = (*norm._buffers.values(), *norm._parameters.values())
+    held = (len(t) for t in tensors if t is not None and t.dim())
+    said: Any = norm.num_features
+    return next(held, int(said))
 
 
 def module_from_spec(spec: ConvSpec) -> nn.Module:

@@ -8,12 +8,21 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from ..convs.spec import CONV_TYPES, original_type
+from ..convs.spec import (
+    BATCHNORMS,
+    CONV_TYPES,
+    fields_of,
+    norm_channels,
+    original_type,
+    rebuild,
+    shape_of_weight,
+)
 from ..errors import RewriteError
 from ..nn import (
     ChannelGather,
@@ -43,7 +52,27 @@ def make(module: nn.Module) -> Made:
 
 def _plain(module: nn.Module) -> Made:
     recipe = _RECIPES.get(original_type(module), from_signature)
-    return recipe(module)
+    return recipe(_of_its_size(module))
+
+
+def _of_its_size(module: nn.Module) -> nn.Module:
+    """`module`, or a twin whose fields tell the size of its tensors, if its own do not."""
+    kind = original_type(module)
+    fields: dict[str, object] = {}
+    if kind in CONV_TYPES:
+        assert isinstance(module, _ConvNd)
+        spec = fields_of(module, *CONV_TYPES[kind])
+        fields = {name: getattr(spec, name) for name in _SIZES}
+    elif kind is nn.Linear:
+        fields["out_features"], fields["in_features"] = shape_of_weight(module)
+    elif kind in BATCHNORMS:
+        fields["num_features"] = norm_channels(module)
+    if all(getattr(module, name) == value for name, value in fields.items()):
+        return module
+    return rebuild(module, module._parameters | module._buffers, **fields)
+
+
+_SIZES = ("in_channels", "out_channels", "kernel_size")
 
 
 def _under_hooks(made: Made, module: nn.Module) -> Made:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..convs.names import joined
+from ..convs.spec import shape_of_weight
 from ..errors import UsageError
 from ..nn.flgc import BALANCED, group_assignment
 
@@ -119,8 +120,9 @@ def groups_of(layer: nn.Module, name: str = "") -> LearnedGroups:
             f"its conv has groups={conv.groups}; groups are learned on a dense conv, "
             "so build it with groups=1",
         )
-    scores = _scores(layer, name, INPUT_SCORES, conv.in_channels, "in_channels")
-    other = _scores(layer, name, OUTPUT_SCORES, conv.out_channels, "out_channels")
+    out_channels, in_channels, *_ = shape_of_weight(conv)
+    scores = _scores(layer, name, INPUT_SCORES, in_channels, "in_channels")
+    other = _scores(layer, name, OUTPUT_SCORES, out_channels, "out_channels")
     if scores.shape[1] != other.shape[1]:
         raise UnfitMapsError(
             name,
@@ -128,15 +130,15 @@ def groups_of(layer: nn.Module, name: str = "") -> LearnedGroups:
             f"has {other.shape[1]}; give both the same number",
         )
     balanced = is_balanced(layer)
-    if balanced and (conv.in_channels % scores.shape[1] or conv.out_channels % scores.shape[1]):
+    if balanced and (in_channels % scores.shape[1] or out_channels % scores.shape[1]):
         raise UnfitMapsError(
             name,
-            f"it is balanced, and {scores.shape[1]} groups cannot share {conv.in_channels} inputs "
-            f"and {conv.out_channels} filters equally",
+            f"it is balanced, and {scores.shape[1]} groups cannot share {in_channels} inputs "
+            f"and {out_channels} filters equally",
         )
     return LearnedGroups(
-        in_channels=conv.in_channels,
-        out_channels=conv.out_channels,
+        in_channels=in_channels,
+        out_channels=out_channels,
         inputs=members_of(scores, balanced=balanced),
         outputs=members_of(other, balanced=balanced),
     )

@@ -9,6 +9,7 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
+from ..convs.spec import shape_of_weight
 from ..errors import UsageError
 from ..nn.flgc import BALANCED
 from ..plan.blocks import BlockStructure, find_blocks
@@ -71,8 +72,8 @@ def learned_layers(model: nn.Module) -> tuple[LearnedLayer, ...]:
     found = []
     for name, layer in model.named_modules():
         if has_learned_groups(layer):
-            kernel = tuple(layer.get_submodule(CONV).kernel_size)
-            found.append(LearnedLayer(name, kernel, groups_of(layer, name)))
+            _, _, *kernel = shape_of_weight(layer.get_submodule(CONV))
+            found.append(LearnedLayer(name, tuple(kernel), groups_of(layer, name)))
     return tuple(found)
 
 

@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..convs.names import joined, weight_owner
 from ..convs.norms import is_batchnorm, norm_behind
-from ..convs.spec import spec_of_module
+from ..convs.spec import norm_channels, spec_of_module
 from ..nn import ConstantChannels
 from ..nn.marks import FROZEN_MARK
 from ..nn.swapped import SwappedConv
@@ -94,7 +94,7 @@ def _split_rows(convs: Sequence[fx.Node], norms: Sequence[str], root: nn.Module)
     if first.call.transposed:
         height = 1 if first.bias_rows is None else len(first.bias_rows)
     if norms:
-        height = root.get_submodule(norms[0]).num_features  # type: ignore[assignment]
+        height = norm_channels(root.get_submodule(norms[0]))
     # Where a convolution module was swapped, its path says all.
     owner = weight_owner(first.call.weight) or convs[0].name
     name = "" if isinstance(root, SwappedConv) else owner

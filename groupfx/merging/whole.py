@@ -16,6 +16,7 @@ from ..convs.spec import (
     ConvSpec,
     fields_of,
     module_from_spec,
+    norm_channels,
     original_type,
     rebuild,
 )
@@ -167,8 +168,8 @@ def whole_norm(plan: SitePlan, root: nn.Module) -> nn.Module:
     for module, chosen in zip(modules, rows, strict=True):
         if type(module) not in BATCHNORMS or _changed(module) or _fields(module) != _fields(first):
             raise UnfitError("the BatchNorms of its pieces differ, or were changed")
-        if module.num_features != len(chosen):
-            raise UnfitError(f"a BatchNorm of it now has {module.num_features} channels")
+        if norm_channels(module) != len(chosen):
+            raise UnfitError(f"a BatchNorm of it now has {norm_channels(module)} channels")
     entries = [_channels(chosen, plan) for chosen in rows]
     tensors: dict[str, Tensor | None] = {}
     for name in (*first._parameters, *first._buffers):

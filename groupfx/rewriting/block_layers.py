@@ -273,6 +273,7 @@ class _Emission:
             tensors,
             in_channels=inputs,
             out_channels=outputs,
+            kernel_size=layer.spec.kernel_size,
             groups=conv.groups,
             padding_mode=layer.spec.padding_mode,
         )

@@ -18,7 +18,14 @@ from torch import fx, nn
 from ..convs.calls import Computed, ConvCall, Source, Stored, attribute
 from ..convs.names import joined
 from ..convs.norms import is_batchnorm
-from ..convs.spec import BATCHNORMS, CONV_TYPES, ConvSpec, module_from_spec, rebuild
+from ..convs.spec import (
+    BATCHNORMS,
+    CONV_TYPES,
+    ConvSpec,
+    module_from_spec,
+    norm_channels,
+    rebuild,
+)
 from ..nn import HookedWeight
 from ..nn.marks import FROZEN_MARK
 from ..plan.channels import Slice
@@ -161,8 +168,8 @@ class Site:
             return (
                 f"{path} ({type(module).__name__}) is not for {self.spec.dims} spatial dimensions"
             )
-        if module.num_features != self.spec.out_channels:
-            return f"{path} has {module.num_features} channels, not {self.spec.out_channels}"
+        if norm_channels(module) != self.spec.out_channels:
+            return f"{path} has {norm_channels(module)} channels, not {self.spec.out_channels}"
         if len(self.store.call_nodes(module)) > 1:
             return f"{path} is called elsewhere too"
         if not self.store.owns_alone(module):
@@ -271,11 +278,14 @@ class Site:
         template = self.module or module_from_spec(fields)
         if self.call.path is None:
             template.training = self.root.training
-        numbers = {
+        numbers: dict[str, object] = {
             "in_channels": fields.in_channels,
             "out_channels": fields.out_channels,
             "groups": fields.groups,
         }
+        # A forward reads the field `kernel_size` only for an `output_size`; then it stays.
+        if self.call.output_size is None:
+            numbers["kernel_size"] = fields.kernel_size
         branches = []
         for rows, bias_part in zip(weight_rows, bias_rows, strict=True):
             tensors = {
@@ -369,7 +379,7 @@ def _edges(spec: ConvSpec) -> list[int]:
 
 
 def _with_tensors(
-    template: nn.Module, tensors: dict[str, torch.Tensor | None], numbers: dict[str, int]
+    template: nn.Module, tensors: dict[str, torch.Tensor | None], numbers: dict[str, object]
 ) -> nn.Module:
     """`template` with other tensors, each registered as the parameter or buffer that it is."""
     names = dict.fromkeys((*template._parameters, *template._buffers))

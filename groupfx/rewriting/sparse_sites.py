@@ -30,7 +30,7 @@ from ..convs.calls import (
     convs,
 )
 from ..convs.names import joined
-from ..convs.spec import ConvSpec, LinearSpec, original_type
+from ..convs.spec import ConvSpec, LinearSpec, original_type, shape_of_weight
 from ..errors import InternalError
 from ..learned.groups import has_learned_groups
 from ..nn import is_weight_hook
@@ -356,7 +356,8 @@ def _linear(node: fx.Node, root: fx.GraphModule) -> SparseCall | None:
         if original_type(module) is not nn.Linear or len(node.all_input_nodes) != 1:
             return None
         assert isinstance(module, nn.Linear)
-        spec = LinearSpec.of(module.in_features, module.out_features, module.bias is not None)
+        out_features, in_features = shape_of_weight(module)
+        spec = LinearSpec.of(in_features, out_features, module.bias is not None)
         computed = "weight" not in module._parameters
         source: Source = Recomputed(path, "weight") if computed else Stored(f"{path}.weight")
         bias = Stored(f"{path}.bias") if spec.bias else None

@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from ..convs.calls import ConvCall, Stored
 from ..convs.names import joined
-from ..convs.spec import BATCHNORMS, rows_of
+from ..convs.spec import BATCHNORMS, norm_channels, rows_of
 from ..learned.groups import INPUT_SCORES, OUTPUT_SCORES
 from ..nn import HookedWeight, is_weight_hook
 from ..nn.flgc import BALANCED
@@ -60,7 +60,7 @@ class Store:
         for path, module in self.program.result.named_modules(remove_duplicate=False):
             self._paths[id(module)].append(path)
             if type(module) in BATCHNORMS:
-                self.batchnorm_channels.add(module.num_features)
+                self.batchnorm_channels.add(norm_channels(module))
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
                 if tensor is None:
                     continue

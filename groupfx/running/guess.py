@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ..convs.spec import shape_of_weight
 from ..errors import ModelError, kind_and_line
 from .inputs import ExampleInputs
 from .unchanged import evaluate, unchanged
@@ -97,19 +98,23 @@ def _first_layer(model: nn.Module) -> tuple[str, nn.Module] | None:
     named = list(model.named_modules())
     for types in ((*_FIRST_CONVS, *_FIRST_TRANSPOSED), (nn.Linear,)):
         for path, module in named:
-            if isinstance(module, types):
+            # Without a weight yet, a lazy layer takes whatever comes first.
+            if isinstance(module, types) and not nn.parameter.is_lazy(module.weight):
                 return path, module
     return None
 
 
 def _shapes(model: nn.Module, module: nn.Module) -> Iterator[tuple[int, ...]]:
     if isinstance(module, nn.Linear):
-        yield from ((_BATCH, module.in_features), (_BATCH, 16, module.in_features))
+        _, features = shape_of_weight(module)
+        yield from ((_BATCH, features), (_BATCH, 16, features))
         return
     assert isinstance(module, (*_FIRST_CONVS, *_FIRST_TRANSPOSED))
-    channels, rank = module.in_channels, len(module.kernel_size)
+    transposed = isinstance(module, _FIRST_TRANSPOSED)
+    rows, columns, *kernel = shape_of_weight(module)
+    channels, rank = rows if transposed else columns * module.groups, len(kernel)
     wanted = getattr(getattr(model, "config", None), "image_size", None)
-    sizes = _SMALL_SIZES if isinstance(module, _FIRST_TRANSPOSED) else _SIZES[rank]
+    sizes = _SMALL_SIZES if transposed else _SIZES[rank]
     if isinstance(wanted, int):
         sizes = (wanted, *(size for size in sizes if size != wanted))
     for size in sizes:
