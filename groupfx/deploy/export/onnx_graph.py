@@ -36,6 +36,7 @@ from ..graph.conv_nodes import CONVS, ConvNode, conv_nodes
 from ..graph.files import PRODUCER
 from ..graph.metadata import mark, strip
 from ..graph.opsets import FIRST_WRITTEN, lower_opset
+from .constant_sizes import write_sizes
 from .torch_export import ConvName, Sizes, TracedModel
 
 DEFAULT_OPSET = 20
@@ -180,6 +181,7 @@ def _clean(model: ir.Model) -> None:
         common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
         common.RemoveUnusedOpsetsPass()(model)
         common.OutputFixPass()(model)
+    write_sizes(model)
 
 
 def _mark_convs(model: ir.Model, traced: TracedModel) -> Mapping[str, Any]:

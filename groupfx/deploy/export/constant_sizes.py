@@ -1,0 +1,129 @@
+"""Write the sizes that a graph computes as constants, where an operator allows it.
+
+With an open batch, each `view` of a model becomes a Shape, a few Reshapes and a Concat that make
+the target of a Reshape. The runtime does not see through them: it loses the shapes of everything
+behind, and with them the fusion of convolutions with the Add or Relu that follows. Most of it says
+no more than "the batch as it was", for which the operators have numbers of their own:
+
+    Reshape   0: this size of the input; -1: what is left, once
+    Expand    1: this size of the input
+    Resize    only the axes that change (opset 18)
+    Slice     the largest number there is, for "to the end"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from ..graph.initializers import constant
+
+_FIRST_RESIZE_WITH_AXES = 18
+_TO_THE_END = np.iinfo(np.int64).max
+
+Size = int | str
+
+
+def write_sizes(model: ir.Model) -> None:
+    """Replace computed sizes in `model` by constants that mean the same; drop what made them."""
+    changed = False
+    for node in model.graph:
+        rule = _RULES.get(node.op_type) if not node.domain else None
+        if rule is not None:
+            changed |= rule(model, node)
+    if changed:
+        common.RemoveUnusedNodesPass()(model)
+
+
+def _reshape(model: ir.Model, node: ir.Node) -> bool:
+    before, after = _sizes(node.inputs[0]), _sizes(node.outputs[0])
+    # A size that is 0 would be read as a copy.
+    if not _is_computed(node, 1) or before is None or after is None or 0 in after:
+        return False
+    kept = [axis < len(before) and before[axis] == size for axis, size in enumerate(after)]
+    target = [
+        size if isinstance(size, int) else 0 if same else -1
+        for size, same in zip(after, kept, strict=True)
+    ]
+    if target.count(-1) > 1:
+        return False
+    # With it, 0 is no copy but a size.
+    node.attributes.pop("allowzero", None)
+    return _replace(model, node, 1, target)
+
+
+def _expand(model: ir.Model, node: ir.Node) -> bool:
+    before, after = _sizes(node.inputs[0]), _sizes(node.outputs[0])
+    if not _is_computed(node, 1) or before is None or after is None:
+        return False
+    aligned = (None,) * (len(after) - len(before)) + before
+    target = [1 if old == new else new for old, new in zip(aligned, after, strict=True)]
+    if not all(isinstance(size, int) for size in target):
+        return False
+    return _replace(model, node, 1, target)
+
+
+def _resize(model: ir.Model, node: ir.Node) -> bool:
+    before, after = _sizes(node.inputs[0]), _sizes(node.outputs[0])
+    if model.opset_imports.get("", 0) < _FIRST_RESIZE_WITH_AXES or "axes" in node.attributes:
+        return False
+    if len(node.inputs) < 4 or not _is_computed(node, 3) or before is None or after is None:
+        return False
+    axes = [axis for axis, (old, new) in enumerate(zip(before, after, strict=True)) if old != new]
+    # An axis that keeps a size that is a number may be resized all the same: by a factor of 1.
+    axes += [axis for axis, size in enumerate(before) if axis > 1 and axis not in axes]
+    axes.sort()
+    if not axes or not all(isinstance(after[axis], int) for axis in axes):
+        return False
+    node.attributes["axes"] = ir.AttrInt64s("axes", axes)
+    return _replace(model, node, 3, [after[axis] for axis in axes])
+
+
+def _slice(model: ir.Model, node: ir.Node) -> bool:
+    """A slice of one axis from the front on to a computed end that is the end of the axis."""
+    before, after = _sizes(node.inputs[0]), _sizes(node.outputs[0])
+    if not _is_computed(node, 2) or before is None or after is None or len(node.inputs) < 4:
+        return False
+    starts, axes = _numbers(node.inputs[1]), _numbers(node.inputs[3])
+    steps = _numbers(node.inputs[4]) if len(node.inputs) > 4 else [1]
+    if starts != [0] or steps != [1] or axes is None or len(axes) != 1:
+        return False
+    if before[axes[0]] != after[axes[0]]:
+        return False
+    return _replace(model, node, 2, [_TO_THE_END])
+
+
+_RULES: Mapping[str, Callable[[ir.Model, ir.Node], bool]] = {
+    "Reshape": _reshape,
+    "Expand": _expand,
+    "Resize": _resize,
+    "Slice": _slice,
+}
+
+
+def _replace(model: ir.Model, node: ir.Node, place: int, numbers: Sequence[Size]) -> bool:
+    array = np.array(numbers, dtype=np.int64)
+    name = f"{node.outputs[0].name}.sizes"
+    node.replace_input_with(place, constant(model.graph, name, array))
+    return True
+
+
+def _is_computed(node: ir.Node, place: int) -> bool:
+    value = node.inputs[place]
+    return value is not None and value.producer() is not None
+
+
+def _sizes(value: ir.Value | None) -> tuple[Size, ...] | None:
+    """Numbers, and symbols for those that are open; None where one has neither."""
+    if value is None or value.shape is None:
+        return None
+    found = [size if isinstance(size, int) else size.value for size in value.shape]
+    return None if None in found else tuple(found)  # type: ignore[arg-type]
+
+
+def _numbers(value: ir.Value | None) -> list[int] | None:
+    tensor = None if value is None else value.const_value
+    return None if tensor is None else tensor.numpy().reshape(-1).tolist()
