@@ -76,6 +76,10 @@ def require_ok(report: Report) -> None:
         message = f"{first.name} does not compute what it did: {reason}"
         if len(wrong) > 1:
             message += f" (and {len(wrong) - 1} more sites)"
+    elif report.changes:
+        message = f"what a rewrite must keep was changed: {report.changes[0]}"
+        if len(report.changes) > 1:
+            message += f" (and {len(report.changes) - 1} more changes)"
     else:
         reason = report.model.reason if report.model else None
         message = f"every site computes what it did, but the model does not: {reason}"

@@ -18,6 +18,7 @@ from ..tracing import Program, open_model
 from ..version import __version__
 from .checking import Progress, check_program, require_ok
 from .driver import PassResult, run_pass
+from .outside import Outside
 from .pass_ import Pass
 from .report import PassSummary, Report, SkippedSite
 from .result import Result
@@ -68,18 +69,26 @@ class Pipeline:
         self, program: Program, *, verify: bool = True, progress: Progress | None = None
     ) -> Result:
         """Apply the passes to an opened program."""
-        before = totals(program.model, program.inputs, macs=program.macs)
+        as_opened = Outside.of(program) if verify else None
         entries: dict[str, Entry | Requirement] = {
             key: Rows(key) for key in program.result.state_dict()
         }
         dropped = program.model.state_dict().keys() - entries.keys()
         results = [run_pass(pass_, program, entries) for pass_ in self.passes]
         report = _report(program, results)
-        after = totals(program.result, program.inputs)
-        report = dataclasses.replace(report, complexity=Complexity(before, after))
-        if verify:
-            report = check_program(program, report, entries, progress)
-            require_ok(report)
+        # First of all: a forward may write to its own modules.
+        changes = None if as_opened is None else as_opened.changes(report.sites, entries)
+        report = dataclasses.replace(report, changes=changes)
+        try:
+            before = totals(program.model, program.inputs, macs=program.macs)
+            complexity = Complexity(before, totals(program.result, program.inputs))
+            report = dataclasses.replace(report, complexity=complexity)
+            if verify:
+                report = check_program(program, report, entries, progress)
+        except Exception:
+            if not changes:  # which else are why it does not run
+                raise
+        require_ok(report)
         state_map = StateDictMap(entries, dropped=dropped, model=program.result)
         return Result(program.result, report, state_map, program)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..convs.spec import ConvSpec
 from ..running.totals import Complexity
 from ..tracing.program import Fragment
-from ..verify import ModelVerdict, SiteVerdict
+from ..verify import Change, ModelVerdict, SiteVerdict
 
 SCHEMA = "groupfx.report/1"
 
@@ -86,8 +86,9 @@ class PassSummary:
 class Report:
     """The whole story of one rewrite.
 
-    `way` is how the model was opened and `notes` why; `model` is the end-to-end verdict, None
-    where no check was made.
+    `way` is how the model was opened and `notes` why. `changes` is what was changed that a rewrite
+    must keep, such as all that is outside the sites, and `model` the end-to-end verdict; None where
+    no check was made.
     """
 
     way: str
@@ -99,6 +100,7 @@ class Report:
     complexity: Complexity | None = None
     model: ModelVerdict | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    changes: tuple[Change, ...] | None = None
 
     @property
     def verified(self) -> bool:
@@ -109,7 +111,7 @@ class Report:
     def ok(self) -> bool:
         """Whether nothing that was checked differed."""
         sites_ok = all(site.verdict is None or site.verdict.ok for site in self.sites)
-        return sites_ok and (self.model is None or self.model.ok)
+        return sites_ok and not self.changes and (self.model is None or self.model.ok)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data with the schema's name and version, ready for JSON."""
@@ -136,6 +138,7 @@ class Report:
             "complexity": None
             if size is None
             else {"before": vars(size.before), "after": vars(size.after)},
+            "changes": None if self.changes is None else [vars(change) for change in self.changes],
             "model": None if self.model is None else self.model.to_dict(),
             "versions": dict(self.versions),
         }

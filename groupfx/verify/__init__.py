@@ -11,9 +11,11 @@ from .models import Float64Runner, ModelVerdict, OutputVerdict, compare_models, 
 from .observable import observable_sites
 from .region import Float64Copy, Region, run_region
 from .sites import SiteVerdict, compare_regions
+from .structure import Change
 from .untouched import Fingerprint
 
 __all__ = [
+    "Change",
     "Difference",
     "Fingerprint",
     "Float64",

@@ -189,12 +189,12 @@ def _show_verdict(screen: Screen, report: Report) -> None:
     if not report.sites:
         return
     screen.line()
-    if report.model is None:
+    if report.model is None and report.ok:
         show_not_checked(screen)
         return
     ok, style = ("Same function", "green") if report.ok else ("NOT the same function", "bold red")
     screen.line(Text.assemble((ok, style), ", checked in float64:"))
-    for line in (*_site_counts(report), _end_to_end(report)):
+    for line in (*_site_counts(report), *_outside(report), _end_to_end(report)):
         screen.paragraph(line, indent="  ")
 
 
@@ -214,9 +214,22 @@ def _site_counts(report: Report) -> Iterable[str]:
         yield f"and at {len(wrong) - _WRONG_SHOWN} more sites, marked above"
 
 
+def _outside(report: Report) -> Iterable[str]:
+    changes = report.changes
+    if changes is None:
+        return
+    if not changes:
+        yield "outside the sites: nothing changed"
+    for change in changes[:_WRONG_SHOWN]:
+        yield f"outside the sites: MISMATCH: {change}"
+    if len(changes) > _WRONG_SHOWN:
+        yield f"and {len(changes) - _WRONG_SHOWN} more changes outside the sites"
+
+
 def _end_to_end(report: Report) -> str:
     verdict = report.model
-    assert verdict is not None
+    if verdict is None:
+        return "end to end: it does not run"
     if not verdict.ok:
         return f"end to end: MISMATCH: {verdict.reason}"
     if verdict.identical:
