@@ -26,6 +26,7 @@ from ..rewriting import (
     UnreadableSite,
     example_inputs,
     find_sites,
+    require_sites,
     totals,
 )
 from ..running.inputs import ExampleInputs
@@ -124,8 +125,12 @@ def survey(
     for site in find_sites(program, store):
         if isinstance(site, UnreadableSite) or site.spec.groups > 1:
             found[_key(site)] = site
-    for pass_ in pipeline.passes:
-        for site in find_sites(program, store, pass_.calls):
+    for position, pass_ in enumerate(pipeline.passes):
+        seen = list(find_sites(program, store, pass_.calls))
+        # A later pass may be about sites that an earlier one would make.
+        if position == 0:
+            require_sites(pass_, store, seen)
+        for site in seen:
             if isinstance(site, UnreadableSite):
                 found.setdefault(_key(site), site)
             elif pass_.wants(site):

@@ -3,7 +3,7 @@
 from ..plan.notes import Note
 from ..running.totals import Complexity, Totals, totals
 from .checking import Progress
-from .driver import PassResult, UnreadableSite, find_sites, run_pass
+from .driver import PassResult, UnreadableSite, find_sites, require_sites, run_pass
 from .pass_ import Convolution, Option, Pass, Rewritten, Skip, name_matches, unwanted
 from .pipeline import Pipeline, example_inputs
 from .report import PassSummary, Report, RewrittenSite, SkippedSite
@@ -35,6 +35,7 @@ __all__ = [
     "example_inputs",
     "find_sites",
     "name_matches",
+    "require_sites",
     "run_pass",
     "totals",
     "unwanted",

@@ -5,20 +5,21 @@ replacing nodes, cleaning up, recompiling once, and writing down what happened.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from ..convs.calls import ConvCall, Recomputed, Unreadable, convs
-from ..convs.names import call_name, numbered
+from ..convs.names import call_name, numbered, unnumbered
 from ..errors import GroupfxError, InternalError
 from ..plan.notes import Note
+from ..plan.site_plan import site_of
 from ..state.map import Entry, Requirement
 from ..tracing import Fragment, Program, Shapes, SwappedConv
-from .pass_ import Pass, Rewritten, Skip
+from .pass_ import Pass, Rewritten, Skip, require_named
 from .remembering import remember
 from .report import RewrittenSite, SkippedSite
 from .site import Site
@@ -94,13 +95,16 @@ def run_pass(
 ) -> PassResult:
     """Apply `pass_` to the working side of `program`; `entries` is brought up to date.
 
-    Raises InternalError where the pass breaks a rule of its own.
+    Raises RewriteError where an option names a site that is not there, and InternalError where the
+    pass breaks a rule of its own.
     """
     store = Store(program, entries)
     name = pass_.pass_name()
     matches: list[_Match] = []
     skipped: list[SkippedSite] = []
-    for site in find_sites(program, store, pass_.calls):
+    found = list(find_sites(program, store, pass_.calls))
+    require_sites(pass_, store, found)
+    for site in found:
         if isinstance(site, UnreadableSite):
             skipped.append(SkippedSite(site.name, "unknown", name, site.reason))
             continue
@@ -115,6 +119,53 @@ def run_pass(
     skipped += [_skipped(site, name, reason) for site, reason in dropped]
     rewritten = _rewrite_all(pass_, matches, store)
     return PassResult(pass_, tuple(rewritten), tuple(skipped))
+
+
+def require_sites(pass_: Pass[Any], store: Store, found: Iterable[Site | UnreadableSite]) -> None:
+    """Raise `RewriteError` where an option of the pass names a site that was not found.
+
+    One that was rewritten before is none any more, and still known by its name.
+    """
+    if not (getattr(pass_, "only", ()) or getattr(pass_, "skip", ())):
+        return
+    wanted = list(_done(store))
+    others: list[str] = []
+    for site in found:
+        if isinstance(site, UnreadableSite):
+            wanted.append(site.name)
+            continue
+        names = wanted if pass_.wants(site) else others
+        names.append(site.name)
+    aliases = _aliases(store.program.model)
+    require_named(pass_, *(_with_aliases(names, aliases) for names in (wanted, others)))
+
+
+def _aliases(root: nn.Module) -> dict[str, list[str]]:
+    """For each path of a module that holds tensors, all paths where the same tensors are."""
+    paths: dict[frozenset[int], list[str]] = defaultdict(list)
+    for path, module in root.named_modules(remove_duplicate=False):
+        held = frozenset(map(id, (*module.parameters(), *module.buffers())))
+        # What holds one layer and nothing else is not another name of it.
+        if path and held and not any(path.startswith(f"{other}.") for other in paths[held]):
+            paths[held].append(path)
+    return {path: group for group in paths.values() if len(group) > 1 for path in group}
+
+
+def _with_aliases(names: Iterable[str], aliases: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    for name in names:
+        yield from (name, *aliases.get(unnumbered(name), ()))
+
+
+def _done(store: Store) -> Iterator[str]:
+    """Names of the sites that were rewritten before the program was opened."""
+    for path, module in store.program.result.named_modules(remove_duplicate=False):
+        if isinstance(module, SwappedConv):
+            yield path
+    for fragment in store.program.fragments:
+        for node in fragment.working.graph.nodes:
+            site = site_of(node.meta)
+            if site is not None:
+                yield fragment.full_name(site)
 
 
 def _skipped(site: Site, pass_name: str, reason: str) -> SkippedSite:

@@ -7,7 +7,7 @@ import inspect
 import re
 import textwrap
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
@@ -32,7 +32,7 @@ from torch import Tensor, fx
 from ..convs.calls import ConvCall, Unreadable, convs
 from ..convs.names import unnumbered
 from ..convs.spec import ConvSpec
-from ..errors import UsageError
+from ..errors import RewriteError, UsageError
 from ..plan.forms import FormPlan
 from ..plan.site_plan import SitePlan
 from .site import Site
@@ -188,7 +188,8 @@ class Pass(ABC, Generic[Description]):
 def name_matches(name: str, patterns: Iterable[str]) -> bool:
     """Whether a site's name, without the number of its call, fits one of the shell patterns."""
     plain = unnumbered(name)
-    return any(fnmatchcase(plain, pattern) for pattern in patterns)
+    # A name of an exporter may hold brackets, which a pattern reads in another way.
+    return any(plain == pattern or fnmatchcase(plain, pattern) for pattern in patterns)
 
 
 def unwanted(names: Iterable[str], only: Iterable[str], skip: Iterable[str]) -> str | None:
@@ -198,6 +199,33 @@ def unwanted(names: Iterable[str], only: Iterable[str], skip: Iterable[str]) -> 
     if any(name_matches(name, skip) for name in names):
         return f"named by skip={','.join(skip)}"
     return None
+
+
+def require_named(pass_: Pass[Any], wanted: Iterable[str], others: Iterable[str]) -> None:
+    """Raise `RewriteError` where the options `only` and `skip` of a pass name what is not there.
+
+    `wanted` are the names of the sites that concern the pass, `others` those of the rest.
+    """
+    sites, rest = (dict.fromkeys(map(unnumbered, names)) for names in (wanted, others))
+    for option, known in (("only", sites), ("skip", sites | rest)):
+        for pattern in getattr(pass_, option, ()):
+            if not any(name_matches(name, (pattern,)) for name in known):
+                told = f"{pass_.pass_name()}: {option}={pattern} names no site"
+                if any(name_matches(name, (pattern,)) for name in rest):
+                    told += " of this pass, but a convolution that it has nothing to do with"
+                raise RewriteError(f"{told}; {_nearest(pattern, list(known))}")
+
+
+def _nearest(pattern: str, names: Sequence[str]) -> str:
+    if not names:
+        return "there is none in this model"
+    ends = [name for name in names if name.endswith(f".{pattern}")]
+    near = [*ends, *difflib.get_close_matches(pattern, names, n=_NEAR), *names]
+    shown = list(dict.fromkeys(near))[:_NEAR]
+    return f"{'the nearest are' if len(names) > _NEAR else 'there are'} {', '.join(shown)}"
+
+
+_NEAR = 3
 
 
 @cache

@@ -60,7 +60,7 @@ def _unverified(report: dict[str, Any]) -> bool:
         (["--dry-run"], lambda report: report["files"]["written"] is None),
         (["--way", "modules"], lambda report: report["way"] == "modules"),
         (["--way", "export"], lambda report: report["way"] == "export"),
-        (["-p", "split-grouped-conv:only=none"], lambda report: not report["sites"]),
+        (["-p", "split-grouped-conv:skip=*"], lambda report: not report["sites"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

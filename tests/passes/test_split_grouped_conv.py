@@ -227,7 +227,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
         ["6 groups would make 6 branches", "6 groups would make 6 branches"],
     ),
     "only": ({"only": ("3",)}, ["3"], ["not among only=3", "not among only=3"]),
-    "skip": ({"skip": ("0", "9*")}, ["3"], ["named by skip=0,9*", "depthwise"]),
+    "skip": ({"skip": ("0", "[01]")}, ["3"], ["named by skip=0,[01]", "depthwise"]),
 }
 
 

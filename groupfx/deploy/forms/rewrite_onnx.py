@@ -17,7 +17,7 @@ import onnx
 import onnx_ir as ir
 
 from ...plan.forms import FormPlan
-from ...rewriting.pass_ import Pass, Skip
+from ...rewriting.pass_ import Pass, Skip, require_named
 from ...rewriting.report import SkippedSite
 from ...running.totals import Totals
 from ...version import __version__
@@ -31,7 +31,7 @@ from ..graph.conv_nodes import (
     is_convolution,
 )
 from ..graph.files import PRODUCER
-from ..graph.metadata import mark
+from ..graph.metadata import mark, mark_of
 from ..graph.tensors import nodes, tensors
 from .forming import apply_form
 from .splitting import Names, split_conv
@@ -98,6 +98,9 @@ def find_onnx(model: ir.Model, passes: Sequence[Pass[Any]]) -> tuple[OnnxSite, .
     _without_listed_initializers(work)
     shapes = static_shapes(work)
     convs, left = conv_nodes(work, shapes)
+    # A later pass may be about sites that an earlier one would make.
+    for pass_ in passes[:1]:
+        _require_sites(work, pass_, convs, left)
     found = []
     for conv in convs:
         planned = [_plan_site(conv, pass_, shapes).site for pass_ in passes if pass_.wants(conv)]
@@ -122,6 +125,7 @@ def rewrite_graph(model: ir.Model, passes: Sequence[Pass[Any]]) -> OnnxRewrite:
         mark(conv.node, conv.name)
     sites: list[OnnxSite] = []
     for pass_ in passes:
+        _require_sites(work, pass_, convs, left)
         planned = [_plan_site(c, pass_, shapes) for c in convs if pass_.wants(c)]
         _carry_out(work, planned)
         sites += [plan.site for plan in planned]
@@ -144,6 +148,16 @@ def rewrite_graph(model: ir.Model, passes: Sequence[Pass[Any]]) -> OnnxRewrite:
         after=_totals(work, shapes) if changed else before,
         notes=notes,
     )
+
+
+def _require_sites(
+    model: ir.Model, pass_: Pass[Any], convs: Sequence[ConvNode], left: Sequence[LeftNode]
+) -> None:
+    wanted = [conv.name for conv in convs if pass_.wants(conv)]
+    # What was rewritten before is no site any more, and still known by its name.
+    wanted += [done.site for node in nodes(model) if (done := mark_of(node)) is not None]
+    others = [conv.name for conv in convs if not pass_.wants(conv)]
+    require_named(pass_, [*wanted, *(node.name for node in left)], others)
 
 
 def _carry_out(model: ir.Model, planned: Sequence[_Planned]) -> None:
