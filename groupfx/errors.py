@@ -4,6 +4,9 @@ One root, so that `except GroupfxError` catches what a caller can act on; `exit_
 command line returns for it.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 
 class GroupfxError(Exception):
     """Root of all errors of groupfx. The message names the thing, the number and the remedy."""
@@ -56,16 +59,39 @@ class InternalError(GroupfxError):
     exit_code = 70
 
 
+@contextlib.contextmanager
+def no_exit(who: str, kind: type[GroupfxError] = ModelError) -> Iterator[None]:
+    """Around code of somebody else: an end of the program is an error of `who`, not our end.
+
+    So is whatever else it raises that is no `Exception`, but for Ctrl-C.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise kind(f"{who} raised {kind_and_line(error)}") from error
+
+
 _LONGEST_LINE = 300
 
 
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, or the name of its class where it says nothing."""
-    line, *_ = str(error).strip().splitlines() or [type(error).__name__]
+    line, *_ = _text(error).splitlines() or [type(error).__name__]
     return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}..."
 
 
 def kind_and_line(error: BaseException) -> str:
     """`RuntimeError: the first line`, for an error that was not made for a user's eyes."""
+    if isinstance(error, GroupfxError):
+        return first_line(error)
     kind = type(error).__name__
-    return f"{kind}: {first_line(error)}" if str(error).strip() else kind
+    return f"{kind}: {first_line(error)}" if _text(error) else kind
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error).strip()
+    except Exception:  # an exception of somebody else, which cannot even say what it is
+        return ""

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import typer
 
-from ..files.existing import require_file
+from ..files.existing import require_file, require_model
 from ..version import __version__
 from .input import options as opt
 from .input.early import require_models, require_names
@@ -61,7 +61,7 @@ def rewrite(options: opt.RewriteCommand) -> int:
     was named cannot be rewritten: then nothing is written; 2 wrong usage, or a file or a model
     that cannot be read; 70 a bug of groupfx.
     """
-    require_file(options.model)
+    require_model(options.model)
     require_names(options.chosen.passes, options.chosen.target)
 
     from .commands.rewrite import run_rewrite
@@ -77,7 +77,7 @@ def inspect(options: opt.InspectCommand) -> int:
     """Show every grouped convolution of MODEL, whether the passes would rewrite it, and why not
     where not. For a file that groupfx wrote also what was done to it, and by which version.
     """
-    require_file(options.model)
+    require_model(options.model)
     require_names(options.chosen.passes, options.chosen.target)
 
     from .commands.inspect import run_inspect
@@ -96,7 +96,7 @@ def export(options: opt.ExportCommand) -> int:
     Exit code: 0 done; 1 a check failed: then nothing is written; 2 wrong usage, or a file or a
     model that cannot be read or exported; 70 a bug of groupfx.
     """
-    require_file(options.model)
+    require_model(options.model)
     require_names(options.chosen.passes, options.chosen.target)
 
     from .commands.export import run_export
@@ -115,7 +115,7 @@ def validate(options: opt.ValidateCommand) -> int:
     Exit code: 0 the same function; 1 it is not; 2 wrong usage, or a file or a model that cannot be
     read or run; 70 a bug of groupfx.
     """
-    require_file(options.reference)
+    require_model(options.reference)
     require_file(options.candidate)
 
     from .commands.validate import run_validate

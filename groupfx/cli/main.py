@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from ..errors import GroupfxError, InternalError
+from ..errors import GroupfxError, InternalError, ModelError, kind_and_line
 from .app import COMMANDS, app
 from .input.files import PROGRAM
 
@@ -21,6 +21,8 @@ from .input.files import PROGRAM
 MISUSE: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 INTERRUPTED = 130
 BUG = InternalError.exit_code
+FOREIGN = ModelError.exit_code
+_FOREIGN = "code of the model, or of a library, ended the program"
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -44,7 +46,10 @@ def run(argv: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except Exception as error:
-        return _fail(error, f"{type(error).__name__}: {error}", BUG, traced)
+        return _fail(error, kind_and_line(error), BUG, traced)
+    except BaseException as error:
+        # Nothing of ours ends the program from inside: the model's code did, or a library.
+        return _fail(error, f"{_FOREIGN} ({kind_and_line(error)})", FOREIGN, traced)
     if code == INTERRUPTED:
         _say("interrupted")
     return code if isinstance(code, int) else 0

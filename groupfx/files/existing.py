@@ -6,6 +6,26 @@ from pathlib import Path
 from ..errors import FileError
 
 
+def factory_in(path: Path) -> str | None:
+    """`file.py:Name` or `package.module:name` where `path` is one and no file; else None."""
+    place, _, name = str(path).rpartition(":")
+    if not place or not all(part.isidentifier() for part in name.split(".")) or path.exists():
+        return None
+    module = all(part.isidentifier() for part in place.split("."))
+    return str(path) if module or place.endswith(".py") else None
+
+
+def require_model(path: Path) -> None:
+    """Raise `FileError` where there is no file at `path`, or none that a factory in it names."""
+    factory = factory_in(path)
+    if factory is None:
+        require_file(path)
+        return
+    place = factory.rpartition(":")[0]
+    if place.endswith(".py"):
+        require_file(Path(place))
+
+
 def require_file(path: Path) -> None:
     """Raise `FileError` where there is no file at `path`, with the name that was perhaps meant."""
     if path.is_dir():

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UsageError
+from ..errors import UsageError, no_exit
 
 # A description may come from a file: it must not claim the whole memory.
 _MAX_ELEMENTS = 2**28
@@ -56,7 +56,8 @@ class ExampleInputs:
 
     def call(self, model: Callable[..., Any]) -> Any:
         """`model(*args, **kwargs)`."""
-        return model(*self.args, **self.kwargs)
+        with no_exit(getattr(model, "__name__", type(model).__name__)):
+            return model(*self.args, **self.kwargs)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> ExampleInputs:
         """The same arguments with `change` applied to every tensor."""

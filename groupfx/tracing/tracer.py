@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..convs.names import joined
 from ..convs.spec import CONV_TYPES, original_type
-from ..errors import kind_and_line
+from ..errors import kind_and_line, no_exit
 from ..learned.groups import has_learned_groups
 from ..nn import is_weight_hook
 from ..running.unchanged import unchanged
@@ -244,7 +244,7 @@ def _trace_with_leaves(model: nn.Module, fixed: dict[str, Any], *, seed: int) ->
         tracer = Tracer(frozenset(opaque))
         before = _Attributes(model)
         try:
-            with seeded(seed), _autograd_functions_refused():
+            with seeded(seed), _autograd_functions_refused(), no_exit(type(model).__name__):
                 graph = tracer.trace(model, dict(fixed) or None)
         except _CustomBackward as error:
             owner = tracer.calls[-1] if tracer.calls else ""

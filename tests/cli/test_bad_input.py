@@ -292,3 +292,49 @@ def test_token_ids_fit_the_embedding(cli: Cli, shape: str) -> None:
     done = cli("rewrite", "words.pt", "--arch", "words.py:Words", "--input-shape", shape)
     assert done.code == 0, done.err
     assert done.row("conv")[-1] == "identical"
+
+
+LEAVING = """
+import sys
+from torch import nn
+
+def made():
+    sys.exit(0)
+
+class Net(nn.Conv2d):
+    def __init__(self):
+        super().__init__(6, 15, 3, groups=3)
+
+    def forward(self, x):
+        sys.exit(0)
+"""
+
+
+@pytest.mark.parametrize("command", ["rewrite", "inspect", "export", "groups"])
+def test_code_of_the_model_that_ends_the_program_is_an_error_of_it(cli: Cli, command: str) -> None:
+    Path("leaving.py").write_text(LEAVING)
+    done = cli(command, "leaving.py:made")
+    assert (done.code, done.out) == (2, "")
+    assert "leaving.py:made raised SystemExit: 0" in done.err
+    if command != "groups":
+        ran = cli(command, "leaving.py:Net", "--input-shape", SHAPE)
+        assert (ran.code, ran.out) == (2, "")
+        assert "Net raised SystemExit: 0" in ran.err
+    assert not [path for path in contents(Path()) if path.endswith((".onnx", ".groupfx.pt"))]
+
+
+def test_what_makes_a_model_is_taken_as_the_model(cli: Cli) -> None:
+    Path("made.py").write_text(ARCH)
+    done = cli("rewrite", "made.py:Net", "--input-shape", SHAPE)
+    assert done.code == 0, done.err
+    assert "made.py:Net: a Net, as it was made" in done.out
+    assert Path("Net.groupfx.pt").is_file()
+    named = ("inspect", "made:Net", "--arch-args", '{"width": 3}', "--input-shape", "2,3,9,11")
+    assert "3->15" in cli(*named).out
+    for wrong, told in (
+        ("made.py:Nut", "did you mean Net?"),
+        ("mode.py:Net", "did you mean made.py"),
+    ):
+        refused = cli("inspect", wrong)
+        assert refused.code == 2
+        assert told in refused.err

@@ -17,7 +17,7 @@ from groupfx.nn import Flgc2d
 X = torch.randn(2, 6, 7, 7)
 
 
-class Net(nn.Module):
+class ThreeKinds(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(6, 6, 1)
@@ -49,20 +49,20 @@ def test_a_site_that_is_not_there_is_an_error(text: str, told: str, way: str) ->
         pytest.skip("an exported graph has no layers with learned groups")
     for ask in (groupfx.rewrite, groupfx.find):
         with pytest.raises(RewriteError, match=re.escape(told)):
-            ask(Net(), (X,), passes=[text], way=way)
+            ask(ThreeKinds(), (X,), passes=[text], way=way)
 
 
 @pytest.mark.parametrize("text", ["skip=stem", "only=stage1.*,skip=stem", "only=*0,skip=*stem"])
 def test_a_site_that_is_there_is_none(text: str) -> None:
-    names = [site.name for site in groupfx.find(Net(), (X,), passes=[f"{SPLIT}:{text}"])]
+    names = [site.name for site in groupfx.find(ThreeKinds(), (X,), passes=[f"{SPLIT}:{text}"])]
     assert names == ["stage1.0", "stage1.1"]
-    assert groupfx.rewrite(Net(), (X,), passes=[f"{SPLIT}:{text}"]).report.ok
+    assert groupfx.rewrite(ThreeKinds(), (X,), passes=[f"{SPLIT}:{text}"]).report.ok
 
 
 def test_a_later_pass_may_name_what_an_earlier_one_makes() -> None:
     passes = ["freeze-learned-groups:form=split", "discover-groups:skip=learned.*"]
     torch.manual_seed(0)
-    model = Net()
+    model = ThreeKinds()
     groupfx.find(model, (X,), passes=passes)
     assert [site.name for site in groupfx.rewrite(model, (X,), passes=passes).report.sites] == [
         "learned"
@@ -98,4 +98,4 @@ def test_it_is_one_in_an_onnx_file_too(tmp_path: Path) -> None:
 
 def test_a_dense_convolution_is_no_site_of_a_split() -> None:
     with pytest.raises(RewriteError, match="of this pass, but a convolution that it has nothing"):
-        groupfx.rewrite(Net(), (X,), passes=[f"{SPLIT}:only=stem"], way="trace")
+        groupfx.rewrite(ThreeKinds(), (X,), passes=[f"{SPLIT}:only=stem"], way="trace")

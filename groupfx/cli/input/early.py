@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ...errors import FileError, UsageError
-from ...files.existing import require_file
+from ...files.existing import require_model
 from ...passes import PASSES, pass_class
 from ...targets import target_named
 from .options import GroupsCommand
@@ -26,7 +26,7 @@ def require_models(options: GroupsCommand) -> None:
         if path.is_dir() and len(options.models) > 1:
             raise FileError(f"{path} is a folder: give one folder, or files")
         if not path.is_dir():
-            require_file(path)
+            require_model(path)
     of_model = {
         "--input-shape": options.file.input_shape,
         "--arch": options.file.arch,

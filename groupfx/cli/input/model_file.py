@@ -10,6 +10,7 @@ from torch import nn
 
 from ...errors import UsageError
 from ...files.archive import Archive
+from ...files.existing import factory_in
 from ...files.models import read_model
 from ...running.guess import InferredInputs, infer_inputs
 from ...running.inputs import ExampleInputs
@@ -32,7 +33,7 @@ class ModelOptions:
     @classmethod
     def of(cls, path: Path, given: ModelFile) -> "ModelOptions":
         """Read the texts; what is wrong with them is said before anything is loaded."""
-        if given.arch_args is not None and given.arch is None:
+        if given.arch_args is not None and given.arch is None and factory_in(path) is None:
             raise UsageError("--arch-args are the arguments of --arch: give --arch as well")
         for folder in given.python_path or ():
             if not folder.is_dir():
@@ -96,6 +97,7 @@ class OpenedFile:
             "state_dict": f"weights of {model}",
             "safetensors": f"weights of {model} (safetensors)",
             "exported": "a program that torch.export wrote",
+            "factory": f"a {model}, as it was made",
         }
         return f"{self.path}: {words.get(self.kind, self.kind)}"
 
@@ -105,6 +107,7 @@ def read_source(options: ModelOptions, warn: Callable[[str], None]) -> OpenedFil
 
     Raises `FileError`, `ModelError` or `UsageError`.
     """
+    called = options.arch is not None or factory_in(options.path) is not None
     read = read_model(
         options.path,
         trust_pickle=options.trust_pickle,
@@ -112,7 +115,7 @@ def read_source(options: ModelOptions, warn: Callable[[str], None]) -> OpenedFil
         arch_args=options.arch_args,
         key=options.key,
         # The console script, unlike `python -m`, does not look in the current folder by itself.
-        python_path=options.python_path if options.arch is None else (*options.python_path, Path()),
+        python_path=options.python_path if not called else (*options.python_path, Path()),
     )
     for note in read.notes:
         warn(note)

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from ...files.existing import factory_in
 from ...passes import PASSES
 from ...targets import targets
 from .files import ONNX
@@ -38,11 +39,16 @@ def complete_target(incomplete: str) -> Iterable[str]:
     return [target.name for target in targets() if target.name.startswith(incomplete)]
 
 
+def _stem(model: Path) -> str:
+    """What a file made of `model` is called by itself."""
+    factory = factory_in(model)
+    return model.stem if factory is None else factory.rpartition(":")[2]
+
+
 # What several commands say of an option that stands with others in each.
-_MODEL = (
-    "A file of ours, a pickled module, a dict that holds one, or a state_dict "
-    "(.pt, .pth, .safetensors) with --arch."
-)
+_MADE = "a state_dict (.pt, .pth, .safetensors) with --arch; or what makes it: file.py:Class."
+_EXPORTED = f"A file of ours, a pickled module, a dict that holds one, or {_MADE}"
+_MODEL = f"A file of ours, a pickled module, a dict that holds one, an .onnx file, or {_MADE}"
 _NO_VERIFY = "Do not check that the function is the same."
 _FORCE = "Replace a file that groupfx did not write, or MODEL itself."
 _JSON = "Write the report as JSON; - for stdout, which then gets nothing else."
@@ -194,7 +200,7 @@ class RewriteCommand:
     def place(self) -> Path:
         """Where the model goes."""
         ending = ONNX if self.model.suffix == ONNX else ".pt"
-        return self.output or Path(f"{self.model.stem}.groupfx{ending}")
+        return self.output or Path(f"{_stem(self.model)}.groupfx{ending}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +217,7 @@ class InspectCommand:
 class ExportCommand:
     """`groupfx export`."""
 
-    model: Path = argument("MODEL", _MODEL)
+    model: Path = argument("MODEL", _EXPORTED)
     file: ModelFile
     chosen: Chosen
     no_verify: bool = option("--no-verify", panel=_REWRITE, default=False, help=_NO_VERIFY)
@@ -268,7 +274,7 @@ class ExportCommand:
     @property
     def place(self) -> Path:
         """Where the file goes."""
-        return self.output or Path(f"{self.model.stem}{ONNX}")
+        return self.output or Path(f"{_stem(self.model)}{ONNX}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from ...errors import UsageError
+from ...errors import UsageError, kind_and_line, no_exit
 
 _FORM = "give package.module:factory or file.py:factory"
 
@@ -23,7 +23,8 @@ def build(
     """The model that the factory named by `arch` returns when called with `arguments`.
 
     `python_path` holds folders in which modules are looked for first, while the factory is
-    imported and runs. Raises `UsageError`, chained to what the factory raised.
+    imported and runs. Raises `UsageError`, chained to what the factory raised; that it ends the
+    program counts as raising.
     """
     place, _, name = arch.rpartition(":")
     if not place or not name or not all(part.isidentifier() for part in name.split(".")):
@@ -31,7 +32,7 @@ def build(
     given = dict(arguments or {})
     if not all(isinstance(key, str) for key in given):
         raise UsageError("the arguments of --arch are a JSON object of keyword arguments")
-    with searched(python_path):
+    with searched(python_path), no_exit(f"--arch {arch}", UsageError):
         module = _import_file(Path(place)) if place.endswith(".py") else _import_name(place)
         factory = _attribute(module, name, place)
         if isinstance(factory, nn.Module):
@@ -43,7 +44,7 @@ def build(
         except Exception as error:
             shown = ", ".join(f"{key}={value!r}" for key, value in given.items())
             raise UsageError(
-                f"--arch {arch}: {name}({shown}) raised {type(error).__name__}: {error}"
+                f"--arch {arch}: {name}({shown}) raised {kind_and_line(error)}"
             ) from error
     if not isinstance(model, nn.Module):
         raise UsageError(
@@ -96,23 +97,32 @@ def _import_file(place: Path) -> ModuleType:
     try:
         with searched([place.resolve().parent]):
             spec.loader.exec_module(module)
-    except Exception as error:
+    except BaseException as error:
         del sys.modules[name]
+        if not isinstance(error, Exception):
+            raise
         raise _import_failed(str(place), error) from error
     return module
 
 
 def _import_failed(place: str, error: Exception) -> UsageError:
-    return UsageError(f"--arch: importing {place} raised {type(error).__name__}: {error}")
+    return UsageError(f"--arch: importing {place} raised {kind_and_line(error)}")
 
 
 def _attribute(module: ModuleType, name: str, place: str) -> Any:
     found: Any = module
     for part in name.split("."):
-        if not hasattr(found, part):
+        if not _has(found, part):
             names = {known.lower(): known for known in dir(found)}
             near = difflib.get_close_matches(part.lower(), names, n=1)
             hint = f"; did you mean {names[near[0]]}?" if near else ""
             raise UsageError(f"--arch: {place} has no {name}{hint}")
         found = getattr(found, part)
     return found
+
+
+def _has(found: Any, part: str) -> bool:
+    try:
+        return hasattr(found, part)
+    except Exception as error:  # from a __getattr__ of the module's own
+        raise UsageError(f"--arch: looking for {part} raised {kind_and_line(error)}") from error

@@ -14,6 +14,7 @@ from ...errors import FileError, GroupfxError, UsageError
 from ..archive import Archive, apply, load_state
 from ..archive.content import reading
 from ..archive.file import read_archive
+from ..existing import factory_in
 from ..kinds import FileKind, opened
 from ..safetensors import read_safetensors
 from .exported import read_exported, refusal
@@ -27,10 +28,10 @@ _WHOLE = "leave --arch out: it is for files that hold only weights, and this one
 class ReadModel:
     """A model that was read, and where it came from.
 
-    `source` is `archive` (our own file), `module` (pickled), `state_dict`, `safetensors` or
-    `exported` (`.pt2`). `inputs` describes example inputs, where the file knows them. `archive` is
-    there for our own files only, with the report of the rewrite that made them. `notes` say which
-    of several networks was taken.
+    `source` is `archive` (our own file), `module` (pickled), `state_dict`, `safetensors`,
+    `exported` (`.pt2`) or `factory`. `inputs` describes example inputs, where the file knows them.
+    `archive` is there for our own files only, with the report of the rewrite that made them.
+    `notes` say which of several networks was taken, and how its names were read.
     """
 
     model: nn.Module
@@ -63,7 +64,7 @@ class _Request:
                 f"{self.path} holds weights without their model: say how to build it with --arch "
                 "package.module:factory or file.py:factory (and --arch-args as JSON)"
             )
-        return build(self.arch, self.arch_args, self.python_path)
+        return _built(self.arch, self)
 
     def whole(self) -> None:
         """Raise `UsageError` if `--arch` came with a file that needs none."""
@@ -82,6 +83,9 @@ def read_model(
 ) -> ReadModel:
     """Read the model in the file at `path`; its tensors are put on the CPU.
 
+    A `path` that is no file and reads `file.py:factory` or `package.module:factory` is what makes
+    the model: it is called with `arch_args`.
+
     Read without trust: our own files, modules made of `torch.nn` and `groupfx.nn` only (also in a
     dict, chosen with `key`), state_dicts and safetensors. The last two, and our own files of
     swapped modules, need `arch`, `package.module:factory` or `file.py:factory`, which is called
@@ -99,8 +103,36 @@ def read_model(
         key,
         tuple(Path(folder) for folder in python_path),
     )
+    factory = factory_in(request.path)
+    if factory is not None:
+        return _made(factory, request)
     with opened(request.path) as (file, kind):
-        return _READERS[kind](file, request)
+        read = _READERS[kind](file, request)
+    _require_values(read.model, str(path), FileError)
+    return read
+
+
+def _made(factory: str, request: _Request) -> ReadModel:
+    if request.arch is not None or request.key is not None:
+        raise UsageError(f"{factory} makes a model by itself: leave --arch and --key out")
+    return ReadModel(_built(factory, request), "factory")
+
+
+def _built(factory: str, request: _Request) -> nn.Module:
+    model = build(factory, request.arch_args, request.python_path)
+    _require_values(model, f"what {factory} returned", UsageError)
+    return model
+
+
+def _require_values(model: nn.Module, source: str, kind: type[GroupfxError]) -> None:
+    """Raise where a tensor lies on the device `meta`: weights would be loaded into nothing."""
+    named = (*model.named_parameters(), *model.named_buffers())
+    empty = next((name for name, tensor in named if tensor.is_meta), None)
+    if empty is not None:
+        raise kind(
+            f"{source} has no values: {empty} lies on the device meta; make it on the CPU, "
+            'or call model.to_empty(device="cpu") and load its weights'
+        )
 
 
 def _read_exported(file: BinaryIO, request: _Request) -> ReadModel:

@@ -27,7 +27,7 @@ from torch.nn.utils.spectral_norm import (
 )
 from torch.nn.utils.weight_norm import WeightNorm
 
-from ...errors import FileError
+from ...errors import FileError, no_exit
 from ..archive.content import rebuild_plain
 from ..archive.module_classes import classes
 from ..archive.tensors import NotPlain, numbers_of
@@ -99,7 +99,7 @@ def read_trusted(
 
     `python_path` holds folders that are searched for its classes. Raises `FileError`.
     """
-    with searched(python_path), warnings.catch_warnings():
+    with searched(python_path), warnings.catch_warnings(), no_exit(source, FileError):
         warnings.simplefilter("ignore")
         try:
             found = _load_trusted(file)
