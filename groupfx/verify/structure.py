@@ -10,6 +10,7 @@ All of it is linear in the size of the model, and no tensor is copied.
 
 from __future__ import annotations
 
+import operator
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from ..convs.names import joined
+from ..convs.spec import CONV_TYPES
 from .alike import Alike, same_bits, tensor_facts
 
 # Of torch's own book-keeping: the tensors and children, which are compared one by one, and what
@@ -42,6 +44,7 @@ _GRAPH = frozenset(
         "_deepcopy_hooks",
     )
 )
+_MODELESS = frozenset((*CONV_TYPES, nn.Linear, nn.Identity, nn.ReLU))
 _HOLDERS = (nn.Module, nn.ModuleList)
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
@@ -109,10 +112,8 @@ class GraphPair:
                 yield from _node_changes(node, self.outside[node], alike)
             elif node not in self.lost:
                 yield Change(node.name, "node", _call(node), "gone")
-        kept = set(self.outside.values())
-        for node in self.working.graph.nodes:
-            if node not in kept and node not in self.made:
-                yield Change(node.name, "node", "not there", _call(node))
+        for node in self._added():
+            yield Change(node.name, "node", "not there", _call(node))
         yield from self._moved()
         infos = [getattr(m.graph._codegen, "pytree_info", None) for m in self._modules]
         if infos[0] != infos[1]:
@@ -123,6 +124,15 @@ class GraphPair:
     @property
     def _modules(self) -> tuple[fx.GraphModule, fx.GraphModule]:
         return self.reference, self.working
+
+    def _added(self) -> Iterator[fx.Node]:
+        """New nodes that no site has, but for slices that nothing uses: one too many harms not."""
+        known = {*self.outside.values(), *self.made}
+        idle: set[fx.Node] = set()
+        for node in reversed(self.working.graph.nodes):
+            if node not in known and _only_reads(node) and idle.issuperset(node.users):
+                idle.add(node)
+        return (n for n in self.working.graph.nodes if n not in known and n not in idle)
 
     def _moved(self) -> Iterator[Change]:
         """The first node that runs before one that it ran behind: in-place writes go by that."""
@@ -165,15 +175,19 @@ class GraphPair:
         replaced: dict[int, list[nn.Module]] = {}
         for site, module in self.modules(before=True):
             replaced.setdefault(site, []).append(module)
-        names = {module: path for path, module in self.working.named_modules()}
-        for site, module in self.modules(before=False):
-            old = replaced.get(site, [])
+        made = {module: site for site, module in self.modules(before=False)}
+        for path, module in self.working.named_modules():
+            if module not in made:
+                continue
+            # What a pass makes anew is in train mode, and of these that says nothing.
+            if module.training and type(module) in _MODELESS:
+                continue
+            old = replaced.get(made[module], [])
             like = [each for each in old if isinstance(module, type(each))] or old
             modes = {each.training for each in like} or {self.reference.training}
             if module.training not in modes:
-                before = f"{'train' if True in modes else 'eval'} mode"
-                after = f"{'train' if module.training else 'eval'} mode"
-                yield Change(names[module], "mode of what a site put there", before, after)
+                told = [f"{'train' if mode else 'eval'} mode" for mode in (*modes, module.training)]
+                yield Change(path, "mode of what a site put there", *told)
 
 
 def _reached(ends: Sequence[fx.Node], stops: Set[fx.Node]) -> dict[fx.Node, int]:
@@ -384,6 +398,10 @@ def _kind(module: nn.Module) -> type:
     """The class; a `GraphModule` has one of its own for each object, which says nothing."""
     kinds = type(module).__mro__
     return next(kind for kind in kinds if not kind.__qualname__.endswith("GraphModuleImpl"))
+
+
+def _only_reads(node: fx.Node) -> bool:
+    return node.op == "get_attr" or node.target is operator.getitem
 
 
 def _has_module(root: nn.Module, target: str) -> bool:
