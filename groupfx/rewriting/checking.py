@@ -60,7 +60,12 @@ def check_program(
             progress(len(checked), len(report.sites))
     assert program.inputs is not None
     whole = compare_models(
-        program.model, program.result, program.inputs, native=native, vary=program.dynamic
+        program.model,
+        program.result,
+        program.inputs,
+        native=native,
+        vary=program.dynamic,
+        once=True,
     )
     return replace(report, sites=tuple(checked), model=whole, notes=(*report.notes, *notes))
 
@@ -164,6 +169,11 @@ def _observable(
         call = read_conv(node, root) or learned_calls(root).get(node)
         if isinstance(call, ConvCall):
             parameters[site.name] = list(_weight_parameters(site.fragment, call.weight))
+    single = program.inputs.with_batch(1) if program.dynamic and program.inputs.batch else None
+    if single is not None:  # whether a gradient arrives is no matter of the batch
+        seen = observable_sites(program.model, single, parameters)
+        if None not in seen.values():
+            return seen
     return observable_sites(program.model, program.inputs, parameters)
 
 

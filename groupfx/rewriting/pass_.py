@@ -109,7 +109,7 @@ class Pass(ABC, Generic[Description]):
     """
 
     exact: ClassVar[bool] = True
-    """Whether a rewritten site must be bit-identical, not only within the rounding bound."""
+    """Whether a rewritten site computes the products of the original and no others."""
 
     refuses: ClassVar[tuple[str, ...]] = ()
     """What the pass leaves as it is, a line each, for the catalogue."""

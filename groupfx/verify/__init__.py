@@ -9,7 +9,7 @@ from ..running.float64 import Float64
 from .measures import Difference, difference
 from .models import Float64Runner, ModelVerdict, OutputVerdict, compare_models, other_spatial
 from .observable import observable_sites
-from .region import Float64Copy, Region, run_region
+from .region import Region, RegionCopy, run_region
 from .sites import SiteVerdict, compare_regions
 from .structure import Change
 from .untouched import Fingerprint
@@ -19,11 +19,11 @@ __all__ = [
     "Difference",
     "Fingerprint",
     "Float64",
-    "Float64Copy",
     "Float64Runner",
     "ModelVerdict",
     "OutputVerdict",
     "Region",
+    "RegionCopy",
     "SiteVerdict",
     "compare_models",
     "compare_regions",

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..running.float64 import operator_name
+from .measures import peak
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED = (*_CONV[:5], "output_padding", "groups", "dilation")
@@ -89,8 +90,12 @@ class Magnitudes(TorchFunctionMode):
     """Context manager under which a linear operator gives |w| * |x| + |b|.
 
     A batch norm in eval mode gives (|x| + |mean|) |w| / sqrt(var + eps) + |b|. What lies between,
-    such as a gather or a concatenation, does not care for signs.
+    such as a gather or a concatenation, does not care for signs. `largest` is the largest of them.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0.0
 
     def __torch_function__(
         self,
@@ -102,7 +107,8 @@ class Magnitudes(TorchFunctionMode):
         named = dict(kwargs or {})
         name = operator_name(func)
         if name in SIGNATURES or name in _LINEAR:
-            return func(*map(_abs, args), **{key: _abs(value) for key, value in named.items()})
+            result = func(*map(_abs, args), **{key: _abs(value) for key, value in named.items()})
+            return self._noted(result)
         if name not in _NORMS:
             return func(*args, **named)
         means = (1,) if func is F.batch_norm else (3,)
@@ -114,7 +120,12 @@ class Magnitudes(TorchFunctionMode):
             key: -_abs(value) if key == "running_mean" and value is not None else _abs(value)
             for key, value in named.items()
         }
-        return func(*changed, **keywords)
+        return self._noted(func(*changed, **keywords))
+
+    def _noted(self, result: Any) -> Any:
+        first = result[0] if isinstance(result, tuple) else result
+        self.largest = max(self.largest, peak(first.abs()))
+        return result
 
 
 def rounding_bound(magnitudes: Tensor, terms: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -135,7 +146,8 @@ def bound_ratio(before: Tensor, after: Tensor, bound: Tensor) -> float:
 
 
 def _abs(value: Any) -> Any:
-    return value.abs() if isinstance(value, Tensor) and value.is_floating_point() else value
+    floating = isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+    return value.abs() if floating else value
 
 
 def _terms(call: Mapping[str, Any], transposed: bool) -> int:

@@ -1,16 +1,19 @@
-"""Tensors of an original region and of its rewritten form: the same elements, then random ones."""
+"""Tensors of an original region and of its rewritten form: the same elements, then other ones."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from ..state import Entry, Rows, coverage
+from ..state import Entry, Picked, Rows, coverage
 from .measures import identical
-from .region import Float64Copy
+from .region import RegionCopy
+
+Draw = Callable[[str, Tensor], object]
+"""Writes numbers into a tensor of the original, given its full name."""
 
 
 class Carrier:
@@ -23,8 +26,8 @@ class Carrier:
 
     def __init__(
         self,
-        original: Float64Copy,
-        rewritten: Float64Copy,
+        original: RegionCopy,
+        rewritten: RegionCopy,
         entries: Mapping[str, Entry],
         native: Collection[str] = (),
     ) -> None:
@@ -61,6 +64,13 @@ class Carrier:
             return f"{name} does not hold the values of {entry}"
         if tensor.requires_grad != source.requires_grad:
             return f"{name} has requires_grad={tensor.requires_grad}, and {entry} has not"
+        mode, kept = self._rewritten.modes[name], self._original.modes.get(entry.key)
+        if None not in (mode, kept) and mode != kept:
+            modes = {True: "train", False: "eval"}
+            return (
+                f"the module of {name} is in {modes[bool(mode)]} mode, and that of {entry} is in "
+                f"{modes[bool(kept)]} mode"
+            )
         return None
 
     def _missing_rows(self) -> str | None:
@@ -77,6 +87,10 @@ class Carrier:
                 return f"row {row} of {key} is not in the rewritten model"
         return None
 
+    def has_padding(self) -> bool:
+        """Whether some rewritten tensor has elements that come from nowhere."""
+        return any(isinstance(entry, Picked) and entry.is_padded for _, entry in self.pairs())
+
     def restore(self) -> None:
         """Give both copies the values of the tensors that they were copied from."""
         with torch.no_grad():
@@ -88,25 +102,33 @@ class Carrier:
         """Give both copies the same random parameters and floating buffers.
 
         Weights keep the scale of a fresh initialisation, norms stay away from zero and variances
-        are positive, so that the gradients are well conditioned. Where elements are picked, zeros
-        stay zeros, because the form may rest on them. Native tensors and integers stay as they are.
+        are positive, so that the gradients are well conditioned.
+        """
+        self.fill(lambda name, tensor: tensor.copy_(_random(name, tensor, generator)))
+
+    def fill(self, draw: Draw) -> None:
+        """Give both copies the same parameters and floating buffers, as `draw` writes them.
+
+        Where elements are picked, zeros stay zeros, because the form may rest on them. Native
+        tensors and integers stay as they are.
         """
         done: set[int] = set()
         with torch.no_grad():
             for name, tensor in self._original.tensors.items():
-                if not self._is_free(name, tensor) or id(tensor) in done:
+                if not self.is_free(name, tensor) or id(tensor) in done:
                     continue
                 done.add(id(tensor))
-                value = _random(name, tensor, generator)
-                free = _only_rows(self._by_key.get(name, []))
-                tensor.copy_(value if free else value * (tensor != 0))
+                draw(name, tensor)
+                if not _only_rows(self._by_key.get(name, [])):
+                    tensor.mul_(self._original.originals[name].to(tensor.device) != 0)
             for name, entry in self.pairs():
                 tensor = self._rewritten.tensors[name]
-                if self._is_free(name, tensor):
+                if self.is_free(name, tensor):
                     tensor.copy_(entry.of(self._original.tensors[entry.key]))
 
-    def _is_free(self, name: str, tensor: Tensor) -> bool:
-        return name not in self._native and tensor.dtype == torch.float64
+    def is_free(self, name: str, tensor: Tensor) -> bool:
+        """Whether any number may stand in a tensor: it is floating, and decides nothing."""
+        return name not in self._native and (tensor.is_floating_point() or tensor.is_complex())
 
 
 def placed(entry: Entry, like: Tensor) -> Tensor | None:

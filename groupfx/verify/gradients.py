@@ -1,9 +1,9 @@
-"""One forward and one backward through a region's float64 copy."""
+"""One forward and one backward through a copy of a region."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .measures import peak
-from .region import Float64Copy
+from .region import RegionCopy
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,23 @@ class Derivatives:
         return max((value for value in peaks if math.isfinite(value)), default=0.0)
 
 
+Cotangent = Callable[[Tensor], Tensor]
+"""Makes the cotangent for an output."""
+
+
 def differentiate(
-    copy: Float64Copy, values: Sequence[Any], *, training: bool, seed: int
+    copy: RegionCopy,
+    values: Sequence[Any],
+    *,
+    training: bool,
+    seed: int,
+    cotangent: Cotangent | None = None,
 ) -> Derivatives:
-    """Run `copy` forward and backward. `seed` fixes the cotangent and what the region draws."""
+    """Run `copy` forward and backward.
+
+    `seed` fixes what the region draws, and the cotangent where none is given. Raises TypeError
+    where the output is no tensor.
+    """
     leaves = [value.clone().requires_grad_() for value in values if _differentiable(value)]
     remaining = iter(leaves)
     given = [next(remaining) if _differentiable(value) else value for value in values]
@@ -51,19 +64,24 @@ def differentiate(
     }
     torch.manual_seed(seed)
     output = copy.run(given, training=training)
+    if not isinstance(output, Tensor):
+        raise TypeError(f"the output is a {type(output).__name__}, not a tensor")
     if not output.requires_grad:
         return Derivatives(output)
     wanted = [*leaves, *{id(tensor): tensor for tensor in parameters.values()}.values()]
-    cotangent = torch.randn(
-        output.shape, dtype=output.dtype, generator=torch.Generator().manual_seed(seed)
-    )
-    gradients = torch.autograd.grad(output, wanted, cotangent, materialize_grads=True)
+    given_back = _normal(output, seed) if cotangent is None else cotangent(output.detach())
+    gradients = torch.autograd.grad(output, wanted, given_back, materialize_grads=True)
     found = {id(tensor): gradient for tensor, gradient in zip(wanted, gradients, strict=True)}
     return Derivatives(
         output.detach(),
         tuple(found[id(leaf)] for leaf in leaves),
         {name: found[id(tensor)] for name, tensor in parameters.items()},
     )
+
+
+def _normal(output: Tensor, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(output.shape, dtype=output.dtype, generator=generator)
 
 
 def _differentiable(value: Any) -> bool:

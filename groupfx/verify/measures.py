@@ -53,7 +53,7 @@ def difference(original: Tensor, candidate: Tensor) -> Difference:
         return Difference(
             float("inf"), 0.0, f"has dtype {candidate.dtype} instead of {original.dtype}"
         )
-    original, candidate = _real(original), _real(candidate)
+    original, candidate = real(original), real(candidate)
     if not original.is_floating_point():
         return _exact_difference(original, candidate)
     error, scale = peak(candidate - original), peak(original)
@@ -70,7 +70,7 @@ def identical(original: Tensor, candidate: Tensor) -> bool:
     """Same shape, dtype and values; NaN equals NaN."""
     if original.shape != candidate.shape or original.dtype != candidate.dtype:
         return False
-    original, candidate = _real(original), _real(candidate)
+    original, candidate = real(original), real(candidate)
     if torch.equal(original, candidate):
         return True
     return bool(((original == candidate) | (original.isnan() & candidate.isnan())).all())
@@ -167,7 +167,7 @@ def _exact_difference(original: Tensor, candidate: Tensor) -> Difference:
     return Difference(float("inf"), 0.0, reason)
 
 
-def _real(tensor: Tensor) -> Tensor:
+def real(tensor: Tensor) -> Tensor:
     """Dense and real, so that every number in it can be compared."""
     tensor = tensor.detach()
     if tensor.layout is not torch.strided:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,14 +82,17 @@ def compare_models(
     tolerance: float = 1e-12,
     native: Collection[str] = (),
     vary: bool = True,
+    once: bool = False,
 ) -> ModelVerdict:
     """Run both models in eval mode and float64 and compare every output tensor.
 
     Three runs, with a seed each: the inputs as given; random ones in another batch size; random
     ones in another spatial size too. The original decides which sizes there are (with
-    `vary=False`: only the given ones, for a model that was exported with fixed sizes). Every
-    output must satisfy max|d| / max|y| <= `tolerance`; integers, bools and the structure must be
-    equal; for values that are not finite see `measures`.
+    `vary=False`: only the given ones, for a model that was exported with fixed sizes). `once` makes
+    the last of them alone, which is the smallest too, for models whose parts have been compared
+    already; the inputs as given, where sizes are fixed. Every output must satisfy max|d| / max|y|
+    <= `tolerance`; integers, bools and the structure must be equal; for values that are not finite
+    see `measures`.
 
     `native` names parameters and buffers that keep their own dtype; see `Float64`. Both models'
     modes and buffers and the random generators are left as they were. Models that draw random
@@ -102,7 +105,7 @@ def compare_models(
     reason = None
     with unchanged(original, rewritten), torch.no_grad():
         before, after = Float64Runner(original, native), Float64Runner(rewritten, native)
-        for seed, given, expected in _runs(before, inputs, vary):
+        for seed, given, expected in _runs(before, inputs, vary, once):
             runs.append(tuple(tuple(tensor.shape) for tensor in given.tensors()))
             try:
                 found = after.run(given, seed)
@@ -164,10 +167,16 @@ def _wide_copy(model: nn.Module, error: Exception) -> nn.Module:
 
 
 def _runs(
-    original: Float64Runner, inputs: ExampleInputs, vary: bool
+    original: Float64Runner, inputs: ExampleInputs, vary: bool, once: bool
 ) -> Iterator[tuple[int, ExampleInputs, Any]]:
     """Seed, inputs and the original's output of each run."""
     first = inputs.map(widen)
+    if once and vary:
+        # Where only the given sizes are taken, the given values are.
+        others = _varied(original, _SEEDS[2], _other_sizes(first, vary)[1][:-1])
+        if others is not None:
+            yield others
+            return
     try:
         expected = original.run(first, _SEEDS[0])
     except GroupfxError:
@@ -179,16 +188,24 @@ def _runs(
             f"{kind_and_line(error)}"
         ) from error
     yield _SEEDS[0], first, expected
-    for seed, choices in zip(_SEEDS[1:], _other_sizes(first, vary), strict=True):
-        generator = torch.Generator().manual_seed(seed)
-        for choice in choices:
-            given = choice.randomized(generator)
-            try:
-                expected = original.run(given, seed)
-            except Exception:
-                continue  # a size that the original does not take
-            yield seed, given, expected
-            break
+    for seed, choices in zip(_SEEDS[1:], () if once else _other_sizes(first, vary), strict=False):
+        found = _varied(original, seed, choices)
+        if found is not None:
+            yield found
+
+
+def _varied(
+    original: Float64Runner, seed: int, choices: Sequence[ExampleInputs]
+) -> tuple[int, ExampleInputs, Any] | None:
+    """Random inputs of the first size that the original takes, and its output for them."""
+    generator = torch.Generator().manual_seed(seed)
+    for choice in choices:
+        given = choice.randomized(generator)
+        try:
+            return seed, given, original.run(given, seed)
+        except Exception:
+            continue  # a size that the original does not take
+    return None
 
 
 def _compare(

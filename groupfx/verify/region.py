@@ -1,23 +1,42 @@
 """A piece of a graph, from a few input nodes to one output node, run on its own.
 
-`Region` says which piece, `run_region` runs it where it stands, and `Float64Copy` holds float64
-copies, on the CPU, of just the modules and tensors that the piece uses, so that it can be run in
-any mode, forward and backward, while the graph that it was taken from stays as it is.
+`Region` says which piece, `run_region` runs it where it stands, and `RegionCopy` holds copies, on
+the CPU, of just the modules and tensors that the piece uses, so that it can be run in any mode,
+forward and backward, while the graph that it was taken from stays as it is. The copies are in
+float64, or in the dtypes that the model has.
 """
 
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ..convs.sources import in_running_order
 from ..errors import InternalError
+from ..nn.channel_gather import ChannelGather
+from ..nn.channel_shuffle import ChannelShuffle
 from ..running.float64 import Float64, widen
+
+_WITHOUT_MODES = frozenset(
+    [
+        *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+        *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+        *(nn.Linear, nn.Identity, ChannelGather, ChannelShuffle),
+    ]
+)
+_NORMS = frozenset([nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d])
+_KEEP_DTYPE = frozenset(
+    ("call_function", function)
+    for function in (operator.getitem, torch.cat, torch.index_select, torch.narrow, torch.chunk)
+)
 
 
 def _same_name(path: str) -> str:
@@ -89,19 +108,24 @@ def run_region(
     return found[region.output]
 
 
-class Float64Copy:
-    """Float64 copies, on the CPU, of the modules and tensors that a region uses.
+class RegionCopy:
+    """Copies, on the CPU, of the modules and tensors that a region uses.
 
-    Tied tensors and shared modules stay tied and shared. `native` names tensors that keep their
-    own dtype, as in `Float64`. All parameters ask for gradients. `tensors` has every parameter and
-    buffer by its full name. The copies live as long as this object.
+    Tied tensors and shared modules stay tied and shared. Everything is float64, but for the tensors
+    that `native` names, as in `Float64`, until `narrow` gives every tensor the dtype that it has in
+    the region. All parameters ask for gradients. The copies live as long as this object.
+
+    `tensors` has every parameter and buffer by its full name, `originals` what it is a copy of, and
+    `modes` the `training` flag that its module has in the region (None: it has no module).
     """
 
     def __init__(self, region: Region, native: Collection[str] = ()) -> None:
         self._region = region
         self._nodes = region.nodes()
-        self._native: dict[str, Tensor] = {}
-        self.originals = dict(_state(region, self._nodes))
+        self._wide = True
+        state = list(_state(region, self._nodes))
+        self.originals = {name: tensor for name, tensor, _ in state}
+        self.modes = {name: mode for name, _, mode in state}
         memo: dict[int, Any] = {}
         targets = dict.fromkeys(
             str(node.target) for node in self._nodes if node.op in ("get_attr", "call_module")
@@ -118,7 +142,7 @@ class Float64Copy:
         self._kept = [memo[id(t)] for name, t in self.originals.items() if name in native]
 
     def run(self, values: Sequence[Any], *, training: bool) -> Any:
-        """The region's value in float64, every module in train mode or every module in eval mode.
+        """The region's value, every module in train mode or every module in eval mode.
 
         `values` are not written to. In train mode running statistics and the like move on, in the
         copies.
@@ -126,14 +150,46 @@ class Float64Copy:
         for module in self.modules():
             module.training = training
         own = [value.clone() if isinstance(value, Tensor) else value for value in values]
+        if not self._wide or self._keeps_dtype:
+            return run_region(self._region, own, self._parts, self._nodes)
         with Float64(native=self._kept):
             return widen(run_region(self._region, own, self._parts, self._nodes))
+
+    def narrow(self) -> None:
+        """Give every tensor its own dtype, and leave what is computed as it is from now on."""
+        self._wide = False
+        for name, tensor in self.tensors.items():
+            if tensor.dtype != self.originals[name].dtype:
+                tensor.data = tensor.data.to(self.originals[name].dtype)
+
+    @cached_property
+    def _keeps_dtype(self) -> bool:
+        """Whether what is float64 stays so by itself: no operator here makes or asks for a dtype.
+
+        Each call goes through the many lines of `Float64` otherwise.
+        """
+        plain = all(
+            node.op == "call_module" or (node.op, node.target) in _KEEP_DTYPE
+            for node in self._nodes
+        )
+        known = _WITHOUT_MODES | _NORMS
+        return plain and all(
+            type(module) in known and not (module._forward_hooks or module._forward_pre_hooks)
+            for module in self.modules()
+        )
 
     def modules(self) -> Iterator[nn.Module]:
         """Every copied module, submodules included."""
         for part in self._parts.values():
             if isinstance(part, nn.Module):
                 yield from part.modules()
+
+    def has_modes(self) -> bool:
+        """Whether some module may compute something else, or remember something, in train mode."""
+        return any(
+            type(module) not in _WITHOUT_MODES or module._forward_hooks or module._forward_pre_hooks
+            for module in self.modules()
+        )
 
     def norms(self) -> Iterator[_NormBase]:
         """The batch and instance norms that have a weight."""
@@ -150,22 +206,24 @@ def _part(module: nn.Module, target: str) -> Any:
         raise InternalError(f"the graph reads {target}, which the model does not have") from error
 
 
-def _state(region: Region, nodes: Sequence[fx.Node]) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter, buffer and constant that the nodes use, by its full name."""
+def _state(region: Region, nodes: Sequence[fx.Node]) -> Iterator[tuple[str, Tensor, bool | None]]:
+    """Every parameter, buffer and constant that the nodes use: full name, itself, and the mode.
+
+    The mode is the `training` flag of the module that it belongs to; None for what a node reads.
+    """
     for target in dict.fromkeys(
         str(node.target) for node in nodes if node.op in ("get_attr", "call_module")
     ):
         part = _part(region.module, target)
         if isinstance(part, Tensor):
-            yield region.full_name(target), part
+            yield region.full_name(target), part, None
         if not isinstance(part, nn.Module):
             continue
-        named = [
-            *part.named_parameters(remove_duplicate=False),
-            *part.named_buffers(remove_duplicate=False),
-        ]
-        for name, tensor in named:
-            yield region.full_name(f"{target}.{name}"), tensor
+        for path, module in part.named_modules(remove_duplicate=False):
+            for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is not None:
+                    full = ".".join(word for word in (target, path, name) if word)
+                    yield region.full_name(full), tensor, getattr(module, "training", None)
 
 
 def _every_tensor(part: Any) -> Iterator[Tensor]:

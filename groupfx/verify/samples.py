@@ -1,4 +1,4 @@
-"""Random inputs for one region, at the sizes that show most for the least work.
+"""Inputs for one region, at the sizes that show most for the least work.
 
 Spatial sizes are small primes, a different one in each dimension, and large enough that every tap
 of the kernel meets data; the original region decides which sizes are possible at all.
@@ -7,7 +7,7 @@ of the kernel meets data; the original region decides which sizes are possible a
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,107 +16,145 @@ from torch import Tensor
 
 from ..errors import InternalError
 from .bounds import ConvCalls, ConvRecorder
-from .region import Float64Copy
+from .region import RegionCopy
 
 # First sizes to try, until one is not too small for the region's kernels.
 _LADDER = (2, 5, 11, 23, 47, 97, 193)
 _BATCHES = (2, 3)
 _RUNS = 2
 
+# Beyond what examples and checks are made with, where something could depend on it.
+_LARGE_BATCH = 5
+_LARGE_SIZE = 41
+_LARGE_NUMBERS = 2**20
+
 Values = tuple[Any, ...]
+
+Draw = Callable[[tuple[int, ...]], Tensor]
+"""Makes the numbers of one input."""
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Values for a region's inputs, and the original's output for them in eval mode."""
+class Size:
+    """Batch and spatial sizes of a run; None is the example's own."""
 
-    values: Values
-    output: Tensor
+    batch: int | None = None
+    spatial: tuple[int, ...] | None = None
 
 
 class Sampler:
     """Makes values for the inputs of a region.
 
     `examples` has one entry for each input: the shape of a floating tensor (a tuple of integers), a
-    tensor whose shape and dtype are taken (and, if it is not floating, its values too), or anything
-    else, which is passed on.
+    tensor whose shape and kind are taken (and, if it is not floating, its values too), or anything
+    else, which is passed on. `dtype` is that of inputs that are given as a shape.
     """
 
-    def __init__(self, examples: Sequence[Any], seed: int) -> None:
+    def __init__(self, examples: Sequence[Any], seed: int, dtype: torch.dtype) -> None:
         self._examples = [_Shape(e) if _is_shape(e) else e for e in examples]
         self._generator = torch.Generator().manual_seed(seed)
+        self._dtype = dtype
         self._main = next((s for s in map(_floating_shape, self._examples) if s is not None), None)
 
-    def samples(self, original: Float64Copy) -> tuple[list[Sample], ConvCalls]:
-        """Up to two samples that `original` takes in eval mode, and what its convolutions are.
+    def sizes(self, original: RegionCopy) -> tuple[list[Size], ConvCalls]:
+        """Up to two sizes that `original` takes in eval mode, and what its convolutions are.
 
         Raises the error of the last try if it takes none, and InternalError if its value is not a
         tensor.
         """
         first, calls = self._first(original)
-        taken: list[Sample] = []
-        for batch, spatial in self._sizes(calls):
-            try:
-                sample = self._sample(original, batch, spatial)
-            except Exception:
-                continue  # a size that the original does not take
-            if sample.output.numel():
-                taken.append(sample)
+        taken = []
+        for size in self._possible(calls):
+            with contextlib.suppress(RuntimeError, ValueError, IndexError, TypeError):
+                if self._output(original, size).numel():
+                    taken.append(size)
             if len(taken) == _RUNS:
                 break
         return taken or [first], calls
 
-    def _first(self, original: Float64Copy) -> tuple[Sample, ConvCalls]:
-        """A sample of any size, to see the region's convolutions."""
-        sizes = [_primes(start, self._rank) for start in _LADDER] if self._rank else []
-        for size in sizes:
+    def large_sizes(self, calls: ConvCalls) -> Iterator[Size]:
+        """Sizes beyond the usual ones: the first that a region takes is to be used.
+
+        A large batch, and every spatial dimension large where that is little work, else the last.
+        """
+        reach, rank = self._reach(calls), self._rank
+        own = (self._main or ())[2:]
+        least = [max(_LARGE_SIZE, r) for r in reach]
+        channels = (self._main or (1, 1))[1] if rank else 1
+        wide = _distinct_primes(least, own)
+        numbers = _LARGE_BATCH * channels
+        for size in wide:
+            numbers *= size
+        if rank and numbers <= _LARGE_NUMBERS:
+            yield Size(_LARGE_BATCH, wide)
+        if rank:
+            small = _distinct_primes((*reach[:-1], least[-1]), own)
+            yield Size(_LARGE_BATCH, small)
+        yield Size(_LARGE_BATCH)
+        yield Size()
+
+    def values(self, size: Size, draw: Draw | None = None) -> Values:
+        """Values of a size, each floating one made by `draw`, else random and not centred."""
+        draw = draw or self._normal
+        return tuple(self._value(example, size, draw) for example in self._examples)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of inputs that are given as a shape."""
+        return self._dtype
+
+    def _first(self, original: RegionCopy) -> tuple[Size, ConvCalls]:
+        """A size that is possible, to see the region's convolutions."""
+        ladder = [_primes(start, self._rank) for start in _LADDER] if self._rank else []
+        for sizes in ladder:
+            size = Size(_BATCHES[0], tuple(sizes))
             with contextlib.suppress(RuntimeError, ValueError), ConvRecorder() as recorder:
-                sample = self._sample(original, _BATCHES[0], tuple(size))
-                if sample.output.numel():
-                    return sample, recorder.calls
+                if self._output(original, size).numel():
+                    return size, recorder.calls
         with ConvRecorder() as recorder:
-            return self._sample(original, None, None), recorder.calls
+            self._output(original, Size())
+        return Size(), recorder.calls
 
     @property
     def _rank(self) -> int:
         """The number of spatial dimensions."""
         return max(len(self._main or ()) - 2, 0)
 
-    def _sizes(self, calls: ConvCalls) -> Iterator[tuple[int | None, tuple[int, ...] | None]]:
-        """Batch and spatial sizes to use, the best first; None is the example's own."""
-        if self._rank:
-            reach = calls.reach if len(calls.reach) == self._rank else (1,) * self._rank
-            small = _distinct_primes(reach, (0,) * self._rank)
-            yield _BATCHES[0], small
-            yield _BATCHES[1], _distinct_primes(reach[::-1], small[::-1])[::-1]
-        yield from ((batch, None) for batch in _BATCHES)
-        yield None, None
+    def _reach(self, calls: ConvCalls) -> tuple[int, ...]:
+        return calls.reach if len(calls.reach) == self._rank else (1,) * self._rank
 
-    def _sample(
-        self, original: Float64Copy, batch: int | None, spatial: tuple[int, ...] | None
-    ) -> Sample:
-        values = self._values(batch, spatial)
+    def _possible(self, calls: ConvCalls) -> Iterator[Size]:
+        """Sizes to use, the best first."""
+        if self._rank:
+            reach = self._reach(calls)
+            small = _distinct_primes(reach, (0,) * self._rank)
+            yield Size(_BATCHES[0], small)
+            yield Size(_BATCHES[1], _distinct_primes(reach[::-1], small[::-1])[::-1])
+        yield from (Size(batch) for batch in _BATCHES)
+        yield Size()
+
+    def _output(self, original: RegionCopy, size: Size) -> Tensor:
         with torch.no_grad():
-            output = original.run(values, training=False)
+            output = original.run(self.values(size), training=False)
         if not isinstance(output, Tensor):
             raise InternalError(f"the value of a site is a {type(output).__name__}, not a tensor")
-        return Sample(values, output)
+        return output
 
-    def _values(self, batch: int | None, spatial: tuple[int, ...] | None) -> Values:
-        return tuple(self._value(example, batch, spatial) for example in self._examples)
-
-    def _value(self, example: Any, batch: int | None, spatial: tuple[int, ...] | None) -> Any:
+    def _value(self, example: Any, size: Size, draw: Draw) -> Any:
         shape = _floating_shape(example)
         if shape is None:
             return example.detach().cpu() if isinstance(example, Tensor) else example
         assert self._main is not None
         sizes = list(shape)
-        if batch is not None and sizes and sizes[0] == self._main[0]:
-            sizes[0] = batch
-        if spatial is not None and shape[2:] == self._main[2:]:
-            sizes[2:] = spatial
+        if size.batch is not None and sizes and sizes[0] == self._main[0]:
+            sizes[0] = size.batch
+        if size.spatial is not None and shape[2:] == self._main[2:]:
+            sizes[2:] = size.spatial
+        return draw(tuple(sizes))
+
+    def _normal(self, shape: tuple[int, ...]) -> Tensor:
         # Not centred at 0, so that no sign is lost by chance.
-        return torch.randn(sizes, generator=self._generator, dtype=torch.float64) + 0.25
+        return torch.randn(shape, generator=self._generator, dtype=self._dtype) + 0.25
 
 
 class _Shape(tuple[int, ...]):

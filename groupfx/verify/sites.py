@@ -1,40 +1,49 @@
-"""The proof of one site: the original's region and the rewritten one, on the same random inputs.
+"""The proof of one site: the original's region and the rewritten one, on the same numbers.
 
 A site is looked at on its own because the end of a network can be blind to it (a BatchNorm whose
-weight is zero hides everything before it). Both regions are run in float64 on the CPU:
+weight is zero hides everything before it). Both regions are copied to the CPU, and compared:
 
-1. in eval mode, with the weights that they have, at two batch and spatial sizes just above the
-   kernel's reach: bit-identical for an exact form, else within the rounding bound of `bounds`;
-2. the tensors themselves: each of the rewritten ones holds the rows of the original that the map
-   of the rewrite says, bit for bit, and every row of every parameter has a place;
-3. with random parameters and statistics carried over by that map, so that nothing is hidden by a
-   weight that happens to be zero or a statistic that is still at its default: eval mode again,
-   gradients, then train mode: output, gradients and updated buffers.
+1. The tensors: each of the rewritten ones holds the elements of the original that the map of the
+   rewrite says, bit for bit, every row of every parameter has a place, and modes are kept.
+2. The function. With a map, and where the region is a polynomial of its numbers (a convolution, a
+   linear layer, a mask, a BatchNorm in eval mode; moving channels), both sides get the same small
+   random whole numbers as tensors and as inputs. No sum of them is rounded, so that outputs and
+   gradients must be the same to the last bit; a form that differs passes with a probability below
+   2^-40 (`whole` has the argument). All else is held to the rounding bound of `bounds`.
+3. Train mode, where a module knows one: output, gradients and updated buffers in float64, with
+   random parameters and statistics, to a relative 1e-12.
+4. The model's own dtype (`own_dtype`): large numbers, a batch and a width beyond the usual ones,
+   and inputs that are not finite.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import InternalError, kind_and_line
+from ..running.float64 import widen
 from ..running.unchanged import unchanged
 from ..state import Entry
-from .aligned import AlignedConvs
-from .bounds import Magnitudes, bound_ratio, rounding_bound
-from .carry import Carrier, placed
-from .gradients import Derivatives, differentiate
-from .measures import difference, identical, plain_number
-from .region import Float64Copy, Region
-from .samples import Sample, Sampler, Values
+from .bounds import ConvCalls
+from .carry import Carrier
+from .exact import NotWholeError, polynomial_of, proof_of, prove
+from .measures import plain_number
+from .mismatch import RegionMismatchError
+from .own_dtype import OwnDtype
+from .polynomial import Polynomial
+from .region import Region, RegionCopy
+from .rounded import RoundedComparison
+from .samples import Sampler, Size, Values
 
-TOLERANCE = 1e-12
 _SEED = 7919
+
+WHOLE_NUMBERS = "whole numbers"
+ROUNDING_BOUND = "rounding bound"
 
 
 @dataclass(frozen=True)
@@ -45,20 +54,29 @@ class SiteVerdict:
         ok: everything that was asked for holds.
         identical: bit-identical in eval mode, in every run.
         max_error: the largest |d| of the eval runs, in float64.
+        proof: how the function in eval mode was compared: in `whole numbers`, bit for bit, or, for
+            what is no polynomial, within the `rounding bound`.
+        chance: the probability that whole numbers do not show a difference, at most; None for the
+            rounding bound.
         bound_ratio: the largest |d| / bound, at most 1 if the form is as accurate as it may be;
-            None where an exact form was asked for.
+            None where the proof is in whole numbers.
         train_ok: output and buffers agree in train mode; None if the original has no train mode.
         gradients_ok: gradients agree in both modes; None if there is nothing to differentiate.
+        own_dtype_ok: the model's own dtype agrees, with large and not finite values and with a
+            large batch and width; None if the original cannot be run so.
         reason: why it is not ok, in words; None if it is.
-        shapes: the input shapes that were used, one tuple a run.
+        shapes: the input shapes that were used in float64, one tuple a size.
     """
 
     ok: bool
     identical: bool = False
-    max_error: float = float("inf")
+    max_error: float = 0.0
+    proof: str = ROUNDING_BOUND
+    chance: float | None = None
     bound_ratio: float | None = None
     train_ok: bool | None = None
     gradients_ok: bool | None = None
+    own_dtype_ok: bool | None = None
     reason: str | None = None
     shapes: tuple[tuple[tuple[int, ...], ...], ...] = ()
 
@@ -89,11 +107,13 @@ def compare_regions(
         rewritten: the region between the nodes that correspond. Its inputs stand in the same order.
         examples: for each input the shape of a floating tensor (a tuple), or a tensor like the one
             that the site gets, or a constant.
-        exact: demand the same bits in eval mode, as a split gives them.
+        exact: the form computes the products of the original and no others, as a split does: it
+            must be a polynomial in whole numbers where the original is one, and give the same kinds
+            of values for inputs that are not finite.
         rows: the map of the rewrite, as `StateDictMap.entries` (rewritten name -> elements of an
             original tensor; a name that is missing stands for itself). None where there is no such
-            map: then step 2 is left out, step 3 keeps the parameters that there are, and gradients
-            are compared for the inputs alone.
+            map: then the parameters are those that there are, within the bound of rounding, and
+            gradients are compared for the inputs alone.
         native: full names of tensors that keep their own dtype; see `Float64`.
         seed: of everything random.
 
@@ -104,246 +124,166 @@ def compare_regions(
             f"the original region has {len(original.inputs)} inputs, "
             f"the rewritten one {len(rewritten.inputs)}"
         )
-    with unchanged(), torch.enable_grad(), _one_thread():
-        sides = (Float64Copy(original, native), Float64Copy(rewritten, native))
-        sampler = Sampler(examples, seed)
+    site = _Site(original, rewritten, examples, exact, rows, native, seed)
+    with unchanged(), torch.enable_grad():
+        return site.verdict()
+
+
+@dataclass
+class _Site:
+    """One comparison: its question, and what was found so far."""
+
+    original: Region
+    rewritten: Region
+    examples: Sequence[Any]
+    exact: bool
+    rows: Mapping[str, Entry] | None
+    native: Collection[str]
+    seed: int
+    found: SiteVerdict = field(default_factory=lambda: SiteVerdict(ok=False))
+
+    def verdict(self) -> SiteVerdict:
+        """Compare everything that there is to compare."""
         try:
-            samples, calls = sampler.samples(sides[0])
+            self._compare()
+        except RegionMismatchError as mismatch:
+            worst = max(self.found.max_error, mismatch.error)
+            return replace(self.found, ok=False, reason=str(mismatch), max_error=worst)
+        return self.found
+
+    def _note(self, **fields: Any) -> None:
+        self.found = replace(self.found, **fields)
+
+    def _compare(self) -> None:
+        sides = (RegionCopy(self.original, self.native), RegionCopy(self.rewritten, self.native))
+        try:
+            sampler, sizes, calls = _sampled(sides[0], self.examples, self.native, self.seed)
         except InternalError:
             raise
         except Exception as error:
             reason = f"the original cannot be run on its own: {kind_and_line(error)}"
-            return SiteVerdict(ok=False, reason=reason)
-        carrier = None if rows is None else Carrier(*sides, rows, native)
-        comparison = _Comparison(*sides, carrier, exact, calls.terms, seed)
-        mismatch = comparison.run(samples)
-    return SiteVerdict(
-        ok=mismatch is None,
-        identical=comparison.identical,
-        max_error=comparison.max_error,
-        bound_ratio=None if exact else comparison.ratio,
-        train_ok=comparison.train_ok,
-        gradients_ok=comparison.gradients_ok,
-        reason=mismatch,
-        shapes=tuple(_shapes(sample.values) for sample in samples),
-    )
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute on one thread: over several, BLAS may add up the same products in another order.
-
-    A grouped 3-d convolution of 128 channels was seen to differ from its split by 6e-15 on two
-    threads, and by nothing on one.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-class _MismatchError(Exception):
-    """The two sides differ; the message is the reason."""
-
-
-@dataclass
-class _Comparison:
-    """Two copies being compared, and what was found so far."""
-
-    original: Float64Copy
-    rewritten: Float64Copy
-    carrier: Carrier | None
-    exact: bool
-    terms: int
-    seed: int
-    identical: bool = True
-    max_error: float = 0.0
-    ratio: float = 0.0
-    train_ok: bool | None = None
-    gradients_ok: bool | None = None
-
-    def run(self, samples: Sequence[Sample]) -> str | None:
-        """Compare everything; the reason why the two sides differ, None if they do not."""
+            self._note(reason=reason)
+            return
+        self._note(ok=True, shapes=tuple(_shapes(sampler.values(size)) for size in sizes))
+        carrier = None if self.rows is None else Carrier(*sides, self.rows, self.native)
+        problem = None if carrier is None else carrier.problem()
+        if problem is not None:
+            raise RegionMismatchError(problem)
+        polynomial = None
+        if carrier is not None:
+            polynomial = self._prove_whole(*sides, carrier, sampler, sizes)
+        rounded = RoundedComparison(*sides, carrier, calls.terms, self.seed)
         try:
-            self._run(samples)
-        except _MismatchError as mismatch:
-            return str(mismatch)
+            self._compare_rounded(rounded, sampler, sizes, whole=polynomial is not None)
+        finally:
+            self._take(rounded, whole=polynomial is not None)
+        dtype = _own_dtype(sides[0], self.native)
+        if dtype.is_complex and not sampler.dtype.is_complex:
+            dtype = dtype.to_real()
+        own = OwnDtype(
+            *sides,
+            carrier=carrier,
+            examples=self.examples,
+            polynomial=polynomial,
+            calls=calls,
+            dtype=dtype,
+            strict=self.exact,
+            seed=self.seed,
+        )
+        self._note(own_dtype_ok=False)
+        self._note(own_dtype_ok=own.compare(sizes[0]))
+
+    def _prove_whole(
+        self,
+        original: RegionCopy,
+        rewritten: RegionCopy,
+        carrier: Carrier,
+        sampler: Sampler,
+        sizes: Sequence[Size],
+    ) -> Polynomial | None:
+        """Prove it in whole numbers; None where it is no polynomial in them."""
+        polynomial = polynomial_of(original, carrier, sampler, sizes[0])
+        proof = proof_of(polynomial, torch.float64)
+        if proof is not None:
+            try:
+                gradients = prove(proof, original, rewritten, carrier, sampler, sizes, self.seed)
+                self._note(
+                    proof=WHOLE_NUMBERS,
+                    chance=proof.chance,
+                    identical=True,
+                    max_error=0.0,
+                    gradients_ok=gradients,
+                )
+                return polynomial
+            except NotWholeError:
+                pass
+            except RegionMismatchError as mismatch:
+                other = polynomial_of(rewritten, carrier, sampler, sizes[0])
+                if self.exact or proof_of(other, torch.float64) is not None:
+                    same, gradients = (
+                        mismatch.in_gradients,
+                        False if mismatch.in_gradients else None,
+                    )
+                    self._note(proof=WHOLE_NUMBERS, identical=same, gradients_ok=gradients)
+                    raise
+        carrier.restore()
         return None
 
-    def _run(self, samples: Sequence[Sample]) -> None:
-        for sample in samples:
-            self._compare_eval(sample, "in eval mode")
-        problem = None if self.carrier is None else self.carrier.problem()
-        if problem is not None:
-            raise _MismatchError(problem)
-        values = samples[0].values
-        self._unblind(values)
-        self._compare_eval_gradients(values)
-        self._compare_train(values)
-
-    def _compare_eval(self, sample: Sample, when: str) -> None:
-        with torch.no_grad(), _failing(when):
-            after = self.rewritten.run(sample.values, training=False)
-        self._judge(sample.output, after, sample.values, when)
-
-    def _judge(self, before: Tensor, after: Tensor, values: Values, when: str) -> None:
-        """Whether two outputs in eval mode are as close as they have to be."""
-        if not isinstance(after, Tensor):
-            raise _MismatchError(f"{when} the output is a {type(after).__name__}, not a tensor")
-        if identical(before, after) or (self.exact and self._identical_by_group(before, values)):
+    def _compare_rounded(
+        self,
+        rounded: RoundedComparison,
+        sampler: Sampler,
+        sizes: Sequence[Size],
+        *,
+        whole: bool,
+    ) -> None:
+        """What whole numbers do not prove: train mode, and all of what is no polynomial."""
+        if whole and not (rounded.original.has_modes() or rounded.rewritten.has_modes()):
+            rounded.train_ok = True
             return
-        self.identical = False
-        found = difference(before, after)
-        self.max_error = max(self.max_error, found.error)
-        if found.reason is not None:
-            raise _MismatchError(f"{when} the output {found.reason}")
-        if self.exact:
-            raise _MismatchError(
-                f"{when} it is not bit-identical: off by up to {found.error:.3g}, where the output "
-                f"reaches {found.scale:.3g}"
-            )
-        positive = [value.abs() if _is_float(value) else value for value in values]
-        with torch.no_grad(), Magnitudes():
-            magnitudes = self.original.run(positive, training=False)
-        ratio = bound_ratio(before, after, rounding_bound(magnitudes, self.terms))
-        self.ratio = max(self.ratio, ratio)
-        if ratio > 1:
-            raise _MismatchError(
-                f"{when} it is off by up to {found.error:.3g}, {ratio:.3g} times what the rounding "
-                f"of {self.terms} terms explains"
+        values = sampler.values(sizes[0])
+        if not whole:
+            for size in sizes:
+                rounded.compare_eval(sampler.values(size), "in eval mode")
+        rounded.unblind(values)
+        if not whole:
+            rounded.compare_gradients(values)
+        rounded.compare_train(values)
+
+    def _take(self, rounded: RoundedComparison, *, whole: bool) -> None:
+        """Bring what the comparison within rounding found into the verdict."""
+        self._note(train_ok=rounded.train_ok)
+        if rounded.gradients_ok is not None:
+            self._note(gradients_ok=rounded.gradients_ok)
+        if not whole:
+            self._note(
+                identical=rounded.identical,
+                max_error=rounded.max_error,
+                bound_ratio=rounded.ratio,
             )
 
-    def _identical_by_group(self, before: Tensor, values: Values) -> bool:
-        """Whether both sides are bit-identical where no group depends on where its operands lie.
 
-        They must also give what was found before, but for rounding: else the mode is not the site.
-        """
-        with torch.no_grad(), AlignedConvs():
-            try:
-                own = self.original.run(values, training=False)
-                other = self.rewritten.run(values, training=False)
-            except Exception:  # such as an operator that takes no keywords
-                return False
-        return identical(own, other) and difference(before, own).relative <= TOLERANCE
-
-    def _unblind(self, values: Values) -> None:
-        """Change the parameters of both sides alike, so that nothing hides behind a zero.
-
-        With a map of the rewrite, everything becomes random. Without one, norms whose weight holds
-        zeros get 1 added, which commutes with any slice, permutation or repeat.
-        """
-        if self.carrier is None:
-            _raise_norms(self.original, self.rewritten)
-            return
-        self.carrier.randomize(torch.Generator().manual_seed(self.seed + 1))
+def _sampled(
+    original: RegionCopy, examples: Sequence[Any], native: Collection[str], seed: int
+) -> tuple[Sampler, list[Size], ConvCalls]:
+    """Inputs that the original takes: complex ones where its first weight is complex."""
+    own = _own_dtype(original, native)
+    sampler = Sampler(examples, seed, widen(own))
+    if own.is_complex:
         try:
-            with torch.no_grad():
-                usable = bool(torch.isfinite(self.original.run(values, training=False)).all())
-        except Exception:
-            usable = False
-        if not usable:  # such as a logarithm of a parameter: then its own values have to do
-            self.carrier.restore()
-
-    def _compare_eval_gradients(self, values: Values) -> None:
-        when = "in eval mode" if self.carrier is None else "in eval mode with random parameters"
-        try:
-            before = differentiate(self.original, values, training=False, seed=self.seed)
-        except Exception:  # a custom function without a backward
-            with torch.no_grad():
-                before = Derivatives(self.original.run(values, training=False))
-        if before.inputs is None:
-            self._compare_eval(Sample(values, before.output), when)
-            return
-        with _failing(when):
-            after = differentiate(self.rewritten, values, training=False, seed=self.seed)
-        self._judge(before.output, after.output, values, when)
-        self.gradients_ok = False
-        self._match_gradients(before, after, when)
-        self.gradients_ok = True
-
-    def _compare_train(self, values: Values) -> None:
-        """Last, because it moves running statistics."""
-        try:
-            before = differentiate(self.original, values, training=True, seed=self.seed)
-        except Exception:  # such as a BatchNorm over a single value
-            return
-        self.train_ok = False
-        with _failing("in train mode"):
-            after = differentiate(self.rewritten, values, training=True, seed=self.seed)
-        _require_close("in train mode the output", before.output, after.output)
-        for name, entry in () if self.carrier is None else self.carrier.pairs():
-            tensor = self.rewritten.tensors[name]
-            if not isinstance(tensor, nn.Parameter):
-                source = self.original.tensors[entry.key]
-                what = f"after a step in train mode {name}"
-                _require_close(what, *_where_placed(entry, source, entry.of(source), tensor))
-        self.train_ok = True
-        if before.inputs is not None:
-            self.gradients_ok = False
-            self._match_gradients(before, after, "in train mode")
-            self.gradients_ok = True
-
-    def _match_gradients(self, before: Derivatives, after: Derivatives, when: str) -> None:
-        scale = before.scale()
-        if after.inputs is None:
-            raise _MismatchError(f"{when} the output lost its gradient")
-        for position, pair in enumerate(zip(before.inputs or (), after.inputs, strict=True)):
-            _require_close(f"{when} the gradient of input {position}", *pair, scale)
-        for name, entry in () if self.carrier is None else self.carrier.pairs():
-            if name in after.parameters and entry.key in before.parameters:
-                source = before.parameters[entry.key]
-                expected, found = entry.gradient_of(source), after.parameters[name]
-                what = f"{when} the gradient of {name}"
-                _require_close(what, *_where_placed(entry, source, expected, found), scale)
+            return sampler, *sampler.sizes(original)
+        except Exception:  # it makes them complex itself
+            sampler = Sampler(examples, seed, torch.float64)
+    return sampler, *sampler.sizes(original)
 
 
-@contextlib.contextmanager
-def _failing(when: str) -> Iterator[None]:
-    try:
-        yield
-    except (InternalError, _MismatchError):
-        raise
-    except Exception as error:
-        raise _MismatchError(f"{when} the rewritten form fails: {kind_and_line(error)}") from error
-
-
-def _require_close(what: str, before: Tensor, after: Tensor, scale: float = 0.0) -> None:
-    if identical(before, after):
-        return
-    found = difference(before, after)
-    if found.reason is not None:
-        raise _MismatchError(f"{what} {found.reason}")
-    limit = TOLERANCE * max(scale, found.scale)
-    if found.error > limit:
-        raise _MismatchError(
-            f"{what} is off by up to {found.error:.3g}, and at most {limit:.3g} is rounding"
-        )
-
-
-def _where_placed(
-    entry: Entry, source: Tensor, expected: Tensor, found: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Both tensors without padding, which nothing in the original stands for."""
-    place = placed(entry, source)
-    if place is None or found.shape != expected.shape:
-        return expected, found
-    return expected[place], found[place]
-
-
-def _raise_norms(original: Float64Copy, rewritten: Float64Copy) -> None:
-    weights = [norm.weight for side in (original, rewritten) for norm in side.norms()]
-    if not any(bool((norm.weight == 0).any()) for norm in original.norms()):
-        return
-    with torch.no_grad():
-        for weight in {id(weight): weight for weight in weights}.values():
-            weight.add_(1)
+def _own_dtype(copy: RegionCopy, native: Collection[str]) -> torch.dtype:
+    """The dtype of the first tensor that takes part in the computation."""
+    for name, tensor in copy.originals.items():
+        if name not in native and (tensor.is_floating_point() or tensor.is_complex()):
+            return tensor.dtype
+    return torch.float32
 
 
 def _shapes(values: Values) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(value.shape) for value in values if isinstance(value, Tensor))
-
-
-def _is_float(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()

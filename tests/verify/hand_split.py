@@ -125,7 +125,8 @@ def _branch(conv: nn.Module, outputs: int) -> nn.Module:
     }
     if conv.transposed:
         options["output_padding"] = conv.output_padding
-    return type(conv)(conv.in_channels // conv.groups, outputs, conv.kernel_size, **options)
+    made = type(conv)(conv.in_channels // conv.groups, outputs, conv.kernel_size, **options)
+    return made.train(conv.training)
 
 
 def _take(
