@@ -30,7 +30,9 @@ from ..graph.files import proto_of
 from ..running.float64_onnx import Float64Model
 from ..running.runtime import Session, declared_inputs
 from .onnx_sites import onnx_site_functions
+from .onnx_values import OnnxGraph
 from .site_functions import SiteFunction, Unchecked, torch_site_functions
+from .torch_graph import TorchGraph
 
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
@@ -105,6 +107,11 @@ class TorchSide:
             return torch_site_functions(self.model, self.example)
         except (CannotTrace, GroupfxError) as error:
             return (), (Unchecked(f"sites are not checked on their own: {error}"),)
+
+    @cached_property
+    def values(self) -> TorchGraph:
+        """Its operators one by one. Raises CannotTrace where `torch.export` does not take it."""
+        return TorchGraph(self.model, self.example, self.inputs)
 
     @cached_property
     def _runner(self) -> Float64Runner:
@@ -197,6 +204,11 @@ class OnnxSide:
     def site_functions(self) -> tuple[tuple[SiteFunction, ...], tuple[Unchecked, ...]]:
         """What each convolution computes, and what is left out and why."""
         return onnx_site_functions(self.model)
+
+    @cached_property
+    def values(self) -> OnnxGraph:
+        """Its operators one by one."""
+        return OnnxGraph(self.model)
 
     @cached_property
     def _wide_model(self) -> Float64Model | None:

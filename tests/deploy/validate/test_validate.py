@@ -17,7 +17,9 @@ from groupfx.convs.spec import fields_of
 from groupfx.deploy import OnnxSide, ValidationOptions, read_onnx, validate_sides
 from groupfx.deploy.graph.pads import Window
 from groupfx.deploy.running.runtime import Session
+from groupfx.deploy.validate import validating
 from groupfx.deploy.validate.onnx_sites import Region
+from groupfx.deploy.validate.operator_runs import OperatorReport
 from groupfx.deploy.validate.output_checks import OutputRun, check_output
 from groupfx.deploy.validate.runs import Open, make_runs
 from groupfx.deploy.validate.sides import TorchSide
@@ -114,11 +116,12 @@ def test_a_wrong_layer_between_the_sites_is_no_site(net: nn.Module, honest: Path
     )
     assert not found.ok
     assert found.first_site is None
-    assert found.blame is not None
-    assert found.blame.startswith("what lies behind the last convolution, mix;")
+    assert found.first_operator is not None
+    assert (found.first_operator.kind, found.first_operator.ok) == ("Gemm", False)
+    assert found.blame == str(found.first_operator)
 
 
-def test_a_lost_activation_is_placed_between_two_sites(net: nn.Module, honest: Path) -> None:
+def test_a_lost_activation_is_the_operator_in_its_place(net: nn.Module, honest: Path) -> None:
     model = onnx.load(honest)
     (relu,) = [node for node in model.graph.node if node.op_type == "Relu"]
     relu.op_type = "Identity"
@@ -127,7 +130,9 @@ def test_a_lost_activation_is_placed_between_two_sites(net: nn.Module, honest: P
     found = groupfx.validate(net, lost, (torch.randn(SHAPE),))
     assert not found.ok
     assert found.first_site is None
-    assert "in front of mix and behind stem" in str(found.blame)
+    assert found.first_operator is not None
+    assert found.first_operator.name == relu.name
+    assert "relu relu of the reference" in str(found.blame)
 
 
 @pytest.mark.parametrize(
@@ -138,9 +143,13 @@ def test_a_lost_activation_is_placed_between_two_sites(net: nn.Module, honest: P
     ],
 )
 def test_a_place_is_named_from_a_thousandth_on(
-    net: nn.Module, honest: Path, factor: float, place: str
+    net: nn.Module, honest: Path, factor: float, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is off by less may be rounding that has grown on the way."""
+    """What is off by less may be rounding that has grown on the way.
+
+    It is asked where operators cannot be looked at.
+    """
+    monkeypatch.setattr(validating, "look_at_operators", lambda *given: OperatorReport())
     model = onnx.load(honest)
     relu = next(k for k, node in enumerate(model.graph.node) if node.op_type == "Relu")
     result = model.graph.node[relu].output[0]

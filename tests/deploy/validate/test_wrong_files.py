@@ -169,19 +169,17 @@ def shifted_pad(proto: onnx.ModelProto) -> None:
     change(proto, first(proto, "Pad").input[1], shift)
 
 
-_BEFORE = "in front of reflected and behind conv: "
-_BEHIND = "behind the last convolution, reflected; "
 _BOTH = {"output_0", "output_1"}
 
-# What is done, where the verdict says that it is wrong, and which outputs tell.
+# What is done, what the verdict says is wrong, and which outputs tell.
 BETWEEN: dict[str, tuple[Between, str, set[str]]] = {
-    "lost-relu": (lost_relu, _BEFORE, _BOTH),
-    "padded-with-zeros": (padded_with_zeros, _BEFORE, _BOTH),
-    "shifted-pad": (shifted_pad, _BEFORE, _BOTH),
-    "add-as-sub": (subtracted, _BEHIND, _BOTH),
-    "outputs-exchanged": (exchanged_outputs, _BEHIND, _BOTH),
-    "gemm-weight": (gemm_weight, _BEHIND, {"output_0"}),
-    "gemm-bias": (gemm_bias, _BEHIND, {"output_0"}),
+    "lost-relu": (lost_relu, "the operator Identity", _BOTH),
+    "padded-with-zeros": (padded_with_zeros, "the operator Pad", _BOTH),
+    "shifted-pad": (shifted_pad, "the operator Pad", _BOTH),
+    "add-as-sub": (subtracted, "the operator Sub", _BOTH),
+    "outputs-exchanged": (exchanged_outputs, "the operator ReduceMean", _BOTH),
+    "gemm-weight": (gemm_weight, "the operator Gemm", {"output_0"}),
+    "gemm-bias": (gemm_bias, "the operator Gemm", {"output_0"}),
 }
 
 
@@ -227,7 +225,7 @@ def test_between_the_sites_the_outputs_tell(
     assert not verdict.ok
     assert verdict.first_site is None, "each convolution computes what it should"
     assert verdict.blame is not None
-    assert verdict.blame.startswith(f"what lies {place}")
+    assert verdict.blame.startswith(place)
     assert {check.name for check in verdict.outputs if not check.ok} == outputs
 
 

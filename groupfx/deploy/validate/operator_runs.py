@@ -1,0 +1,113 @@
+"""Looks at the operators of a candidate, on the smallest of the runs of a validation."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ...errors import kind_and_line
+from ...tracing import CannotTrace
+from .narrowing import value_sketches
+from .onnx_values import OnnxGraph
+from .operator_checks import OperatorCheck
+from .operators import OperatorWork
+from .sides import OnnxSide, Side
+from .torch_graph import TorchGraph
+from .value_graph import ValueGraph
+
+Array = npt.NDArray[Any]
+Feeds = Mapping[str, Array]
+
+# How far the graph of a torch model may be from the model itself, in float64.
+_SAME = 1e-9
+_MOST_RUNS = 2
+
+
+@dataclass(frozen=True)
+class OperatorReport:
+    """What was found at each operator that was looked at, and notes on what was not."""
+
+    checks: tuple[OperatorCheck, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def first(self) -> OperatorCheck | None:
+        """The first wrong one in the order of the candidate."""
+        return next((check for check in self.checks if not check.ok), None)
+
+
+def look_at_operators(
+    reference: Side,
+    candidate: Side,
+    pairs: tuple[Mapping[str, str], Mapping[str, str]],
+    runs: Sequence[Feeds],
+    dtype: torch.dtype,
+    judged: Collection[str],
+) -> OperatorReport:
+    """Judge the operators of `candidate`; `pairs` are inputs and outputs, the reference's first.
+
+    `judged` are sites that were looked at already. Does not raise: a note says why not.
+    """
+    try:
+        graph = reference.values
+        chosen = [feeds for feeds in smallest(runs) if _is_true(reference, graph, feeds)]
+        if not chosen:
+            return _none("torch.export gives a graph that computes something else")
+        own: ValueGraph
+        if isinstance(candidate, OnnxSide):
+            own = OnnxGraph(candidate.model, lowers=graph.lowers)
+        else:
+            own = candidate.values
+        known = graph.known(chosen, value_sketches)
+        work = OperatorWork(own, graph, *pairs, chosen, known, dtype, judged)
+        return OperatorReport(work.checks())
+    except CannotTrace as error:
+        return _none(str(error))
+    except Exception as error:
+        # A graph may hold what nobody thought of; the rest of the verdict stands without this.
+        return _none(f"{kind_and_line(error)}, which is a bug of ours")
+
+
+def _none(why: str) -> OperatorReport:
+    return OperatorReport(notes=(f"the operators are not looked at one by one: {why}",))
+
+
+def smallest(runs: Sequence[Feeds]) -> list[Feeds]:
+    """The smallest run of more than one row, and the smallest of other shapes, where there are."""
+    ordered = sorted(runs, key=lambda feeds: sum(array.size for array in feeds.values()))
+    several = [feeds for feeds in ordered if all(_rows(array) != 1 for array in feeds.values())]
+    found: list[Feeds] = []
+    for feeds in (several or ordered)[:1] + ordered:
+        shapes = {name: array.shape for name, array in feeds.items()}
+        if all({n: a.shape for n, a in other.items()} != shapes for other in found):
+            found.append(feeds)
+    return found[:_MOST_RUNS]
+
+
+def _rows(array: Array) -> int:
+    return array.shape[0] if array.ndim else 0
+
+
+def _is_true(reference: Side, graph: ValueGraph, feeds: Feeds) -> bool:
+    """Whether the graph computes what the reference does."""
+    if not isinstance(graph, TorchGraph):
+        return True
+    wanted = reference.wide(feeds)
+    found = graph.values_at(set(graph.outputs.values()), feeds)
+    for name, value in graph.outputs.items():
+        array = found.get(value)
+        if array is None or array.shape != wanted[name].shape:
+            return False
+        if array.dtype.kind != "f":
+            continue
+        with np.errstate(all="ignore"):
+            apart = np.abs(array - wanted[name])
+        size = float(np.abs(wanted[name][np.isfinite(wanted[name])]).max(initial=0.0))
+        if float(apart[np.isfinite(apart)].max(initial=0.0)) > _SAME * size:
+            return False
+    return True
