@@ -44,8 +44,6 @@ class Fit:
             )
 
     def _remedy(self) -> str:
-        if self.unexpected and all(key.startswith("module.") for key in self.unexpected):
-            return "Remedy: it was saved from DataParallel; take 'module.' off the keys"
         if self.missing and self.nested:
             return (
                 f"Remedy: the state_dict may be inside, such as under {self.nested[0]!r}; give that"

@@ -38,6 +38,7 @@ from . import (
     requirement_to_plain,
 )
 from .optimizer import Piece, join_optimizer, split_optimizer
+from .wrapping import unwrapped
 
 __all__ = [
     "Entry",
@@ -106,6 +107,9 @@ class StateDictMap:
     def load_original(self, state_dict: Mapping[str, Any], *, strict: bool = True) -> LoadResult:
         """Load a checkpoint of the original into the rewritten model: all of it or nothing.
 
+        Names that DataParallel, `torch.compile` or a training framework changed are read as those
+        of the network, as the command line reads them.
+
         `strict=False` accepts missing and unexpected keys, and tells them. Raises UsageError where
         keys are missing or unexpected; in both modes where a shape differs, and where the
         checkpoint learned other groups, or has weights where there were none, than the model that
@@ -113,6 +117,7 @@ class StateDictMap:
         """
         model = self._require_model()
         own = model.state_dict()
+        state_dict = self._unwrapped(state_dict)
         strangers = self._misfits(own)
         if strangers:
             raise InternalError(f"the map and its model differ: {listed(strangers, 'in the map')}")
@@ -127,6 +132,7 @@ class StateDictMap:
         `load_original` does.
         """
         own = {} if self.model is None else self.model.state_dict()
+        state_dict = self._unwrapped(state_dict)
         self._require_fit(state_dict, own, strict=True)
         converted = self._tensors_of(state_dict)
         for key, value in converted.items():
@@ -295,6 +301,16 @@ class StateDictMap:
         fit.require(strict=strict)
         require_met(self.requires, sources, state_dict)
         return fit
+
+    def _unwrapped(self, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The entries of a checkpoint under the names of the original; see `wrapping`."""
+        if not isinstance(state_dict, Mapping) or not all(isinstance(n, str) for n in state_dict):
+            return state_dict  # it is refused with what it is
+        expected = {*self.sources, *required_keys(self.requires)}
+        names = unwrapped(state_dict, expected | set(self.dropped)).names
+        if all(name == old for name, old in names.items()) and len(names) == len(state_dict):
+            return state_dict
+        return {name: state_dict[old] for name, old in names.items()}
 
     def _tensors_of(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         """The rewritten model's tensors for the keys that are there; rows as views."""

@@ -157,12 +157,8 @@ BAD_CHECKPOINTS: dict[str, tuple[Change, list[str]]] = {
         ["'bn.bias' holds no plain data (device meta"],
     ),
     "everything": (
-        lambda s: [s.update({f"other.{key}": s.pop(key)}) for key in list(s)],
+        lambda s: [s.update({f"{key}.other": s.pop(key)}) for key in list(s)],
         ["7 missing (scale, conv.weight", "and 3 more", "8 unexpected"],
-    ),
-    "data-parallel": (
-        lambda s: [s.update({f"module.{key}": s.pop(key)}) for key in list(s)],
-        ["take 'module.' off the keys"],
     ),
     "nested": (
         lambda s: [s.update(net=dict(s)), *(s.pop(key) for key in list(s) if key != "net")],

@@ -44,6 +44,9 @@ _STATE_HOOKS = (
 # Recurrent layers keep a second list of their weights, made anew on reading.
 _RECURRENT = frozenset({"_flat_weights", "_flat_weight_refs"})
 
+# What torch.jit.script leaves on the module that it was given: no part of what it computes.
+_SCRIPTED = frozenset({"__overloads__"})
+
 
 @dataclass
 class ModuleWriter:
@@ -110,7 +113,7 @@ class ModuleWriter:
         return entry | self._children(module, path, kind if name else nn.Module, called)
 
     def _fields(self, module: nn.Module, path: str, computed: set[str | None]) -> Entry:
-        left_out = INTERNAL_FIELDS | computed
+        left_out = INTERNAL_FIELDS | computed | _SCRIPTED
         if isinstance(module, nn.RNNBase):
             left_out |= _RECURRENT
         writer = ValueWriter(self.tensors)

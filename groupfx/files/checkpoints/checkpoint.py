@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, Literal
 from torch import Tensor
 
 from ...errors import FileError
+from ...state.wrapping import without_wrappers
 from ..choosing import Look, choose
 from ..inert import Inert
 from ..kinds import opened
@@ -30,8 +31,8 @@ class Checkpoint:
 
     `network` is the dotted name of its class where the file is a pickled module. `epoch` is the
     number that the file keeps next to the network. `shapes` has every parameter and buffer by its
-    name in a state_dict, `tensors` those that were asked for, on the CPU. What DataParallel puts
-    in front of names is left out. `notes` say which of several networks was taken.
+    name in a state_dict, `tensors` those that were asked for, on the CPU. What DataParallel
+    and torch.compile put into names is left out. `notes` say which of several networks was taken.
     """
 
     path: Path
@@ -80,7 +81,8 @@ def _read(file: BinaryIO, path: Path, wanted: Callable[[str], bool], key: str | 
     stored = StoredFile(file)
     chosen = choose(stored.content, _LOOK, key=key, source=str(path))
     network = chosen.network
-    tensors = _unwrapped(_tensors_of(network))
+    held = _tensors_of(network)
+    tensors = {name: held[old] for name, old in without_wrappers(held).items()}
     return Checkpoint(
         path=path,
         kind=chosen.form,
@@ -141,13 +143,6 @@ def _entries(table: object) -> list[tuple[str, object]]:
     if not isinstance(table, dict):
         return []
     return [(name, value) for name, value in table.items() if isinstance(name, str)]
-
-
-def _unwrapped(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    prefix = "module."
-    if not all(name.startswith(prefix) for name in tensors):
-        return tensors
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
 def _epoch(found: object) -> int | None:

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 from torch import Tensor, nn
 
 from ...errors import FileError, GroupfxError, UsageError
+from ...state.wrapping import is_counter, unwrapped
 from ..archive import Archive, apply, load_state
 from ..archive.content import reading
 from ..archive.file import read_archive
@@ -107,9 +108,7 @@ def read_model(
     if factory is not None:
         return _made(factory, request)
     with opened(request.path) as (file, kind):
-        read = _READERS[kind](file, request)
-    _require_values(read.model, str(path), FileError)
-    return read
+        return _READERS[kind](file, request)
 
 
 def _made(factory: str, request: _Request) -> ReadModel:
@@ -120,19 +119,15 @@ def _made(factory: str, request: _Request) -> ReadModel:
 
 def _built(factory: str, request: _Request) -> nn.Module:
     model = build(factory, request.arch_args, request.python_path)
-    _require_values(model, f"what {factory} returned", UsageError)
-    return model
-
-
-def _require_values(model: nn.Module, source: str, kind: type[GroupfxError]) -> None:
-    """Raise where a tensor lies on the device `meta`: weights would be loaded into nothing."""
     named = (*model.named_parameters(), *model.named_buffers())
     empty = next((name for name, tensor in named if tensor.is_meta), None)
     if empty is not None:
-        raise kind(
-            f"{source} has no values: {empty} lies on the device meta; make it on the CPU, "
-            'or call model.to_empty(device="cpu") and load its weights'
+        # Weights would be loaded into nothing, without a word.
+        raise UsageError(
+            f"what {factory} returned has no values: {empty} lies on the device meta; make it on "
+            "the CPU"
         )
+    return model
 
 
 def _read_exported(file: BinaryIO, request: _Request) -> ReadModel:
@@ -166,29 +161,32 @@ def _read_pickle(file: BinaryIO, request: _Request) -> ReadModel:
         request.whole()
         return ReadModel(found.network, "module", notes=notes)
     try:
-        model = _with_weights(found.network, request)
+        model, more = _with_weights(found.network, request)
     except GroupfxError as error:
         if not notes:
             raise
         # Perhaps it was the other one that was meant.
         raise type(error)("; ".join((str(error), *notes))) from error
-    return ReadModel(model, "state_dict", notes=notes)
+    return ReadModel(model, "state_dict", notes=(*notes, *more))
 
 
-def _with_weights(state: Mapping[str, Tensor], request: _Request) -> nn.Module:
+def _with_weights(
+    state: Mapping[str, Tensor], request: _Request
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """The model of the factory with the weights of the file, and how their names were read."""
     model = request.build()
-    # DataParallel puts this in front of every key.
-    prefix = "module."
-    wrapped = all(key.startswith(prefix) for key in state)
-    if wrapped and not any(key.startswith(prefix) for key in model.state_dict()):
-        state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
-    load_state(model, state, str(request.path), exact=False)
-    return model
+    own = model.state_dict()
+    found = unwrapped(state, own)
+    fitting = {name: state[old] for name, old in found.names.items()}
+    counters = {name: own[name] for name in own if is_counter(name) and name not in fitting}
+    load_state(model, fitting | counters, str(request.path), exact=False)
+    return model, tuple(f"{request.path}: {note}" for note in found.notes)
 
 
 def _read_safetensors(file: BinaryIO, request: _Request) -> ReadModel:
     state = read_safetensors(request.path, request.key).tensors
-    return ReadModel(_with_weights(state, request), "safetensors")
+    model, notes = _with_weights(state, request)
+    return ReadModel(model, "safetensors", notes=notes)
 
 
 _READERS: Mapping[FileKind, Callable[[BinaryIO, _Request], ReadModel]] = {

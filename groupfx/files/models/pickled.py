@@ -48,6 +48,7 @@ _CALLED = frozenset(
         "_codecs.encode",
         "builtins.complex",
         "builtins.set",
+        "collections.Counter",
         "collections.OrderedDict",
         "torch.Size",
         "torch._utils._rebuild_meta_tensor_no_storage",
@@ -112,7 +113,15 @@ def read_trusted(
             raise FileError(
                 f"{source} cannot be loaded: {type(error).__name__}: {reason(error)}"
             ) from error
-    return choose(found, _LOOK, key=key, source=source)
+    return _inside(choose(found, _LOOK, key=key, source=source))
+
+
+def _inside(chosen: Choice) -> Choice:
+    """The module that DataParallel spreads over GPUs, which is the network."""
+    network = chosen.network
+    while isinstance(network, nn.DataParallel):
+        network = network.module
+    return replace(chosen, network=network)
 
 
 def _load_trusted(file: BinaryIO) -> object:
@@ -128,7 +137,7 @@ def read_untrusted(file: BinaryIO, source: str, key: str | None) -> Choice:
     that is damaged.
     """
     size = _look_through(file, source)
-    allowed: list[Any] = [*classes().values(), *_HOOKS]
+    allowed: list[Any] = [*classes().values(), *_HOOKS, nn.DataParallel]
     allowed.extend((function, name) for name, function in _FUNCTIONS.items())
     with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -138,7 +147,7 @@ def read_untrusted(file: BinaryIO, source: str, key: str | None) -> Choice:
             raise FileError(
                 f"{source} is damaged, or torch.save did not write it: {reason(error)}"
             ) from error
-    chosen = choose(found, _LOOK, key=key, source=source)
+    chosen = _inside(choose(found, _LOOK, key=key, source=source))
     try:
         return replace(chosen, network=_clean(chosen.network, size))
     except (NotPlain, Damaged) as error:
@@ -152,10 +161,13 @@ def _look_through(file: BinaryIO, source: str) -> int:
     try:
         if is_zip(file):
             size = check_container(file).size
-            uses = [scan(read_record(file, PICKLE))]
+            data = read_record(file, PICKLE)
+            uses = [scan(data)]
         else:
             uses = _scan_stream(file, source)
             size = file.seek(0, 2)
+            file.seek(0)
+            data = file.read(2)
     except Damaged as error:
         raise FileError(f"{source} cannot be read: {error}") from error
     finally:
@@ -166,7 +178,18 @@ def _look_through(file: BinaryIO, source: str) -> int:
             f"{source} holds more than weights and torch.nn modules: it asks for "
             f"{first_few(foreign, _SHOWN)}. {_ways_out()}"
         )
+    _require_protocol(data, source)
     return size
+
+
+def _require_protocol(pickle_: bytes, source: str) -> None:
+    """Refuse a protocol that torch reads from those whom it trusts only."""
+    if pickle_[:1] == b"\x80" and pickle_[1:2] > b"\x03":
+        raise FileError(
+            f"{source} was saved with pickle_protocol={pickle_[1]}, and what torch reads without "
+            "trust is protocol 2: save it again without that option, or, only for a file that you "
+            "made yourself, give --trust-pickle"
+        )
 
 
 def _ways_out() -> str:
@@ -190,12 +213,13 @@ def _scan_stream(file: BinaryIO, source: str) -> list[PickleUse]:
 
 def _is_legacy(file: BinaryIO) -> bool:
     try:
-        arguments = [argument for _, argument in zip(range(2), opcodes(file), strict=False)]
+        # The protocol, from 4 on the length of a frame, and the number.
+        arguments = [argument for _, argument in zip(range(3), opcodes(file), strict=False)]
     except Damaged:
         return False
     finally:
         file.seek(0)
-    return len(arguments) == 2 and arguments[1][1] == torch.serialization.MAGIC_NUMBER
+    return any(argument == torch.serialization.MAGIC_NUMBER for _, argument in arguments)
 
 
 def _foreign(use: PickleUse) -> set[str]:
@@ -214,7 +238,7 @@ def _foreign(use: PickleUse) -> set[str]:
 @functools.cache
 def _made() -> frozenset[str]:
     """Names of the classes of which a pickle may make instances."""
-    kinds = [*classes().values(), *_HOOKS, OrderedDict]
+    kinds = [*classes().values(), *_HOOKS, nn.DataParallel, OrderedDict]
     return frozenset(f"{kind.__module__}.{kind.__qualname__}" for kind in kinds)
 
 

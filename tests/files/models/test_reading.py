@@ -435,7 +435,7 @@ FILES: dict[str, tuple[Callable[[Path], Path], dict[str, Any], type[GroupfxError
         saved({k: v for k, v in plain().state_dict().items() if k.startswith("0.")}),
         {"arch": "nets:build"},
         FileError,
-        r"5 missing: 1\.0\.weight, 1\.0\.bias",
+        r"4 missing: 1\.0\.weight, 1\.0\.bias",
     ),
     "unexpected_keys": (
         saved(plain().state_dict() | {f"x{i}": torch.ones(1) for i in range(9)}),
