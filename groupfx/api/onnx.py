@@ -74,9 +74,9 @@ def export(
     A BatchNorm behind a convolution is folded into it. The first dimension of the inputs is open
     (`dynamic_batch`), the spatial ones on request (`dynamic_sizes`). `dtype` is `float32` or
     `float16`, by default the model's own; a model in another one is refused without it.
-    `external_data` puts the weights into `<name>.data`; by default only where one file cannot hold
-    them. Nodes carry the name of their site; no path, user or source text is in the file, and the
-    same model gives the same bytes.
+    `external_data` puts the weights into a second file beside it, whose name tells its content; by
+    default only where one file cannot hold them. Nodes carry the name of their site; no path, user
+    or source text is in the file, and the same model gives the same bytes.
 
     Raises `ModelError` where torch cannot export the model, `UsageError` for options that do not
     fit it, and `FileError` where `path` exists and groupfx did not write it (`overwrite=True`).

@@ -2,27 +2,37 @@
 
 import contextlib
 import os
+import re
 import secrets
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+if sys.platform != "win32":
+    import fcntl
 
 from ..errors import FileError
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
+def whole_file(path: Path, *, owner: Path | None = None) -> Iterator[BinaryIO]:
     """A file to write to, which becomes `path` at the end of the block.
 
     Until then, and if the block raises, the process dies or the disk is full, whatever was at
     `path` stays there. A link is followed: the file that it names is replaced. Raises `FileError`
-    where the folder does not exist or cannot be written.
+    where the folder does not exist or cannot be written. What a run that was killed left of its
+    file for `path` is removed; for `owner`, where a file is a part of another and goes with it.
     """
     target = Path(os.path.realpath(path))
-    part = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.part")
+    start = f".{os.path.basename(os.path.realpath(owner or path))[:100]}."
+    _remove_left(target.parent, start)
+    part = target.with_name(f"{start}{secrets.token_hex(_TOKEN)}.part")
     try:
         # Not tempfile, whose files only their owner may read: this one becomes the user's.
         file = part.open("xb")
+        _lock(file)
     except OSError as error:
         raise FileError(
             f"{path} cannot be written: {error.strerror}; choose another place with -o"
@@ -41,6 +51,39 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         # After the replacement there is nothing left to remove.
         part.unlink(missing_ok=True)
     _sync_folder(target.parent)
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Hold `file` as one that is being written; False where another process holds it."""
+    if sys.platform == "win32":
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        # Not every file system has locks: then nobody can tell, and nothing is removed.
+        return False
+    return True
+
+
+def _remove_left(folder: Path, start: str) -> None:
+    """Remove files of runs that were killed: those that nobody holds."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            token = name.removeprefix(start).removesuffix(".part")
+            if f"{start}{token}.part" != name or not _HEX.fullmatch(token):
+                continue
+            with contextlib.suppress(OSError), (folder / name).open("rb") as left:
+                # One that was made this moment may not be held yet.
+                young = time.time() - os.fstat(left.fileno()).st_mtime < _YOUNG
+                if not (young and not os.fstat(left.fileno()).st_size) and _lock(left):
+                    (folder / name).unlink()
+
+
+_TOKEN = 6
+_HEX = re.compile(rf"[0-9a-f]{{{2 * _TOKEN}}}")
+_YOUNG = 1.0
 
 
 def _sync_folder(folder: Path) -> None:

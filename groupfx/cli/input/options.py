@@ -265,7 +265,7 @@ class ExportCommand:
         "--external-data",
         panel=_FILE_WRITTEN,
         default=False,
-        help="Put the weights into OUT.onnx.data; done by itself above 2 GB.",
+        help="Put the weights into a file of their own beside OUT.onnx; done by itself above 2 GB.",
     )
     check: Check
     force: bool = option("--force", panel=_OUTPUT, default=False, help=_FORCE)

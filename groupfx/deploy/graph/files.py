@@ -1,13 +1,19 @@
 """ONNX files, written whole or not at all, and models as the checker and a runtime take them.
 
 A protobuf message ends at 2 GB: a model that is too large for one file keeps its weights in a
-second one beside it, `<name>.data`.
+second one beside it, `<name>.<digest>.data`. Its name is made of its content: an .onnx file that is
+there always finds the weights that it was written with, also where a run is killed between the two.
+The .onnx file gets its name last, and what it replaced loses its weights after that.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
+import re
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,6 +33,8 @@ _MOST_WEIGHT_BYTES = 1_900_000_000
 # Smaller tensors stay in the .onnx file; a page for each of them would be mostly padding.
 _EXTERNAL_FROM = 1024
 _ALIGNMENT = 4096
+_DATA = ".data"
+_DIGEST = 6
 
 
 def write_onnx(
@@ -39,7 +47,7 @@ def write_onnx(
 ) -> tuple[Path, ...]:
     """Write a model whole or not at all, the same bytes for the same model; the paths written.
 
-    `external` says whether weights go to `<name>.data` beside it: None, only where one file would
+    `external` says whether weights go to a second file beside it: None, only where one file would
     not hold them. The model stays usable, whatever it was read from. `data` is what `check_onnx`
     gave for it, which saves making it again. Raises FileError where something that groupfx did not
     write would be replaced and `overwrite` is False.
@@ -48,20 +56,63 @@ def write_onnx(
     ours = check_target(place, overwrite=overwrite)
     if external is None:
         external = _is_large(model)
+    folder, name = os.path.split(os.path.realpath(place))
+    before = _own_data(Path(folder), name, replaced=ours)
     if not external:
+        _hold_tensors(model, before)
         with whole_file(place) as file:
             file.write(_serialized(place, proto_of(model)) if data is None else data)
+        _remove(before)
         return (place,)
-    weights = place.with_name(f"{place.name}.data")
-    if weights.exists() and not (overwrite or ours):
-        raise FileError(f"{weights} exists: choose another name, or replace it with --force")
-    _hold_tensors(model, weights)
-    # The weights get their name first: an .onnx file never names data that is not there.
-    with whole_file(place) as file, whole_file(weights) as weights_file:
+    weights = Path(folder, f"{name}.{_digest(model)}{_DATA}")
+    _hold_tensors(model, {weights, *before})
+    with whole_file(weights, owner=place) as weights_file:
         proto = _with_weights_in(weights_file, weights.name, model)
+    with whole_file(place) as file:
         file.write(_serialized(place, proto))
-        file.flush()
-    return place, weights
+    _remove(before - {weights})
+    return place, place.with_name(weights.name)
+
+
+def _own_data(folder: Path, name: str, *, replaced: bool) -> set[Path]:
+    """Files of weights that we wrote for the file `name`: of the one there, and of killed runs.
+
+    `replaced`: the one there is ours, and may be from before their names told their content.
+    """
+    ours = re.compile(rf"{re.escape(name)}\.[0-9a-f]{{{2 * _DIGEST}}}{re.escape(_DATA)}")
+    found = {folder / entry for entry in os.listdir(folder) if ours.fullmatch(entry)}
+    old = folder / f"{name}{_DATA}"
+    return (
+        found | {old} if replaced and old.is_file() and _names(folder / name, old.name) else found
+    )
+
+
+def _names(path: Path, location: str) -> bool:
+    """Whether an .onnx file keeps weights in the file `location`."""
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception:  # what is damaged is replaced, and names nothing
+        return False
+    places = {entry.value for t in model.graph.initializer for entry in t.external_data}
+    return location in places
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        # The new file is complete: what stays of the old one is only in the way.
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _digest(model: ir.Model) -> str:
+    """Of all that goes into the second file."""
+    digest = hashlib.blake2b(digest_size=_DIGEST)
+    for value in initializers(model):
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes >= _EXTERNAL_FROM:
+            digest.update(tensor.nbytes.to_bytes(8, "little"))
+            digest.update(tensor.tobytes())
+    return digest.hexdigest()
 
 
 def proto_of(model: ir.Model) -> onnx.ModelProto:
@@ -141,13 +192,13 @@ def _serialized(path: Path, proto: onnx.ModelProto) -> bytes:
     return data
 
 
-def _hold_tensors(model: ir.Model, target: Path) -> None:
-    """Keep hold of weights of `model` that lie in the file that is going to be replaced.
+def _hold_tensors(model: ir.Model, targets: set[Path]) -> None:
+    """Keep hold of weights of `model` that lie in files that are going to be replaced or removed.
 
     They are mapped, and a mapping outlives the name of its file.
     """
-    place = os.path.realpath(target)
-    if any(os.path.realpath(tensor.path) == place for tensor in external_tensors(model)):
+    places = set(map(os.path.realpath, targets))
+    if any(os.path.realpath(tensor.path) in places for tensor in external_tensors(model)):
         load_external(model)
 
 

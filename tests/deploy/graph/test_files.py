@@ -1,6 +1,7 @@
 """ONNX files: what is no such file is refused in one sentence, and a file is written whole."""
 
 import os
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -268,15 +269,15 @@ def test_external_data_is_written_beside_the_file(tmp_path: Path) -> None:
     proto.graph.initializer.append(bias)
     model = ir.from_proto(proto)
     path, data = write_onnx(model, tmp_path / "m.onnx", overwrite=False, external=True)
-    assert data == tmp_path / "m.onnx.data"
+    assert re.fullmatch(r"m\.onnx\.[0-9a-f]{12}\.data", data.name)
     assert data.read_bytes() == raw.ljust(4096, b"\0") + bias.raw_data
     written = onnx.load(path, load_external_data=False)
     entries = [{e.key: e.value for e in t.external_data} for t in written.graph.initializer]
     assert entries == [
-        {"location": "m.onnx.data", "offset": "0", "length": "1080"},
-        {"location": "m.onnx.data", "offset": "4096", "length": "4036"},
+        {"location": data.name, "offset": "0", "length": "1080"},
+        {"location": data.name, "offset": "4096", "length": "4036"},
     ]
-    assert sorted(os.listdir(tmp_path)) == ["m.onnx", "m.onnx.data"]
+    assert sorted(os.listdir(tmp_path)) == ["m.onnx", data.name]
     # The model of the caller still holds its own numbers, and the files are read by anyone.
     assert proto_of(model).graph.initializer[0].raw_data == raw
     assert onnx.load(path).graph.initializer[0].raw_data == raw
@@ -299,6 +300,7 @@ def test_a_file_can_replace_the_one_its_weights_are_read_from(tmp_path: Path) ->
     write_onnx(model, path, overwrite=False, external=True)
     expected = small_model().graph.initializer[0].raw_data
     assert data.read_bytes() == expected
+    assert sorted(os.listdir(tmp_path)) == ["m.onnx", data.name]
     assert value.const_value.numpy().tobytes() == expected
 
 
@@ -329,11 +331,9 @@ def test_a_foreign_file_is_replaced_only_on_demand(tmp_path: Path) -> None:
 
 def test_a_foreign_data_file_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "m.onnx.data").write_bytes(b"mine")
-    with pytest.raises(FileError, match=r"m.onnx.data exists: choose another name"):
-        write_onnx(
-            ir.from_proto(small_model()), tmp_path / "m.onnx", overwrite=False, external=True
-        )
-    assert os.listdir(tmp_path) == ["m.onnx.data"]
+    write_onnx(ir.from_proto(small_model()), tmp_path / "m.onnx", overwrite=False, external=True)
+    assert len(os.listdir(tmp_path)) == 3
+    assert (tmp_path / "m.onnx.data").read_bytes() == b"mine"
 
 
 @pytest.mark.parametrize("external", [False, True])
@@ -362,7 +362,7 @@ def test_a_large_model_gets_a_second_file(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("groupfx.deploy.graph.files._MOST_WEIGHT_BYTES", 1079)
     model = ir.from_proto(small_model())
     paths = write_onnx(model, tmp_path / "m.onnx", overwrite=False)
-    assert [path.name for path in paths] == ["m.onnx", "m.onnx.data"]
+    assert [path.suffix for path in paths] == [".onnx", ".data"]
     check_onnx(model)
     monkeypatch.setattr("groupfx.deploy.graph.files._MOST_WEIGHT_BYTES", 1080)
     assert len(write_onnx(model, tmp_path / "n.onnx", overwrite=False)) == 1
