@@ -12,6 +12,7 @@ from .version import __version__
 if TYPE_CHECKING:
     from .api.models import FoundSite, Loaded, find, load, rewrite
     from .api.onnx import export, find_onnx, rewrite_onnx, validate
+    from .api.tuning import Tuned, tune
     from .deploy import Export, Validation
     from .rewriting import Pass, Pipeline, Report, Result, Site, Skip
 
@@ -21,6 +22,8 @@ _PUBLIC = {
     "find": "api.models",
     "load": "api.models",
     "rewrite": "api.models",
+    "Tuned": "api.tuning",
+    "tune": "api.tuning",
     "Export": "deploy",
     "Validation": "deploy",
     "export": "api.onnx",
@@ -46,6 +49,7 @@ __all__ = [
     "Result",
     "Site",
     "Skip",
+    "Tuned",
     "Validation",
     "__version__",
     "export",
@@ -54,6 +58,7 @@ __all__ = [
     "load",
     "rewrite",
     "rewrite_onnx",
+    "tune",
     "validate",
 ]
 

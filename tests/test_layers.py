@@ -33,6 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "verify",
     ),
     ("deploy", "passes"),
+    ("tuning",),
     ("api", "testing"),
     ("cli",),
     ("__main__", "groupfx"),
@@ -45,10 +46,11 @@ WINGS = frozenset({"deploy", "passes"})
 # Packages of others that only one room may import; a plan is integers, without torch.
 ONLY_IN = {
     "matplotlib": {"report"},
-    "onnx": {"deploy"},
-    "onnx_ir": {"deploy"},
-    "onnxruntime": {"deploy"},
+    "onnx": {"deploy", "tuning"},
+    "onnx_ir": {"deploy", "tuning"},
+    "onnxruntime": {"deploy", "tuning"},
     "onnxscript": {"deploy"},
+    "openvino": {"tuning"},
     "rich": {"cli"},
     "typer": {"cli"},
     "torch": set(LEVEL) - {"errors", "schema", "version", "plan"},

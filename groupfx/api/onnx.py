@@ -63,6 +63,7 @@ def export(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     external_data: bool | None = None,
+    tune: bool = False,
     overwrite: bool = False,
 ) -> Export:
     """Write `model`, or the result of a rewrite, to an ONNX file, as it is in eval mode.
@@ -76,7 +77,8 @@ def export(
     `float16`, by default the model's own; a model in another one is refused without it.
     `external_data` puts the weights into a second file beside it, whose name tells its content; by
     default only where one file cannot hold them. Nodes carry the name of their site; no path, user
-    or source text is in the file, and the same model gives the same bytes.
+    or source text is in the file, and the same model gives the same bytes. `tune`
+    measures which form is fastest, see `groupfx.tune`, and validates what it writes.
 
     Raises `ModelError` where torch cannot export the model, `UsageError` for options that do not
     fit it, and `FileError` where `path` exists and groupfx did not write it (`overwrite=True`).
@@ -90,9 +92,14 @@ def export(
         external_data=external_data,
         forms=target_named(target).forms if passes is None else "planned",
     )
-    plain, example = _opened(model, inputs)
+    plain, example = opened(model, inputs)
     if passes is not None or target is not None:
         plain = rewrite(plain, example, passes=passes, target=target, way=way).model
+    if tune:
+        # It is built from what is here.
+        from .tuning import tuned_export
+
+        return tuned_export(plain, example, Path(path), options, overwrite=overwrite).export
     check_target(Path(path), overwrite=overwrite)
     return prepare_export(plain, example, options).write(Path(path), overwrite=overwrite)
 
@@ -229,14 +236,16 @@ def onnx_passes(
     return tuple(entry for entry in chosen if entry.works_on_onnx())
 
 
-def _opened(model: Model, inputs: object) -> tuple[nn.Module, ExampleInputs]:
-    plain = _module(model, original=False)
+def opened(model: Model, inputs: object) -> tuple[nn.Module, ExampleInputs]:
+    """The torch model, and its inputs: those given, those that came with it, or guesses."""
+    plain = module_of(model, original=False)
     if inputs is not None:
         return plain, ExampleInputs.of(inputs)
     return plain, _known_inputs(model) or infer_inputs(plain).inputs
 
 
-def _module(model: Model, *, original: bool) -> nn.Module:
+def module_of(model: Model, *, original: bool) -> nn.Module:
+    """The torch model of a result; its original where that is wanted."""
     if isinstance(model, Result):
         return model.program.model if original else model.model
     return model.model if isinstance(model, Loaded) else model
@@ -259,7 +268,7 @@ def _side(
 ) -> tuple[TorchSide | OnnxSide, tuple[str, ...]]:
     """A side to compare, and notes on what was read."""
     if not isinstance(side, (str, Path)):
-        model = _module(side, original=original)
+        model = module_of(side, original=original)
         example = inputs or infer_inputs(model).inputs
         return TorchSide.of(model, example, type(model).__name__), ()
     if Path(side).suffix == ONNX:

@@ -14,8 +14,10 @@ from .export.onnx_graph import DEFAULT_OPSET, SiteForms
 from .export.torch_export import Dynamic
 from .forms.rewrite_onnx import OnnxRewrite, OnnxSite, rewrite_graph
 from .forms.rewrite_onnx import find_onnx as find_in_onnx
+from .graph.conv_nodes import sites_in
 from .graph.files import check_onnx, check_target, write_onnx
 from .graph.reading import read_onnx
+from .validate.example_feeds import example_feeds
 from .validate.output_checks import OutputCheck
 from .validate.sides import OnnxSide, TorchSide
 from .validate.site_checks import SiteCheck
@@ -43,10 +45,12 @@ __all__ = [
     "ValidationOptions",
     "check_onnx",
     "check_target",
+    "example_feeds",
     "find_in_onnx",
     "prepare_export",
     "read_onnx",
     "rewrite_graph",
+    "sites_in",
     "validate_sides",
     "write_onnx",
 ]

@@ -14,6 +14,7 @@ NAMES = (
     "groupfx.groups/1",
     "groupfx.passes/1",
     "groupfx.export/1",
+    "groupfx.tune/1",
     "groupfx.validation/1",
     "groupfx.onnx/1",
 )

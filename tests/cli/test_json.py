@@ -16,6 +16,7 @@ from groupfx.cli.commands.export import SCHEMA as EXPORT_SCHEMA
 from groupfx.cli.commands.groups import SCHEMA as GROUPS_SCHEMA
 from groupfx.cli.commands.inspect import SCHEMA as INSPECT_SCHEMA
 from groupfx.cli.commands.passes import SCHEMA as PASSES_SCHEMA
+from groupfx.cli.commands.tune import SCHEMA as TUNE_SCHEMA
 from groupfx.cli.text.onnx_text import SCHEMA as ONNX_SCHEMA
 from groupfx.deploy.validate.validating import SCHEMA as VALIDATION_SCHEMA
 from groupfx.rewriting.report import SCHEMA as REPORT_SCHEMA
@@ -123,7 +124,8 @@ def _spoil(holder: dict[str, Any], key: str) -> None:
 
 def test_schemas_are_named_as_the_documents_are() -> None:
     torch_side = {REPORT_SCHEMA, INSPECT_SCHEMA, GROUPS_SCHEMA, PASSES_SCHEMA}
-    assert set(NAMES) == {*torch_side, EXPORT_SCHEMA, VALIDATION_SCHEMA, ONNX_SCHEMA}
+    onnx_side = {EXPORT_SCHEMA, TUNE_SCHEMA, VALIDATION_SCHEMA, ONNX_SCHEMA}
+    assert set(NAMES) == {*torch_side, *onnx_side}
     for name in NAMES:
         jsonschema.Draft202012Validator.check_schema(schema(name))
         assert schema(name)["properties"]["schema"] == {"const": name}

@@ -26,6 +26,7 @@ _GROUPS = "What to show"
 _OUTPUT = "Output"
 _FILE_WRITTEN = "The ONNX file"
 _CHECK = "The check"
+_TUNING = "Tuning"
 _MESSAGES = "Messages"
 
 
@@ -166,6 +167,100 @@ class Told:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OnnxFile:
+    """What an ONNX file is to be like."""
+
+    dtype: Literal["float32", "float16"] | None = option(
+        "--dtype",
+        panel=_FILE_WRITTEN,
+        metavar="DTYPE",
+        help="float32 or float16.  [default: the model's own]",
+    )
+    opset: int | None = option(
+        "--opset", panel=_FILE_WRITTEN, metavar="N", help="Opset of the file.  [default: 20]"
+    )
+    fixed_batch: bool = option(
+        "--fixed-batch",
+        panel=_FILE_WRITTEN,
+        default=False,
+        help="Take the batch of the inputs as it is given; else it is open.",
+    )
+    dynamic_sizes: bool = option(
+        "--dynamic-sizes",
+        panel=_FILE_WRITTEN,
+        default=False,
+        help="Leave height, width and the like open as well.",
+    )
+    input_name: list[str] | None = option(
+        "--input-name",
+        panel=_FILE_WRITTEN,
+        metavar="NAME",
+        help="Name of an input in the file, once for each, in order.",
+    )
+    output_name: list[str] | None = option(
+        "--output-name",
+        panel=_FILE_WRITTEN,
+        metavar="NAME",
+        help="Name of an output in the file, once for each, in order.",
+    )
+    external_data: bool = option(
+        "--external-data",
+        panel=_FILE_WRITTEN,
+        default=False,
+        help="Put the weights into a file of their own beside OUT.onnx; done by itself above 2 GB.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningChoice:
+    """What is measured, and for how long."""
+
+    budget: float = option(
+        "--budget",
+        panel=_TUNING,
+        metavar="SECONDS",
+        default=60.0,
+        help="How long to measure, at most about.",
+    )
+    threads: int = option(
+        "--threads", panel=_TUNING, metavar="N", default=1, help="Threads of the runtime."
+    )
+    batch: int | None = option(
+        "--batch",
+        panel=_TUNING,
+        metavar="N",
+        help="The batch that the file is to be fast with.  [default: that of the inputs]",
+    )
+    backend: str = option(
+        "--backend",
+        panel=_TUNING,
+        metavar="NAME",
+        default="onnxruntime",
+        help="The runtime: onnxruntime, or openvino where it is installed.",
+    )
+    plan: Path | None = option(
+        "--plan",
+        panel=_TUNING,
+        metavar="FILE",
+        help="Apply this plan without measuring, where it fits: the same bytes as when it was "
+        "made.",
+    )
+    save_plan: Path | None = option(
+        "--save-plan",
+        panel=_TUNING,
+        metavar="FILE",
+        help="Write the plan as JSON, to be read, edited and applied again.",
+    )
+    no_cache: bool = option(
+        "--no-cache",
+        panel=_TUNING,
+        default=False,
+        help="Measure all anew, and keep nothing. Times are kept in $GROUPFX_CACHE, or in "
+        "~/.cache/groupfx.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RewriteCommand:
     """`groupfx rewrite`."""
 
@@ -228,45 +323,15 @@ class ExportCommand:
         metavar="OUT.onnx",
         help="The file to write.  [default: MODEL's name with .onnx, in this folder]",
     )
-    dtype: Literal["float32", "float16"] | None = option(
-        "--dtype",
-        panel=_FILE_WRITTEN,
-        metavar="DTYPE",
-        help="float32 or float16.  [default: the model's own]",
-    )
-    opset: int | None = option(
-        "--opset", panel=_FILE_WRITTEN, metavar="N", help="Opset of the file.  [default: 20]"
-    )
-    fixed_batch: bool = option(
-        "--fixed-batch",
-        panel=_FILE_WRITTEN,
+    written: OnnxFile
+    tune: bool = option(
+        "--tune",
+        panel=_TUNING,
         default=False,
-        help="Take the batch of the inputs as it is given; else it is open.",
+        help="Measure which form of each site is fastest here, as 'groupfx tune' does; the options "
+        "below are for that.",
     )
-    dynamic_sizes: bool = option(
-        "--dynamic-sizes",
-        panel=_FILE_WRITTEN,
-        default=False,
-        help="Leave height, width and the like open as well.",
-    )
-    input_name: list[str] | None = option(
-        "--input-name",
-        panel=_FILE_WRITTEN,
-        metavar="NAME",
-        help="Name of an input in the file, once for each, in order.",
-    )
-    output_name: list[str] | None = option(
-        "--output-name",
-        panel=_FILE_WRITTEN,
-        metavar="NAME",
-        help="Name of an output in the file, once for each, in order.",
-    )
-    external_data: bool = option(
-        "--external-data",
-        panel=_FILE_WRITTEN,
-        default=False,
-        help="Put the weights into a file of their own beside OUT.onnx; done by itself above 2 GB.",
-    )
+    tuning: TuningChoice
     check: Check
     force: bool = option("--force", panel=_OUTPUT, default=False, help=_FORCE)
     told: Told
@@ -275,6 +340,32 @@ class ExportCommand:
     def place(self) -> Path:
         """Where the file goes."""
         return self.output or Path(f"{_stem(self.model)}{ONNX}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneCommand:
+    """`groupfx tune`."""
+
+    model: Path = argument("MODEL", f"{_MODEL} Or an .onnx file.")
+    file: ModelFile
+    tuning: TuningChoice
+    no_verify: bool = option("--no-verify", panel=_CHECK, default=False, help=_NO_VERIFY)
+    output: Path | None = option(
+        "--output",
+        "-o",
+        panel=_OUTPUT,
+        metavar="OUT.onnx",
+        help="The file to write.  [default: MODEL's name with .tuned.onnx, in this folder]",
+    )
+    written: OnnxFile
+    check: Check
+    force: bool = option("--force", panel=_OUTPUT, default=False, help=_FORCE)
+    told: Told
+
+    @property
+    def place(self) -> Path:
+        """Where the file goes."""
+        return self.output or Path(f"{_stem(self.model)}.tuned{ONNX}")
 
 
 @dataclass(frozen=True, kw_only=True)

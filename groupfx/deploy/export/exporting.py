@@ -17,7 +17,6 @@ from ...nn import Flgc1d, Flgc2d, Flgc3d
 from ...plan.forms import FormPlan
 from ...running.inputs import ExampleInputs
 from ...tracing.program import copied
-from ..forms.fastest import Fastest
 from ..graph.files import check_onnx, write_onnx
 from .io_names import chosen
 from .onnx_graph import DEFAULT_OPSET, LEAST_OPSET, SiteForms, newest_opset, onnx_graph
@@ -80,8 +79,9 @@ class ExportedSite:
 class Export:
     """An ONNX file that was written, and what is in it. `files` has the external data as well.
 
-    Where the forms of learned groups were chosen for it, `expected` is what its convolutions are
-    expected to take by what they take with every mask folded into its weight; `summary` says it.
+    Where forms were chosen for it, `expected` is what it takes by what it would take untouched,
+    with every mask folded into its weight: of the convolutions by a cost model, or measured of the
+    whole by tuning. `summary` says it.
     """
 
     path: Path
@@ -124,7 +124,10 @@ class PreparedExport:
     sites: tuple[ExportedSite, ...]
     notes: tuple[str, ...]
     data: bytes | None = field(default=None, repr=False)
-    fastest: Fastest | None = None
+    expected: float | None = None
+    summary: str | None = None
+    opset: int | None = None
+    """that of the file, where it is not the one of the options"""
 
     def write(self, path: Path, *, overwrite: bool = False) -> Export:
         """Write it whole or not at all. Raises `FileError` where `path` must not be replaced."""
@@ -133,14 +136,14 @@ class PreparedExport:
         return Export(
             path=path,
             files=files,
-            opset=self.options.opset,
+            opset=self.options.opset if self.opset is None else self.opset,
             inputs=tuple(_info(value) for value in self.model.graph.inputs),
             outputs=tuple(_info(value) for value in self.model.graph.outputs),
             sites=self.sites,
             nodes=len(self.model.graph),
             notes=self.notes,
-            expected=None if self.fastest is None else self.fastest.ratio,
-            summary=None if self.fastest is None else self.fastest.summary,
+            expected=self.expected,
+            summary=self.summary,
         )
 
 
@@ -169,7 +172,8 @@ def prepare_export(
         sites=tuple(_sites(convs)),
         notes=(*notes, *made.notes),
         data=check_onnx(made.model),
-        fastest=made.fastest,
+        expected=None if made.fastest is None else made.fastest.ratio,
+        summary=None if made.fastest is None else made.fastest.summary,
     )
 
 

@@ -8,7 +8,7 @@ stay.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -171,18 +171,24 @@ def _carry_out(model: ir.Model, planned: Sequence[_Planned]) -> None:
             split_conv(model, entry.conv, norm=entry.norm, names=names)
 
 
-def static_shapes(model: ir.Model) -> Shapes:
-    """The shapes of the main graph that are numbers when the batch is 1, by the names of values.
+def static_shapes(model: ir.Model, inputs: Mapping[str, tuple[int, ...]] | None = None) -> Shapes:
+    """The shapes of the main graph that are numbers, by the names of values.
+
+    Those of the graph's inputs are given as `inputs`; where they are not, the batch is 1.
 
     Empty where onnx's shape inference fails. The model is not changed.
     """
     work = model.clone()
     for value in tuple(work.graph.inputs):
-        if not value.is_initializer():
+        given = (inputs or {}).get(value.name or "")
+        if given is not None:
+            value.shape = ir.Shape(given)
+        elif not value.is_initializer():
             _set_batch_one(value)
     for name, value in tuple(work.graph.initializers.items()):
         if _is_weight(value.const_value):
             del work.graph.initializers[name]
+            _declare(value)
             if not value.is_graph_input():
                 work.graph.inputs.append(value)
     try:
@@ -204,6 +210,13 @@ def _is_weight(tensor: ir.TensorProtocol | None) -> bool:
     if tensor is None or tensor.dtype not in _PARAMETER_TYPES:
         return False
     return tensor.nbytes > _MOST_BYTES_OF_SCALES
+
+
+def _declare(value: ir.Value) -> None:
+    """Say what the tensor of an initialiser says, before it goes."""
+    tensor = value.const_value
+    if tensor is not None:
+        value.shape, value.type = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
 
 
 def _set_batch_one(value: ir.Value) -> None:

@@ -98,6 +98,14 @@ def conv_nodes(
     return tuple(convs), (*left, *_out_of_reach(model))
 
 
+def sites_in(model: ir.Model) -> Iterator[str]:
+    """The site of each convolution of the main graph that is marked with one."""
+    for node in model.graph:
+        found = mark_of(node)
+        if found is not None and node.op_type in CONVS:
+            yield found.site
+
+
 def constant_of(value: ir.Value | None, ir_version: int) -> ir.TensorProtocol | None:
     """The tensor that a value always is: an initialiser, a Constant, or an Identity of one."""
     while value is not None:

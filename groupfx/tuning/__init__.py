@@ -1,0 +1,17 @@
+"""The fastest form of each site, measured in the whole model, on this machine."""
+
+from .backends import backend_names
+from .plan_file import PlannedRecipe, TuningPlan, read_plan
+from .ratios import Ratio
+from .tune import Tuning, TuningOptions, tune_graph
+
+__all__ = [
+    "PlannedRecipe",
+    "Ratio",
+    "Tuning",
+    "TuningOptions",
+    "TuningPlan",
+    "backend_names",
+    "read_plan",
+    "tune_graph",
+]

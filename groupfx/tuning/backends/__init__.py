@@ -1,0 +1,27 @@
+"""Runtimes on which a model can be tuned: a file each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+
+from ...errors import UsageError
+from .backend import Backend, NodeTime, Profile, Program
+
+__all__ = ["Backend", "NodeTime", "Profile", "Program", "backend_named", "backend_names"]
+
+_FILES: Mapping[str, str] = {"onnxruntime": "onnx_runtime", "openvino": "open_vino"}
+
+
+def backend_names() -> tuple[str, ...]:
+    """Those that there are; the first is the default."""
+    return tuple(_FILES)
+
+
+def backend_named(name: str) -> Backend:
+    """The backend `name`. Raises UsageError for another name, MissingDependencyError without it."""
+    if name not in _FILES:
+        raise UsageError(f"there is no backend {name!r}: choose one of {', '.join(_FILES)}")
+    found: Backend = import_module(f"{__name__}.{_FILES[name]}").BACKEND
+    found.require()
+    return found

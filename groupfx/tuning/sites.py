@@ -1,0 +1,160 @@
+"""The sites of an ONNX graph that can be executed in more than one way, each in one piece yet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from ..deploy.forms.forming import apply_form
+from ..deploy.forms.rewrite_onnx import static_shapes
+from ..deploy.graph.conv_nodes import ConvNode, conv_nodes
+from ..deploy.graph.metadata import mark
+from ..plan.blocks import Block, BlockStructure, find_blocks
+from ..plan.channels import group_slices
+from ..plan.cost import Work
+from ..plan.recipes import recipe_plan
+
+_LEAST_SAVING = 0.1
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+
+
+@dataclass(frozen=True)
+class TunedSite:
+    """A convolution of blocks: groups that the author wrote, or those that zeros leave.
+
+    `untouched` is the recipe of the convolution as it stands. Sites of one `signature` take the
+    same time on the same machine.
+    """
+
+    name: str
+    structure: BlockStructure
+    work: Work
+    signature: str
+    untouched: str
+
+
+def tunable_sites(
+    model: ir.Model, inputs: Mapping[str, tuple[int, ...]]
+) -> tuple[tuple[TunedSite, ...], tuple[str, ...]]:
+    """The sites of `model`, run on inputs of these shapes; and those whose sizes nobody knows."""
+    shapes = static_shapes(model, inputs)
+    convs, _ = conv_nodes(model)
+    weights = sum(conv.weight_tensor.nbytes for conv in convs if conv.weight_tensor is not None)
+    sites: list[TunedSite] = []
+    unknown: list[str] = []
+    for conv in convs:
+        structure = _blocks(conv)
+        if structure is None:
+            continue
+        read, written = (shapes.get(_name(v)) for v in (conv.node.inputs[0], conv.node.outputs[0]))
+        if read is None or written is None or 0 in (*read, *written):
+            unknown.append(conv.name)
+        else:
+            sites.append(_site(conv, structure, read, written, weights))
+    return tuple(sites), tuple(unknown)
+
+
+def with_recipes(model: ir.Model, recipes: Mapping[str, str]) -> ir.Model:
+    """A copy of `model` in which sites are executed by the recipes of their names.
+
+    Every convolution is marked with its name, so that it is compared with the original's.
+    """
+    work = model.clone()
+    convs, _ = conv_nodes(work)
+    for conv in convs:
+        recipe, structure = recipes.get(conv.name), _blocks(conv)
+        mark(conv.node, conv.name)
+        if recipe is not None and structure is not None and recipe != _untouched(conv):
+            apply_form(work, conv, recipe_plan(recipe, structure))
+    return work
+
+
+def _site(
+    conv: ConvNode,
+    structure: BlockStructure,
+    read: tuple[int, ...],
+    written: tuple[int, ...],
+    weights: int,
+) -> TunedSite:
+    tensor, spec = conv.weight_tensor, conv.spec
+    assert tensor is not None
+    work = Work(
+        math.prod(spec.kernel_size),
+        math.prod(written[2:]),
+        math.prod(read[2:]),
+        batch=written[0],
+        model_weights=weights,
+        blocked=spec.dims == 2 and tensor.dtype == ir.DataType.FLOAT,
+    )
+    untouched = _untouched(conv)
+    return TunedSite(
+        conv.name, structure, work, _signature(conv, structure, read, written), untouched
+    )
+
+
+def _signature(
+    conv: ConvNode, structure: BlockStructure, read: tuple[int, ...], written: tuple[int, ...]
+) -> str:
+    """What the time of a site depends on: sizes and blocks, and what the runtime may fuse."""
+    spec, tensor = conv.spec, conv.weight_tensor
+    assert tensor is not None
+    shapes = [f"{inputs}>{outputs}" for inputs, outputs in structure.shapes]
+    blocks = f"{len(shapes)} x {shapes[0]}" if structure.equal else " ".join(shapes)
+    users = sorted({node.op_type for node in conv.node.outputs[0].consumers()})
+    return ", ".join(
+        [
+            f"{spec.describe()}, stride {_sizes(spec.stride)}, dilation {_sizes(spec.dilation)}",
+            f"{tensor.dtype.name.lower()}, {_sizes(read)} to {_sizes(written)}",
+            f"blocks {blocks}{'' if _runs(structure) else ', permuted'}",
+            f"constants {len(structure.bias_only)}, dead {len(structure.dead_inputs)}",
+            f"into {' '.join(users) or 'the output'}",
+        ]
+    )
+
+
+def _runs(structure: BlockStructure) -> bool:
+    """Whether the channels of every block are neighbours: nothing has to be gathered."""
+    sides = (side for block in structure.blocks for side in (block.inputs, block.outputs))
+    return all(side[-1] - side[0] == len(side) - 1 for side in sides)
+
+
+def _sizes(sizes: tuple[int, ...]) -> str:
+    return "x".join(map(str, sizes))
+
+
+def _untouched(conv: ConvNode) -> str:
+    return "grouped" if conv.spec.groups > 1 else "dense"
+
+
+def _blocks(conv: ConvNode) -> BlockStructure | None:
+    """The blocks of a convolution; None where there is one only, or each is a single channel."""
+    spec, tensor = conv.spec, conv.weight_tensor
+    if spec.transposed or tensor is None or not conv.constant or tensor.dtype not in _FLOATS:
+        return None
+    if spec.groups > 1:
+        if spec.in_channels == spec.groups:
+            return None
+        return BlockStructure(spec.in_channels, spec.out_channels, tuple(_groups(conv)))
+    weight = tensor.numpy()
+    mask = (weight != 0).reshape(*weight.shape[:2], -1).any(axis=2)
+    if np.all(mask) or not np.any(mask):
+        return None
+    found = find_blocks(mask)
+    if found.exact_macs > (1 - _LEAST_SAVING) * found.dense_macs:
+        return None
+    return found
+
+
+def _groups(conv: ConvNode) -> Iterator[Block]:
+    sides = (conv.spec.in_channels, conv.spec.out_channels)
+    inputs, outputs = (group_slices(channels, conv.spec.groups) for channels in sides)
+    for read, written in zip(inputs, outputs, strict=True):
+        yield Block(tuple(range(read.start, read.stop)), tuple(range(written.start, written.stop)))
+
+
+def _name(value: ir.Value | None) -> str:
+    return "" if value is None else value.name or ""

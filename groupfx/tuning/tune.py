@@ -1,0 +1,318 @@
+"""Find the fastest recipe of each site of an ONNX graph, measured in the whole model.
+
+    probe the machine -> plan by the cost model -> profile about ten variants of the whole model
+    -> each site takes the recipe whose own nodes were fastest -> race against the untouched model
+
+Swapping one site at a time in place was tried, and ends worse than it starts: effects of a percent
+drown, and wins by chance add up.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ..errors import GroupfxError, ModelError, UsageError
+from ..plan.machine import Machine
+from .backends import Backend, backend_named
+from .backends.backend import Feeds, Program
+from .cache import Cache, Key, cache_folder, open_cache
+from .plan_file import PlannedRecipe, TuningPlan, applied
+from .probe import cpu_name, machine_of, probe
+from .profile import owners, site_times
+from .race import HEATS, LEAST_ROUNDS, Clock, race
+from .ratios import UNTOUCHED, Ratio, compare
+from .sites import TunedSite, tunable_sites, with_recipes
+from .variants import SiteChoices, model_variants, site_choices
+
+Progress = Callable[[int, int], None]
+
+# What a recipe must save of a site's time to be taken there.
+_MARGIN = 0.04
+# Shares of the budget.
+_OF_PROFILING, _OF_RACING = 0.6, 0.35
+_MOST_SECONDS_A_VARIANT, _MOST_SECONDS_OF_A_RACE = 1.5, 30.0
+_ASSEMBLED, _VARIANT, _EXPECTED = "assembled", "best variant", "by the cost model"
+
+
+def _quiet(done: int, total: int) -> None:
+    """Where nobody looks."""
+
+
+@dataclass(frozen=True)
+class TuningOptions:
+    """Seconds that tuning may take, without the export and the check of the file; see
+    `groupfx.tune`. Times are kept in the folder `cache`, or not where it is None.
+
+    Raises UsageError for a number that is not positive.
+    """
+
+    budget: float = 60.0
+    threads: int = 1
+    backend: str = "onnxruntime"
+    plan: TuningPlan | None = None
+    cache: Path | None = field(default_factory=cache_folder)
+    wall: Clock = field(default=time.perf_counter, repr=False)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.budget < math.inf:
+            raise UsageError(f"budget={self.budget}: give seconds, such as 60")
+        if self.threads < 1:
+            raise UsageError(f"threads={self.threads}: it must be at least 1")
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """A tuned graph: its plan, and what it takes by the time of the untouched one.
+
+    `ratio` is None where a plan was applied and nothing measured. `races` has every model that ran
+    against the untouched one. `untouched` says that no site was changed.
+    """
+
+    model: ir.Model
+    plan: TuningPlan
+    ratio: Ratio | None
+    races: Mapping[str, Ratio]
+    untouched: bool
+    notes: tuple[str, ...]
+
+    @property
+    def summary(self) -> str:
+        """Such as `0.93 (0.92 to 0.94) x the time of the untouched model (...); 9 of 17 sites`."""
+        plan = self.plan
+        where = f"{plan.backend} {plan.version}, {_threads(plan.threads)}"
+        changed = f"{self._changed} of {_sites(len(plan.sites))} changed"
+        if self.ratio is None:
+            return f"a plan was applied, nothing was measured; {changed}"
+        if not self.untouched:
+            return f"{self.ratio} x the time of the untouched model ({where}); {changed}"
+        if not plan.sites:
+            return "untouched: no site can be executed in another way"
+        told = [f"{name} {ratio}: {ratio.verdict}" for name, ratio in self.races.items()]
+        why = f" ({'; '.join(told)})" if told else ""
+        return f"untouched: nothing is provably faster{why} ({where})"
+
+    @property
+    def _changed(self) -> int:
+        return sum(entry.recipe not in ("dense", "grouped") for entry in self.plan.sites)
+
+
+def tune_graph(
+    model: ir.Model, feeds: Feeds, options: TuningOptions, progress: Progress = _quiet
+) -> Tuning:
+    """Tune `model`, which is not changed, for inputs like `feeds`.
+
+    Raises ModelError for a model that gives other outputs on the same inputs, or does not run.
+    """
+    backend = backend_named(options.backend)
+    sites, unknown = tunable_sites(model, {name: array.shape for name, array in feeds.items()})
+    here = TuningPlan(backend.name, backend.version(), cpu_name(), options.threads, ())
+    notes = [f"its sizes are not known, it stays as it is: {name}" for name in unknown]
+    if options.plan is not None:
+        found = applied(options.plan, sites, here)
+        made = with_recipes(model, found.recipes)
+        plan = _planned(here, sites, found.recipes)
+        same = all(found.recipes.get(s.name, s.untouched) == s.untouched for s in sites)
+        return Tuning(made, plan, None, {}, same, (*notes, *found.notes))
+    work = _Work(model, feeds, options, backend, here, sites, notes, progress)
+    return work.run()
+
+
+@dataclass
+class _Work:
+    model: ir.Model
+    feeds: Feeds
+    options: TuningOptions
+    backend: Backend
+    here: TuningPlan
+    sites: Sequence[TunedSite]
+    notes: list[str]
+    progress: Progress
+    seen: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    totals: dict[int, float] = field(default_factory=dict)
+
+    def run(self) -> Tuning:
+        self.started = self.options.wall()
+        one = self._once(self._load(self.model))
+        if not self.sites:
+            return self._result({}, UNTOUCHED, {})
+        # The untouched model and one other, twice a round, and a round to warm up.
+        least = 4 * HEATS * (LEAST_ROUNDS + 1) * one
+        if least > self.options.budget:
+            self.notes.append(
+                f"the budget of {self.options.budget:g} s is too small to compare anything: one "
+                f"run takes {one:.3g} s; give at least {math.ceil(least * 2)}"
+            )
+            return self._result({}, UNTOUCHED, {})
+        cache = self._cache()
+        choices = [site_choices(site, self._machine(cache)) for site in self.sites]
+        variants = model_variants(choices)
+        found = {_EXPECTED: variants[1] if len(variants) > 1 else {}}
+        if self._profiled(cache, variants):
+            found[_ASSEMBLED] = self._assembled(cache, choices)
+            if self.totals:
+                found[_VARIANT] = variants[min(self.totals, key=lambda place: self.totals[place])]
+        else:
+            # Nobody says what a site takes: the variants themselves are raced.
+            found |= {f"variant {place}": v for place, v in enumerate(variants[2:], 2)}
+        return self._raced(found)
+
+    def _once(self, base: Program) -> float:
+        """Seconds of one run; ModelError where a second one gives something else."""
+        first, start = base(), self.options.wall()
+        second = base()
+        took = max(self.options.wall() - start, 1e-6)
+        if not all(_alike(a, b) for a, b in zip(first, second, strict=True)):
+            raise ModelError(
+                "the model gives other outputs on the same inputs: it is not deterministic, and a "
+                "faster form of it cannot be compared; take what is random out of it"
+            )
+        return took
+
+    def _cache(self) -> Cache:
+        key = Key(self.here.backend, self.here.version, self.here.cpu, self.here.threads)
+        return open_cache(key, self.options.cache)
+
+    def _machine(self, cache: Cache) -> Machine:
+        if not cache.machine:
+            cache.machine = probe(self.options.threads)
+            cache.save()
+        return machine_of(cache.machine)
+
+    def _profiled(self, cache: Cache, variants: Sequence[Mapping[str, str]]) -> bool:
+        """Measure what the cache does not know; False where the runtime has no profile."""
+        seconds = min(
+            _MOST_SECONDS_A_VARIANT, _OF_PROFILING * self.options.budget / max(len(variants), 1)
+        )
+        for place, variant in enumerate(variants):
+            self.progress(place, len(variants) + 1)
+            if self._known(cache, variant):
+                continue
+            if self._spent() > _OF_PROFILING * self.options.budget:
+                self.notes.append(
+                    f"the budget was used up after {place} of {len(variants)} variants"
+                )
+                break
+            try:
+                made = with_recipes(self.model, variant)
+                profile = self.backend.profile(made, self.feeds, self.options.threads, seconds)
+            except GroupfxError as error:
+                self.notes.append(f"variant {place} was dropped: {error}")
+                continue
+            if profile is None:
+                return False
+            owned = owners(made, [site.name for site in self.sites])
+            self.totals[place] = profile.total
+            self._learn(cache, variant, site_times(profile, owned))
+        return True
+
+    def _known(self, cache: Cache, variant: Mapping[str, str]) -> bool:
+        """Whether every site was measured as it is in this variant."""
+        sites = self.sites
+        return all(self._recipe(s, variant) in cache.times.get(s.signature, {}) for s in sites)
+
+    def _learn(self, cache: Cache, variant: Mapping[str, str], times: Mapping[str, float]) -> None:
+        """Write down what each kind of site took: the mean over sites of one signature, and over
+        variants.
+        """
+        for site in self.sites:
+            if site.name in times:
+                key = (site.signature, self._recipe(site, variant))
+                self.seen.setdefault(key, []).append(times[site.name])
+        for (signature, recipe), own in self.seen.items():
+            cache.times.setdefault(signature, {})[recipe] = round(sum(own) / len(own), 3)
+        cache.save()
+
+    def _recipe(self, site: TunedSite, variant: Mapping[str, str]) -> str:
+        return variant.get(site.name, site.untouched)
+
+    def _assembled(self, cache: Cache, choices: Sequence[SiteChoices]) -> Mapping[str, str]:
+        """For each site the recipe that took least, if that saves enough."""
+        found = {}
+        for choice in choices:
+            site, known = choice.site, cache.times.get(choice.site.signature, {})
+            tried = [(known[r], r) for r in (*choice.recipes, choice.expected) if r in known]
+            if site.untouched not in known or not tried:
+                continue
+            best = min(tried)
+            if best[0] < known[site.untouched] * (1 - _MARGIN):
+                found[site.name] = best[1]
+        return found
+
+    def _raced(self, found: Mapping[str, Mapping[str, str]]) -> Tuning:
+        """The fastest of all that is provably faster than the untouched model."""
+        named: dict[str, Mapping[str, str]] = {}
+        models = [self.model]
+        for name, recipes in found.items():
+            if recipes and recipes not in named.values():
+                made = with_recipes(self.model, recipes)
+                try:
+                    self._load(made)
+                except GroupfxError as error:
+                    self.notes.append(f"{name}: dropped, {error}")
+                    continue
+                named[name] = recipes
+                models.append(made)
+        if not named:
+            return self._result({}, UNTOUCHED, {})
+        left = self.options.budget - self._spent()
+        seconds = min(_MOST_SECONDS_OF_A_RACE, max(left, 0), _OF_RACING * self.options.budget)
+        options = self.options
+        clock = self.backend.clock(options.threads)
+        loads = [partial(self._load, model) for model in models]
+        heats = race(loads, clock, seconds, options.wall, self.progress)
+        races = {name: compare(heats, place) for place, name in enumerate(named, 1)}
+        faster = [name for name, ratio in races.items() if ratio.verdict == "faster"]
+        if not faster:
+            return self._result({}, UNTOUCHED, races)
+        best = min(faster, key=lambda name: races[name].value)
+        return self._result(named[best], races[best], races)
+
+    def _result(
+        self, recipes: Mapping[str, str], ratio: Ratio, races: Mapping[str, Ratio]
+    ) -> Tuning:
+        plan = _planned(self.here, self.sites, recipes)
+        made = with_recipes(self.model, recipes)
+        return Tuning(made, plan, ratio, races, not recipes, tuple(self.notes))
+
+    def _load(self, model: ir.Model) -> Program:
+        return self.backend.load(model, self.feeds, self.options.threads)
+
+    def _spent(self) -> float:
+        return self.options.wall() - self.started
+
+
+def _planned(
+    here: TuningPlan, sites: Sequence[TunedSite], recipes: Mapping[str, str]
+) -> TuningPlan:
+    entries = (
+        PlannedRecipe(site.name, site.signature, recipes.get(site.name, site.untouched))
+        for site in sites
+    )
+    return replace(here, sites=tuple(entries))
+
+
+def _alike(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> bool:
+    """Whether two outputs are the same but for the order in which threads add up."""
+    if first.shape != second.shape:
+        return False
+    if not np.issubdtype(first.dtype, np.floating):
+        return bool(np.array_equal(first, second))
+    size = float(np.max(np.abs(first), initial=0, where=np.isfinite(first)))
+    return bool(np.allclose(first, second, rtol=1e-3, atol=1e-3 * size, equal_nan=True))
+
+
+def _threads(number: int) -> str:
+    return "1 thread" if number == 1 else f"{number} threads"
+
+
+def _sites(number: int) -> str:
+    return "1 site" if number == 1 else f"{number} sites"

@@ -1,0 +1,116 @@
+"""About ten ways to execute the whole model, each with another recipe at every site."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ..plan.binned import Way
+from ..plan.choice import choose, recipes
+from ..plan.cost import OnnxRuntime
+from ..plan.forms import FormPlan
+from ..plan.machine import Machine
+from ..plan.packing import pack_bins
+from ..plan.recipes import recipe_plan
+from .sites import TunedSite
+
+MOST_VARIANTS = 10
+# The cost model is right to about a tenth; what it calls so much slower is not tried.
+_HOPELESS = 1.5
+_LEAST_SAVING = 0.05
+_WAYS: tuple[tuple[Way, ...], ...] = (
+    ("merged",),
+    ("merged", "accumulated"),
+    ("merged", "direct"),
+    ("merged", "odd"),
+)
+# As if nodes and copies cost more, and bins were to be few; and as if they cost less.
+_LEANINGS = (3.0, 0.4)
+
+
+@dataclass(frozen=True)
+class SiteChoices:
+    """What is tried at a site: recipes from the one that is expected to be fastest on.
+
+    `expected` is the recipe that the cost model takes; the times are what it expects of that and of
+    the untouched site, in microseconds.
+    """
+
+    site: TunedSite
+    recipes: tuple[str, ...]
+    expected: str
+    time: float
+    untouched_time: float
+
+
+def site_choices(site: TunedSite, machine: Machine) -> SiteChoices:
+    """The recipes that are worth trying at `site`, and the model's own choice."""
+    price, channels = OnnxRuntime(site.work, machine), site.structure.in_channels
+    untouched = recipe_plan(site.untouched, site.structure)
+    base = price.site(untouched, channels)
+    plans: dict[FormPlan, str] = {untouched: site.untouched}
+    for recipe, plan in _candidates(site, machine):
+        plans.setdefault(plan, recipe)
+    priced = sorted(
+        (price.site(plan, channels), recipe)
+        for plan, recipe in plans.items()
+        if recipe != site.untouched
+    )
+    kept = tuple(recipe for time, recipe in priced if time <= _HOPELESS * base)
+    time, expected = _expected(site, machine, priced, base)
+    return SiteChoices(site, kept, expected, time, base)
+
+
+def _expected(
+    site: TunedSite, machine: Machine, priced: Sequence[tuple[float, str]], base: float
+) -> tuple[float, str]:
+    """The model's choice: never one that it calls slower than what is there.
+
+    Groups that an author wrote are only merged: the model is made for that.
+    """
+    if site.untouched == "dense":
+        choice = choose(site.structure, site.work, machine)
+        return choice.time, choice.recipe
+    merged = [entry for entry in priced if entry[1].startswith("merge ")]
+    found = min(merged, default=(base, site.untouched))
+    return found if found[0] < base * (1 - _LEAST_SAVING) else (base, site.untouched)
+
+
+def _candidates(site: TunedSite, machine: Machine) -> Iterator[tuple[str, FormPlan]]:
+    structure, price = site.structure, OnnxRuntime(site.work, machine)
+    smaller = replace(price, share=structure.exact_macs / structure.dense_macs)
+    yield from recipes(structure, smaller)
+    if site.untouched == "grouped":
+        # One group of all is a convolution that the runtime knows best.
+        yield "dense", recipe_plan("dense", structure)
+        return
+    for ways in _WAYS:
+        binned = pack_bins(structure, smaller, ways)
+        if binned is not None:
+            yield str(binned), binned.plan(structure)
+    for factor in _LEANINGS:
+        other = replace(
+            machine,
+            node=machine.node * factor,
+            move=machine.move * factor,
+            reorder=machine.reorder * factor,
+        )
+        binned = pack_bins(structure, replace(smaller, machine=other))
+        if binned is not None:
+            yield str(binned), binned.plan(structure)
+
+
+def model_variants(choices: Sequence[SiteChoices]) -> tuple[Mapping[str, str], ...]:
+    """Recipes by sites for each variant: as it is, as expected, then down the lists of the sites.
+
+    A site whose list is at its end stays untouched, as a second look at that.
+    """
+    expected = {c.site.name: c.expected for c in choices if c.expected != c.site.untouched}
+    found: list[dict[str, str]] = [{}, expected]
+    longest = max((len(choice.recipes) for choice in choices), default=0)
+    found += [
+        {c.site.name: c.recipes[place] for c in choices if place < len(c.recipes)}
+        for place in range(longest)
+    ]
+    unique = [variant for at, variant in enumerate(found) if variant not in found[:at]]
+    return tuple(unique[:MOST_VARIANTS])

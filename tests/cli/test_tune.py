@@ -1,0 +1,175 @@
+"""`groupfx tune` and `export --tune`. No test depends on what turns out to be fastest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import groupfx
+from groupfx.cli.commands.export import SCHEMA as EXPORT_SCHEMA
+from groupfx.cli.commands.tune import SCHEMA
+from groupfx.errors import ModelError, UsageError
+from groupfx.tuning.plan_file import SCHEMA as PLAN_SCHEMA
+from tests.cli.runs import SHAPE, Cli, check_json, grouped_model, save
+from tests.deploy.exported_model import assert_computes, convs_of
+
+QUICK = ("--budget", "1", "--no-cache")
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    monkeypatch.setenv("GROUPFX_CACHE", str(tmp_path / "cache"))
+    return Cli(capsys, tmp_path, monkeypatch)
+
+
+def edited(place: Path, recipe: str) -> Path:
+    """The plan with `recipe` at every site, as somebody might write it."""
+    plan = json.loads(place.read_text())
+    for site in plan["sites"]:
+        site["recipe"] = recipe
+    (place.parent / "edited.json").write_text(json.dumps(plan))
+    return place.parent / "edited.json"
+
+
+def test_a_model_is_tuned_and_its_plan_gives_the_same_bytes(cli: Cli, tmp_path: Path) -> None:
+    model = grouped_model()
+    path = save(tmp_path / "net.pt", model)
+    given = ("tune", path, "--input-shape", SHAPE)
+    done = cli(*given, *QUICK, "--save-plan", "plan.json", "--json", "report.json")
+    assert done.code == 0, done.err
+    assert "Same function, to rounding." in done.out
+    assert "Wrote net.tuned.onnx" in done.out
+    report = check_json(Path("report.json").read_text(), SCHEMA)
+    plan = json.loads(Path("plan.json").read_text())
+    assert report["plan"] == plan
+    assert plan["schema"] == PLAN_SCHEMA
+    assert [site["site"] for site in plan["sites"]] == ["stem"]
+    assert report["ratio"] is not None
+    before = Path("net.tuned.onnx").read_bytes()
+    again = cli(*given, "--plan", "plan.json", "-o", "again.onnx", "--no-verify")
+    assert again.code == 0, again.err
+    assert "a plan was applied, nothing was measured" in again.out
+    assert Path("again.onnx").read_bytes() == before
+
+
+def test_an_edited_plan_is_carried_out_and_proved(cli: Cli, tmp_path: Path) -> None:
+    model = grouped_model()
+    path = save(tmp_path / "net.pt", model)
+    given = ("tune", path, "--input-shape", SHAPE)
+    cli(*given, *QUICK, "--no-verify", "--save-plan", "plan.json")
+    plan = edited(Path("plan.json"), "dense")
+    done = cli(*given, "--plan", plan, "-o", "dense.onnx", "--json", "report.json")
+    assert done.code == 0, done.err
+    report = check_json(Path("report.json").read_text(), SCHEMA)
+    assert (report["ratio"], report["untouched"], report["validation"]["ok"]) == (None, False, True)
+    convs = convs_of(Path("dense.onnx"))
+    assert {conv.groups for conv in convs["stem"]} == {1}
+    assert_computes(Path("dense.onnx"), model, torch.randn(3, *map(int, SHAPE.split(",")[1:])))
+    wrong = cli(*given, "--plan", edited(Path("plan.json"), "merge 5"), "-o", "wrong.onnx")
+    assert wrong.code == 2
+    assert "the plan for stem: merge 5" in wrong.err
+    assert not Path("wrong.onnx").exists()
+
+
+def test_an_onnx_file_is_tuned(cli: Cli, tmp_path: Path) -> None:
+    model, x = grouped_model(), torch.randn(*map(int, SHAPE.split(",")))
+    groupfx.export(model, x, "theirs.onnx")
+    done = cli("tune", "theirs.onnx", "--batch", "2", *QUICK, "--json", "report.json")
+    assert done.code == 0, done.err
+    report = check_json(Path("report.json").read_text(), SCHEMA)
+    assert report["files"]["written"] == ["theirs.tuned.onnx"]
+    assert report["validation"]["ok"]
+    assert "2x6x9x11 to" in report["plan"]["sites"][0]["signature"]
+    assert_computes(Path("theirs.tuned.onnx"), model, x)
+
+
+def test_an_export_is_tuned(cli: Cli, tmp_path: Path) -> None:
+    path = save(tmp_path / "net.pt", grouped_model())
+    given = ("export", path, "--input-shape", SHAPE, "--tune", *QUICK)
+    done = cli(*given, "--json", "report.json")
+    assert done.code == 0, done.err
+    report = check_json(Path("report.json").read_text(), EXPORT_SCHEMA)
+    assert report["export"]["summary"] in done.out
+    assert report["tuning"]["ratio"]["value"] == report["export"]["expected"]
+
+
+REFUSED: dict[str, tuple[list[str], str]] = {
+    "budget": (["--budget", "0"], "budget=0.0: give seconds, such as 60"),
+    "threads": (["--threads", "0"], "threads=0: it must be at least 1"),
+    "batch": (["--batch", "0"], "--batch 0: it must be at least 1"),
+    "no plan": (["--plan", "nothing.json"], "nothing.json cannot be read"),
+    "output": (["-o", "net.pt2"], "the name must end in .onnx"),
+    "one file": (["--save-plan", "net.tuned.onnx"], "both name net.tuned.onnx"),
+    "backend": (["--backend", "trt"], "there is no backend 'trt'"),
+}
+
+
+@pytest.mark.parametrize(("argv", "said"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_cannot_be_is_refused_early(
+    cli: Cli, tmp_path: Path, argv: list[str], said: str
+) -> None:
+    done = cli("tune", save(tmp_path / "net.pt", grouped_model()), "--input-shape", SHAPE, *argv)
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+
+
+def test_options_of_tuning_need_it(cli: Cli, tmp_path: Path) -> None:
+    path = save(tmp_path / "net.pt", grouped_model())
+    done = cli("export", path, "--input-shape", SHAPE, "--save-plan", "p.json", "--budget", "3")
+    assert done.code == 2
+    assert "--budget, --save-plan: only with --tune, or in 'groupfx tune'" in done.err
+
+
+def test_options_of_a_model_are_refused_for_a_file(cli: Cli, tmp_path: Path) -> None:
+    groupfx.export(grouped_model(), torch.randn(2, 6, 9, 11), "theirs.onnx")
+    done = cli("tune", "theirs.onnx", "--opset", "17")
+    assert done.code == 2
+    assert "are for a file that is made of a model" in done.err
+
+
+class NoiseAdded(nn.Module):
+    """Adds noise, in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(6, 6, 3, groups=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x)
+        return y + torch.randn_like(y)
+
+
+def test_a_random_model_is_refused(tmp_path: Path) -> None:
+    place = tmp_path / "m.onnx"
+    with pytest.raises(ModelError, match="not deterministic"):
+        groupfx.tune(NoiseAdded(), torch.randn(2, 6, 9, 9), place, cache=False)
+    assert not place.exists()
+
+
+def test_in_python(tmp_path: Path) -> None:
+    model, x = grouped_model(), torch.randn(2, 6, 9, 11)
+    place = tmp_path / "m.onnx"
+    found = groupfx.tune(model, x, place, budget=1, batch=3, threads=2, cache=False)
+    assert found.export.path == place
+    assert found.summary == found.export.summary
+    assert found.ratio is not None
+    assert found.untouched == (found.ratio.value == 1 and found.ratio.rounds == 0)
+    assert found.validation is not None
+    assert found.validation.ok
+    assert (found.plan.threads, "3x6x9x11 to" in found.plan.sites[0].signature) == (2, True)
+    json.dumps(found.to_dict(), allow_nan=False)
+    again = groupfx.tune(model, x, tmp_path / "again.onnx", plan=found.plan, batch=3, threads=2)
+    assert again.notes == ()
+    assert (tmp_path / "again.onnx").read_bytes() == place.read_bytes()
+
+
+def test_a_file_of_another_kind_and_a_fixed_batch_are_refused(tmp_path: Path) -> None:
+    x = torch.randn(2, 6, 9, 11)
+    with pytest.raises(UsageError, match=r"is no \.onnx file"):
+        groupfx.tune(tmp_path / "m.pt", x, tmp_path / "m.onnx")
+    with pytest.raises(UsageError, match="the file takes batches of 2 only"):
+        groupfx.tune(grouped_model(), x, tmp_path / "m.onnx", dynamic_batch=False, batch=5)
