@@ -29,6 +29,7 @@ from ..rewriting import (
     require_sites,
     totals,
 )
+from ..running.alone import alone
 from ..running.inputs import ExampleInputs
 from ..state.map import StateDictMap
 from ..targets import target_named
@@ -107,6 +108,7 @@ class Survey:
     totals: Totals
 
 
+@alone
 def survey(
     model: nn.Module,
     inputs: object = None,

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import UsageError
+from ..running.alone import alone
 from ..running.guess import infer_inputs
 from ..running.inputs import ExampleInputs
 from ..running.totals import Complexity, totals
@@ -44,6 +45,7 @@ class Pipeline:
                 raise UsageError(f"{entry!r} is not a pass: give an instance, such as {_EXAMPLE}")
         object.__setattr__(self, "passes", tuple(flat))
 
+    @alone
     def __call__(
         self,
         model: nn.Module,
@@ -65,6 +67,7 @@ class Pipeline:
         program.notes = (*program.notes, *notes)
         return self.run(program, verify=verify, progress=progress)
 
+    @alone
     def run(
         self, program: Program, *, verify: bool = True, progress: Progress | None = None
     ) -> Result:

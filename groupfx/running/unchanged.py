@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .alone import ALONE
+
 
 @contextlib.contextmanager
 def unchanged(*models: nn.Module) -> Iterator[None]:
@@ -19,6 +21,11 @@ def unchanged(*models: nn.Module) -> Iterator[None]:
     and so is a tensor that is a plain attribute, such as the weight that a legacy `weight_norm`
     leaves on its module.
     """
+    with ALONE:
+        yield from _unchanged(models)
+
+
+def _unchanged(models: tuple[nn.Module, ...]) -> Iterator[None]:
     modules = [module for model in models for module in model.modules()]
     modes = [(module, module.training) for module in modules if hasattr(module, "training")]
     buffers = [
@@ -56,14 +63,16 @@ def evaluate(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def _generators_unchanged() -> Iterator[None]:
-    python, numbers = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numbers)
+    # Whoever came second would put back what the first has left in the meantime.
+    with ALONE:
+        python, numbers = random.getstate(), np.random.get_state()
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+        with torch.random.fork_rng(devices):
+            try:
+                yield
+            finally:
+                random.setstate(python)
+                np.random.set_state(numbers)
 
 
 def _put_back(buffer: Tensor, value: Tensor) -> None:

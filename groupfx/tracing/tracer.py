@@ -19,6 +19,7 @@ import inspect
 import operator
 import random
 import sys
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from types import CodeType
@@ -70,6 +71,7 @@ class Tracer(fx.Tracer):
         self.opaque = opaque
         self.calls: list[str] = []
         self._context = _context()
+        self._thread = threading.get_ident()
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         # A graph has no `with`: what ran under no_grad or autocast would run without it.
@@ -97,10 +99,21 @@ class Tracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
+        if self._elsewhere():
+            return forward(*args, **kwargs)
         self.calls.append(self.path_of_module(m))
         result = super().call_module(m, forward, args, kwargs)
         self.calls.pop()
         return result
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if self._elsewhere():
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def _elsewhere(self) -> bool:
+        """Whether this is another thread, whose modules torch's patches meet too."""
+        return threading.get_ident() != self._thread
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         frame = sys._getframe(1)

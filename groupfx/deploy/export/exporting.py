@@ -15,6 +15,7 @@ from torch import fx, nn
 from ...errors import UsageError
 from ...nn import Flgc1d, Flgc2d, Flgc3d
 from ...plan.forms import FormPlan
+from ...running.alone import alone
 from ...running.inputs import ExampleInputs
 from ...tracing.program import copied
 from ..graph.files import check_onnx, write_onnx
@@ -147,6 +148,7 @@ class PreparedExport:
         )
 
 
+@alone
 def prepare_export(
     model: nn.Module, inputs: ExampleInputs, options: ExportOptions
 ) -> PreparedExport:

@@ -13,6 +13,7 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 
 from ...errors import GroupfxError, ModelError, UsageError, first_line
+from ...running.alone import alone
 from ..graph.conv_nodes import conv_nodes
 from ..graph.files import proto_of
 from ..running.runtime import declared_inputs
@@ -111,6 +112,7 @@ class Validation:
         }
 
 
+@alone
 def validate_sides(
     reference: Side,
     candidate: Side,

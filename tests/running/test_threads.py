@@ -1,0 +1,98 @@
+"""Two of us at once, and a training beside: what each gives is what it gives alone."""
+
+import copy
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import groupfx
+
+X = torch.randn(2, 6, 9, 7)
+
+
+class Unit(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1, groups=3), nn.BatchNorm2d(6))
+        self.scale = nn.Parameter(torch.ones(6, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.scale * self.parts(x) + x
+        return result
+
+
+def network() -> nn.Module:
+    return nn.Sequential(*(Unit() for _ in range(4)))
+
+
+def rewritten(number: int, folder: Path) -> None:
+    assert len(groupfx.rewrite(network(), (X,)).report.sites) == 4
+
+
+def found(number: int, folder: Path) -> None:
+    assert len(groupfx.find(network(), (X,))) == 4
+
+
+def exported(number: int, folder: Path) -> None:
+    path = folder / f"{number}.onnx"
+    model = network().eval()
+    groupfx.export(model, (X,), path)
+    assert groupfx.validate(model, path, (X,)).ok
+
+
+def trained(stop: threading.Event) -> int:
+    """Steps of a training until it is stopped; every one is compared with that of a twin."""
+    model = network()
+    twin = copy.deepcopy(model)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=1e-3) for m in (model, twin)]
+    steps = 0
+    while not stop.is_set():
+        x = torch.full((2, 6, 9, 7), 0.5)
+        for m, optimizer in zip((model, twin), optimizers, strict=True):
+            optimizer.zero_grad()
+            m(x).square().mean().backward()
+            optimizer.step()
+        assert model.training
+        for name, value in model.state_dict().items():
+            # torch.export chooses other kernels for all threads while it runs: they round otherwise.
+            other = twin.state_dict()[name]
+            torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-5)
+        steps += 1
+    return steps
+
+
+WORK = {"rewrite": rewritten, "find": found, "export": exported}
+
+
+@pytest.mark.parametrize("work", WORK.values(), ids=WORK)
+def test_two_at_once_and_a_training_beside(
+    work: Callable[[int, Path], None], tmp_path: Path
+) -> None:
+    stop = threading.Event()
+    before = (torch.backends.mkldnn.enabled, torch.is_grad_enabled(), torch.get_rng_state())
+    with ThreadPoolExecutor(4) as pool:
+        training = pool.submit(trained, stop)
+        futures = [pool.submit(work, number, tmp_path) for number in range(3)]
+        try:
+            for future in futures:
+                future.result()
+        finally:
+            stop.set()
+        assert training.result() > 0
+    assert (torch.backends.mkldnn.enabled, torch.is_grad_enabled()) == before[:2]
+
+
+def test_the_random_state_is_what_it_was() -> None:
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    models = [network() for _ in range(3)]
+    torch.manual_seed(11)
+    with ThreadPoolExecutor(3) as pool:
+        for future in [pool.submit(groupfx.rewrite, model, (X,)) for model in models]:
+            future.result()
+    assert torch.equal(torch.rand(3), expected)
