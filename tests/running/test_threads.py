@@ -59,7 +59,7 @@ def trained(stop: threading.Event) -> int:
             optimizer.step()
         assert model.training
         for name, value in model.state_dict().items():
-            # torch.export chooses other kernels for all threads while it runs: they round otherwise.
+            # While it runs, torch.export has other kernels chosen for all threads: these round so.
             other = twin.state_dict()[name]
             torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-5)
         steps += 1
