@@ -6,7 +6,7 @@ the user's own tree, but for the convolutions that were swapped, and a small gra
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from ..convs.names import joined
 from ..nn.swapped import SwappedConv
 from ..state.map import Entry, Requirement, Rows
 from ..tracing.program import Fragment, Program, twin_tree
+from ..verify.alike import same_bits
 from ..verify.structure import Change, GraphPair, Owned, TreePair
 from ..verify.untouched import Fingerprint
 from .report import RewrittenSite
@@ -54,8 +55,9 @@ class Outside:
     ) -> tuple[Change, ...]:
         """Everything outside of `sites` that is not what it was.
 
-        `entries` is the map of the rewrite. To be asked before the model is run again: a forward
-        may write to its modules.
+        `entries` is the map of the rewrite. To be asked before the model is run again (a forward
+        may write to its modules), and before a pass over the whole graph moves channels: after
+        that, `map_changes` holds each tensor to its entry.
         """
         return tuple(self._changes(sites, entries))
 
@@ -77,7 +79,7 @@ class Outside:
             tree = TreePair(self.model, program.result, owned)
             yield from tree.changes()
             compared |= tree.names
-        yield from _map_changes(program, compared, entries)
+        yield from map_changes(program, entries, compared)
         if self.digests is not None:
             for name in self.digests.changes(program.model):
                 yield Change(name, "itself", "as it was given", "changed in place")
@@ -124,32 +126,41 @@ def _ids(modules: Iterable[nn.Module]) -> set[int]:
     return {id(part) for module in modules for part in module.modules()}
 
 
-def _map_changes(
-    program: Program, compared: set[str], entries: Mapping[str, Entry | Requirement]
+def map_changes(
+    program: Program, entries: Mapping[str, Entry | Requirement], kept: Set[str] = frozenset()
 ) -> Iterator[Change]:
-    """Tensors that the map says another thing of than they are, or that lost what their source is.
+    """Tensors that are not what the map says of them, to the bit, or that lost a flag.
 
-    What is outside is itself; what is inside has the flags of what it was cut of.
+    `kept` names those that were compared with the original's of that name, which they must be.
     """
     before = _named(program.model)
     for name, tensor in _named(program.result).items():
         entry = entries.get(name)
         if not isinstance(entry, Entry):
             continue
-        if name in compared:
+        if name in kept:
             if entry != Rows(name):
                 yield Change(name, "entry in the state_dict map", name, str(entry))
             continue
         source = before.get(entry.key)
-        if source is None:
-            continue
-        for what in ("requires_grad", "dtype", "device"):
-            old, new = getattr(source, what), getattr(tensor, what)
-            if old != new:
-                yield Change(name, what, f"{old} in {entry.key}", str(new))
-        if isinstance(source, nn.Parameter) is not isinstance(tensor, nn.Parameter):
-            kinds = [type(each).__name__ for each in (source, tensor)]
-            yield Change(name, "class", f"{kinds[0]} ({entry.key})", kinds[1])
+        if source is not None:
+            yield from _entry_changes(name, tensor, entry, source)
+
+
+def _entry_changes(name: str, tensor: Tensor, entry: Entry, source: Tensor) -> Iterator[Change]:
+    for what in ("requires_grad", "dtype", "device"):
+        old, new = getattr(source, what), getattr(tensor, what)
+        if old != new:
+            yield Change(name, what, f"{old} in {entry.key}", str(new))
+            return
+    if isinstance(source, nn.Parameter) is not isinstance(tensor, nn.Parameter):
+        kinds = [type(each).__name__ for each in (source, tensor)]
+        yield Change(name, "class", f"{kinds[0]} ({entry.key})", kinds[1])
+    if source.is_meta:
+        return
+    expected = entry.of(source)  # one tensor at a time, and rows are no copy
+    if expected.shape != tensor.shape or not same_bits(expected, tensor):
+        yield Change(name, "values", f"those of {entry}", "others")
 
 
 def _named(model: nn.Module) -> dict[str, Tensor]:

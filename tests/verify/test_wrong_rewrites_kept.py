@@ -112,12 +112,34 @@ def test_a_map_that_exchanges_what_was_left_alone(way: str) -> None:
         groupfx.rewrite(model, (X,), passes=[WrongMap()], **options)
 
 
-def test_flags_of_what_is_picked_of_zeros() -> None:
-    """There a site says nothing of its stored tensors: their flags are compared all the same."""
+def two_blocks() -> nn.Module:
+    """A dense convolution that is two, but for its zeros."""
     model = nn.Sequential(nn.Conv2d(8, 8, 3))
     with torch.no_grad():
         model[0].weight[:4, 4:] = 0
         model[0].weight[4:, :4] = 0
+    return model
+
+
+def test_the_map_of_what_is_picked_of_zeros() -> None:
+    """There a site does not compare its stored tensors with the map."""
+
+    class Flips(DiscoverGroups):
+        def rewrite(self, site: Site, description: Any) -> Rewritten:
+            made = super().rewrite(site, description)
+            entry = site.store.entries["0.conv.weight"]
+            first, *rest = entry.parts
+            flipped = dataclasses.replace(first, rows=first.rows[::-1])
+            site.store.entries["0.conv.weight"] = dataclasses.replace(entry, parts=(flipped, *rest))
+            return made
+
+    with pytest.raises(MismatchError, match=r"0\.conv\.weight: values: those of 0\.weight"):
+        groupfx.rewrite(two_blocks(), (X8,), passes=[Flips()])
+
+
+def test_flags_of_what_is_picked_of_zeros() -> None:
+    """Nor does it compare their flags."""
+    model = two_blocks()
 
     class Freezes(DiscoverGroups):
         def rewrite(self, site: Site, description: Any) -> Rewritten:
