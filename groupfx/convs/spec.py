@@ -132,6 +132,12 @@ def original_type(module: nn.Module) -> type[nn.Module]:
     return kind
 
 
+def written_class(module: nn.Module) -> type[nn.Module]:
+    """Class of `module` as it was written: each `GraphModule` has a generated one of its own."""
+    kinds = type(module).__mro__
+    return next(kind for kind in kinds if not kind.__qualname__.endswith("GraphModuleImpl"))
+
+
 def spec_of_module(module: nn.Module) -> ConvSpec | None:
     """Fields of a plain convolution module (parametrised or not); None for anything else."""
     found = CONV_TYPES.get(original_type(module))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..convs.spec import CONV_TYPES, original_type
+from ..convs.spec import CONV_TYPES, original_type, written_class
 from ..errors import ModelError, kind_and_line
 from ..learned.groups import has_learned_groups
 from ..nn.swapped import SwappedConv
@@ -107,7 +107,11 @@ def _ensure_holder(module: nn.Module, path: str) -> nn.Module:
 def same_tensors(reference: fx.GraphModule) -> fx.GraphModule:
     """A second graph over the same tensors and leaves, under holders of its own."""
     graph = copy.deepcopy(reference.graph)
-    twin = fx.GraphModule(reference, graph, class_name=type(reference).__name__)
+    # Of the same class: one that was exported refuses train mode.
+    kind = written_class(reference)
+    assert issubclass(kind, fx.GraphModule)
+    twin = kind(reference, graph, class_name=type(reference).__name__)
+    twin.training = reference.training
     adopt(twin, reference)
     restore_order(twin, reference)
     return twin

@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from ..convs.names import joined
-from ..convs.spec import CONV_TYPES
+from ..convs.spec import CONV_TYPES, written_class
 from .alike import Alike, same_bits, tensor_facts
 
 # Of torch's own book-keeping: the tensors and children, which are compared one by one, and what
@@ -250,9 +250,9 @@ class TreePair:
             if id(module) in self.owned.modules or self._is_emptied(module):
                 continue
             other = self._new.get(path)
-            if other is None or _kind(other) is not _kind(module):
-                now = "gone" if other is None else _kind(other).__name__
-                yield Change(path, "module", _kind(module).__name__, now)
+            if other is None or written_class(other) is not written_class(module):
+                now = "gone" if other is None else written_class(other).__name__
+                yield Change(path, "module", written_class(module).__name__, now)
                 continue
             yield from self._field_changes(path, module, other, alike)
             yield from self._tensor_changes(path, module, other, ties)
@@ -392,12 +392,6 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, str, Tensor | None]]:
 def _fields(module: nn.Module) -> dict[str, Any]:
     left_out = _HELD | _GRAPH if isinstance(module, fx.GraphModule) else _HELD
     return {name: value for name, value in vars(module).items() if name not in left_out}
-
-
-def _kind(module: nn.Module) -> type:
-    """The class; a `GraphModule` has one of its own for each object, which says nothing."""
-    kinds = type(module).__mro__
-    return next(kind for kind in kinds if not kind.__qualname__.endswith("GraphModuleImpl"))
 
 
 def _only_reads(node: fx.Node) -> bool:

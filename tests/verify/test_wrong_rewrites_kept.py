@@ -18,7 +18,7 @@ from groupfx.passes import DiscoverGroups, FreezeLearnedGroups, SplitGroupedConv
 from groupfx.plan.channels import Slice
 from groupfx.rewriting import Pass, Rewritten, Site
 from groupfx.state import Rows
-from groupfx.tracing import Program
+from groupfx.tracing import ExportedModule, Program
 from tests.verify import wrong_passes as w
 from tests.verify.test_wrong_rewrites_outside import MODULES, TENSORS
 from tests.verify.wrong_passes import X, field, module
@@ -171,6 +171,14 @@ def test_in_place(case: str, way: str) -> None:
 def test_the_right_split_in_place_passes(way: str) -> None:
     report = groupfx.rewrite(w.build(), (X,), way=way, inplace=True).report
     assert report.changes == ()
+
+
+def test_what_was_exported_in_place_refuses_train_mode_as_well() -> None:
+    result = groupfx.rewrite(w.build(), (X,), way="export", inplace=True)
+    assert result.report.changes == ()
+    assert isinstance(result.model, ExportedModule)
+    with pytest.raises(NotImplementedError, match="exported in eval mode"):
+        result.model.train()
 
 
 # What a pass of a user's own may do.
