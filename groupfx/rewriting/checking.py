@@ -5,8 +5,9 @@ what came out of it (or out of the BatchNorm that moved with it). The reference 
 there; the working graph says what stands for it now.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from torch import fx
@@ -16,9 +17,17 @@ from ..convs.names import split_number, unnumbered
 from ..convs.sources import sources
 from ..errors import InternalError, MismatchError
 from ..learned.groups import deciding_tensors
+from ..running.inputs import ExampleInputs
 from ..state.map import Entry, Requirement
 from ..tracing import Fragment, Program
-from ..verify import Region, SiteVerdict, compare_models, compare_regions, observable_sites
+from ..verify import (
+    Region,
+    SiteVerdict,
+    compare_models,
+    compare_regions,
+    observable_sites,
+    other_spatial,
+)
 from .learned_sites import learned_calls
 from .report import Report, RewrittenSite
 from .zeroed import checked_against
@@ -169,12 +178,19 @@ def _observable(
         call = read_conv(node, root) or learned_calls(root).get(node)
         if isinstance(call, ConvCall):
             parameters[site.name] = list(_weight_parameters(site.fragment, call.weight))
-    single = program.inputs.with_batch(1) if program.dynamic and program.inputs.batch else None
-    if single is not None:  # whether a gradient arrives is no matter of the batch
-        seen = observable_sites(program.model, single, parameters)
+    for inputs in _smaller(program.inputs) if program.dynamic else ():
+        seen = observable_sites(program.model, inputs, parameters)
         if None not in seen.values():
             return seen
     return observable_sites(program.model, program.inputs, parameters)
+
+
+def _smaller(inputs: ExampleInputs) -> Iterator[ExampleInputs]:
+    """Smaller inputs, on which gradients arrive wherever they do on larger ones."""
+    if inputs.batch:
+        single = inputs.with_batch(1)
+        yield from (single.resized(size) for size in islice(other_spatial(single.spatial), 1))
+        yield single
 
 
 def _weight_parameters(fragment: Fragment, weight: Source) -> Iterable[str]:

@@ -96,7 +96,7 @@ class Carrier:
         with torch.no_grad():
             for side in (self._original, self._rewritten):
                 for name, tensor in side.tensors.items():
-                    tensor.copy_(side.originals[name])
+                    tensor.data = side.originals[name].detach().cpu().to(tensor.dtype, copy=True)
 
     def randomize(self, generator: torch.Generator) -> None:
         """Give both copies the same random parameters and floating buffers.
@@ -123,8 +123,13 @@ class Carrier:
                     tensor.mul_(self._original.originals[name].to(tensor.device) != 0)
             for name, entry in self.pairs():
                 tensor = self._rewritten.tensors[name]
-                if self.is_free(name, tensor):
-                    tensor.copy_(entry.of(self._original.tensors[entry.key]))
+                if not self.is_free(name, tensor):
+                    continue
+                value = entry.of(self._original.tensors[entry.key].detach())
+                if isinstance(entry, Rows) and isinstance(tensor, nn.Parameter):
+                    tensor.data = value  # the same memory: a second copy would be the largest thing
+                else:
+                    tensor.copy_(value)
 
     def is_free(self, name: str, tensor: Tensor) -> bool:
         """Whether any number may stand in a tensor: it is floating, and decides nothing."""

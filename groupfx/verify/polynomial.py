@@ -227,7 +227,8 @@ class PolynomialRecorder(TorchFunctionMode):
 
     def _need_whole(self, name: str, operands: Sequence[Tensor]) -> None:
         self._complex |= any(tensor.is_complex() for tensor in operands)
-        if not all(map(is_whole, operands)):
+        # What is made of whole numbers by sums and products is whole.
+        if not all(is_whole(tensor) for tensor in operands if not degree_of(tensor)):
             self._fail(f"{name} of what is no whole number")
 
     def _record(self, tensor: Tensor) -> None:
