@@ -78,7 +78,8 @@ class OwnDtype:
             if self.polynomial is None or self.carrier is None:
                 return self._compare_rounded(sampler, generator)
             if not self.dtype.is_complex:
-                self._compare_poisoned(sampler, small, generator)
+                wide = torch.float64 if self.original.wide else self.dtype
+                self._compare_poisoned(sampler, small, wide, generator)
             self.original.narrow()
             self.rewritten.narrow()
             reach = _PARAMETERS if mantissa(self.dtype) >= mantissa(torch.float32) else 1
@@ -121,18 +122,20 @@ class OwnDtype:
             after = self.rewritten.run(values, training=False)
         require_identical(f"{when} the output", before, after)
 
-    def _compare_poisoned(self, sampler: Sampler, small: Size, generator: torch.Generator) -> None:
+    def _compare_poisoned(
+        self, sampler: Sampler, small: Size, dtype: torch.dtype, generator: torch.Generator
+    ) -> None:
         """Values that are not finite at half of the places: in all channels, or in one a sample.
 
         All tensors are positive, so that infinities of different channels do not cancel.
         """
         assert self.polynomial is not None
         assert self.carrier is not None
-        when, wide = "with an input that is not finite", torch.float64
+        when = "with an input that is not finite"
         self.carrier.fill(WholeFill(self.polynomial, 1, generator, positive=True))
         samples = len(_POISON) * (1 if self.strict else _POISONED_CHANNELS)
         for size in (replace(small, batch=samples), small):
-            ordinary = sampler.values(size, lambda shape: whole(shape, wide, 1, generator))
+            ordinary = sampler.values(size, lambda shape: whole(shape, dtype, 1, generator))
             poisoned = self._changed(ordinary, lambda old, kind: torch.full_like(old, kind))
             if _taken(self.original, poisoned):
                 break

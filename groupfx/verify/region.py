@@ -113,16 +113,17 @@ class RegionCopy:
 
     Tied tensors and shared modules stay tied and shared. Everything is float64, but for the tensors
     that `native` names, as in `Float64`, until `narrow` gives every tensor the dtype that it has in
-    the region. All parameters ask for gradients. The copies live as long as this object.
+    the region; without `wide`, it has that from the start. All parameters ask for gradients. The
+    copies live as long as this object.
 
     `tensors` has every parameter and buffer by its full name, `originals` what it is a copy of, and
     `modes` the `training` flag that its module has in the region (None: it has no module).
     """
 
-    def __init__(self, region: Region, native: Collection[str] = ()) -> None:
+    def __init__(self, region: Region, native: Collection[str] = (), *, wide: bool = True) -> None:
         self._region = region
         self._nodes = region.nodes()
-        self._wide = True
+        self.wide = wide
         state = list(_state(region, self._nodes))
         self.originals = {name: tensor for name, tensor, _ in state}
         self.modes = {name: mode for name, _, mode in state}
@@ -134,7 +135,8 @@ class RegionCopy:
         kept = {id(tensor) for name, tensor in self.originals.items() if name in native}
         for part in parts.values():
             for tensor in _every_tensor(part):
-                memo.setdefault(id(tensor), _copied(tensor, narrow=id(tensor) in kept))
+                narrow = not wide or id(tensor) in kept
+                memo.setdefault(id(tensor), _copied(tensor, narrow=narrow))
         self.tensors: dict[str, Tensor] = {
             name: memo[id(tensor)] for name, tensor in self.originals.items()
         }
@@ -150,14 +152,14 @@ class RegionCopy:
         for module in self.modules():
             module.training = training
         own = [value.clone() if isinstance(value, Tensor) else value for value in values]
-        if not self._wide or self._keeps_dtype:
+        if not self.wide or self._keeps_dtype:
             return run_region(self._region, own, self._parts, self._nodes)
         with Float64(native=self._kept):
             return widen(run_region(self._region, own, self._parts, self._nodes))
 
     def narrow(self) -> None:
         """Give every tensor its own dtype, and leave what is computed as it is from now on."""
-        self._wide = False
+        self.wide = False
         for name, tensor in self.tensors.items():
             if tensor.dtype != self.originals[name].dtype:
                 tensor.data = tensor.data.to(self.originals[name].dtype)
@@ -204,6 +206,12 @@ def _part(module: nn.Module, target: str) -> Any:
         return getattr(module.get_submodule(path), name)
     except AttributeError as error:
         raise InternalError(f"the graph reads {target}, which the model does not have") from error
+
+
+def numbers_in(region: Region) -> int:
+    """How many numbers the tensors of a region hold."""
+    tensors = {id(tensor): tensor for _, tensor, _ in _state(region, region.nodes())}
+    return sum(tensor.numel() for tensor in tensors.values())
 
 
 def _state(region: Region, nodes: Sequence[fx.Node]) -> Iterator[tuple[str, Tensor, bool | None]]:

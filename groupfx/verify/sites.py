@@ -36,11 +36,14 @@ from .measures import plain_number
 from .mismatch import RegionMismatchError
 from .own_dtype import OwnDtype
 from .polynomial import Polynomial
-from .region import Region, RegionCopy
+from .region import Region, RegionCopy, numbers_in
 from .rounded import RoundedComparison
 from .samples import Sampler, Size, Values
 
 _SEED = 7919
+
+# Numbers in a site's tensors from which on it is compared in float32, if it can be.
+_LARGE = 2**22
 
 WHOLE_NUMBERS = "whole numbers"
 ROUNDING_BOUND = "rounding bound"
@@ -155,15 +158,35 @@ class _Site:
         self.found = replace(self.found, **fields)
 
     def _compare(self) -> None:
-        sides = (RegionCopy(self.original, self.native), RegionCopy(self.rewritten, self.native))
+        """A large site in float32, which takes half the memory and some more trials."""
+        large = numbers_in(self.original) >= _LARGE
+        if not (large and self._compare_in(wide=False)):
+            self.found = SiteVerdict(ok=False)
+            self._compare_in(wide=True)
+
+    def _compare_in(self, *, wide: bool) -> bool:
+        """Compare in float64, or in float32 if that is what there is: False where it is not."""
+        sides = (
+            RegionCopy(self.original, self.native, wide=wide),
+            RegionCopy(self.rewritten, self.native, wide=wide),
+        )
+        own = _own_dtype(sides[0], self.native)
+        if not wide and (
+            self.rows is None
+            or own != torch.float32
+            or sides[0].has_modes()
+            or sides[1].has_modes()
+        ):
+            return False
+        dtype = widen(own) if wide else own
         try:
-            sampler, sizes, calls = _sampled(sides[0], self.examples, self.native, self.seed)
+            sampler, sizes, calls = _sampled(sides[0], self.examples, dtype, self.seed)
         except InternalError:
             raise
         except Exception as error:
             reason = f"the original cannot be run on its own: {kind_and_line(error)}"
             self._note(reason=reason)
-            return
+            return not wide
         self._note(ok=True, shapes=tuple(_shapes(sampler.values(size)) for size in sizes))
         carrier = None if self.rows is None else Carrier(*sides, self.rows, self.native)
         problem = None if carrier is None else carrier.problem()
@@ -172,26 +195,28 @@ class _Site:
         polynomial = None
         if carrier is not None:
             polynomial = self._prove_whole(*sides, carrier, sampler, sizes)
+        if polynomial is None and not wide:
+            return False
         rounded = RoundedComparison(*sides, carrier, calls.terms, self.seed)
         try:
             self._compare_rounded(rounded, sampler, sizes, whole=polynomial is not None)
         finally:
             self._take(rounded, whole=polynomial is not None)
-        dtype = _own_dtype(sides[0], self.native)
-        if dtype.is_complex and not sampler.dtype.is_complex:
-            dtype = dtype.to_real()
-        own = OwnDtype(
+        if own.is_complex and not sampler.dtype.is_complex:
+            own = own.to_real()
+        narrow = OwnDtype(
             *sides,
             carrier=carrier,
             examples=self.examples,
             polynomial=polynomial,
             calls=calls,
-            dtype=dtype,
+            dtype=own,
             strict=self.exact,
             seed=self.seed,
         )
         self._note(own_dtype_ok=False)
-        self._note(own_dtype_ok=own.compare(sizes[0]))
+        self._note(own_dtype_ok=narrow.compare(sizes[0]))
+        return True
 
     def _prove_whole(
         self,
@@ -203,7 +228,7 @@ class _Site:
     ) -> Polynomial | None:
         """Prove it in whole numbers; None where it is no polynomial in them."""
         polynomial = polynomial_of(original, carrier, sampler, sizes[0])
-        proof = proof_of(polynomial, torch.float64)
+        proof = proof_of(polynomial, sampler.dtype)
         if proof is not None:
             try:
                 gradients = prove(proof, original, rewritten, carrier, sampler, sizes, self.seed)
@@ -219,7 +244,7 @@ class _Site:
                 pass
             except RegionMismatchError as mismatch:
                 other = polynomial_of(rewritten, carrier, sampler, sizes[0])
-                if self.exact or proof_of(other, torch.float64) is not None:
+                if self.exact or proof_of(other, sampler.dtype) is not None:
                     same, gradients = (
                         mismatch.in_gradients,
                         False if mismatch.in_gradients else None,
@@ -264,12 +289,11 @@ class _Site:
 
 
 def _sampled(
-    original: RegionCopy, examples: Sequence[Any], native: Collection[str], seed: int
+    original: RegionCopy, examples: Sequence[Any], dtype: torch.dtype, seed: int
 ) -> tuple[Sampler, list[Size], ConvCalls]:
     """Inputs that the original takes: complex ones where its first weight is complex."""
-    own = _own_dtype(original, native)
-    sampler = Sampler(examples, seed, widen(own))
-    if own.is_complex:
+    sampler = Sampler(examples, seed, dtype)
+    if dtype.is_complex:
         try:
             return sampler, *sampler.sizes(original)
         except Exception:  # it makes them complex itself

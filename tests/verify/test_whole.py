@@ -275,3 +275,27 @@ class PaddedBlocks(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self.conv(torch.cat([x, x[:, 2:]], 1))
         return result
+
+
+@pytest.mark.long
+def test_a_large_site_is_proved_in_float32() -> None:
+    """Half the memory; fewer bits, so that it takes more trials to the same certainty."""
+    conv = nn.Conv2d(1024, 1024, 3, groups=2, bias=False)
+    pair = split(conv, shape=(2, 1024, 5, 5))
+    verdict = pair.compare()
+    assert verdict.ok, verdict.reason
+    assert verdict.proof == "whole numbers"
+    assert verdict.chance is not None
+    assert 2.0**-60 < verdict.chance < 2.0**-40
+    assert verdict.gradients_ok
+    first, second = pair.node("conv.0"), pair.node("conv.1")
+    first.target, second.target = second.target, first.target
+    assert "in whole numbers the output is off by" in str(pair.compare().reason)
+
+
+@pytest.mark.long
+def test_a_large_site_that_is_no_polynomial_is_compared_in_float64() -> None:
+    region = chain({"conv": nn.Conv2d(1024, 2048, 2, groups=2), "tanh": nn.Tanh()})
+    verdict = compare_regions(region, region, [(2, 1024, 3, 3)], rows={})
+    assert verdict.ok, verdict.reason
+    assert verdict.proof == "rounding bound"
