@@ -32,6 +32,9 @@ from .machine import Machine, rate
 
 Layout = Literal["blocked", "direct", "plain"]
 
+SLOWER = "in this form likely slower than dense on ONNX Runtime"
+"""Topic of a note on a site that is written in the form that the rewrite gave it."""
+
 _FILTERS_AT_A_TIME = 4
 _STAYS = 4
 _ELEMENT = 4
@@ -267,7 +270,7 @@ class OnnxRuntime:
 def likely_slower(structure: BlockStructure, form: FormPlan, work: Work) -> str | None:
     """Why `form` is likely to be slower than dense on ONNX Runtime's CPU, or None if it is not.
 
-    The text goes on after "in this form likely slower than dense on ONNX Runtime: ".
+    The text goes on after `SLOWER`.
     """
     if not form.convs:
         return None

@@ -22,7 +22,7 @@ from ..nn import ChannelGather, ChannelShuffle, ChannelTranspose, ConstantChanne
 from ..nn.marks import FROZEN_MARK
 from ..nn.masked_conv import MASKED
 from ..plan.blocks import BlockStructure
-from ..plan.cost import Work, likely_slower
+from ..plan.cost import SLOWER, Work, likely_slower
 from ..plan.forms import ConvPlan, FormPlan, PlainForm, plan
 from ..plan.gathers import GatherPlan
 from ..plan.notes import Note
@@ -82,11 +82,7 @@ def _speed(site: Site, structure: BlockStructure, form: FormPlan) -> list[Note]:
         blocked=spec.dims == 2,
     )
     reason = likely_slower(structure, form, work)
-    return (
-        []
-        if reason is None
-        else [Note("in this form likely slower than dense on ONNX Runtime", reason)]
-    )
+    return [] if reason is None else [Note(SLOWER, reason)]
 
 
 def _moving_batchnorm(site: Site, form: FormPlan) -> BatchNorm | str | None:

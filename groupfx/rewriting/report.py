@@ -1,7 +1,7 @@
 """What was done at each site, what was skipped and why, and what it cost: plain, frozen records."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -112,6 +112,14 @@ class Report:
         """Whether nothing that was checked differed."""
         sites_ok = all(site.verdict is None or site.verdict.ok for site in self.sites)
         return sites_ok and not self.changes and (self.model is None or self.model.ok)
+
+    def without_notes_on(self, topic: str) -> "Report":
+        """The same without the notes on one topic, where it is decided anew by somebody else."""
+        sites = [
+            replace(site, notes=tuple(n for n in site.notes if getattr(n, "topic", n) != topic))
+            for site in self.sites
+        ]
+        return replace(self, sites=tuple(sites))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data with the schema's name and version, ready for JSON."""

@@ -13,6 +13,8 @@ import groupfx
 from groupfx.cli.commands.export import SCHEMA as EXPORT_SCHEMA
 from groupfx.cli.commands.tune import SCHEMA
 from groupfx.errors import ModelError, UsageError
+from groupfx.nn import Flgc2d
+from groupfx.plan.cost import SLOWER
 from groupfx.tuning.plan_file import SCHEMA as PLAN_SCHEMA
 from tests.cli.runs import SHAPE, Cli, check_json, grouped_model, save
 from tests.deploy.exported_model import assert_computes, convs_of
@@ -173,3 +175,37 @@ def test_a_file_of_another_kind_and_a_fixed_batch_are_refused(tmp_path: Path) ->
         groupfx.tune(tmp_path / "m.pt", x, tmp_path / "m.onnx")
     with pytest.raises(UsageError, match="the file takes batches of 2 only"):
         groupfx.tune(grouped_model(), x, tmp_path / "m.onnx", dynamic_batch=False, batch=5)
+
+
+class SmallMasked(nn.Sequential):
+    """A layer that loses in every form but dense, as its masks are small."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 24, 1), Flgc2d(24, 16, 1, group_num=4, bias=False))
+
+
+STORIES = {
+    "export": (["export", "-o", "m.onnx", "--no-verify"], False),
+    "export --tune": (["export", "-o", "m.onnx", "--no-verify", "--tune", *QUICK], False),
+    "rewrite to a file": (["rewrite", "-o", "m.onnx", "--target", "onnxruntime"], False),
+    "a form that was asked for": (
+        ["export", "-o", "m.onnx", "--no-verify", "-p", "freeze-learned-groups:form=split"],
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize(("argv", "told"), STORIES.values(), ids=STORIES.keys())
+def test_one_story_is_told_of_the_form_of_a_site(
+    cli: Cli, tmp_path: Path, argv: list[str], told: bool
+) -> None:
+    result = groupfx.rewrite(SmallMasked().eval(), torch.randn(2, 3, 8, 8), passes=[])
+    result.save("m.pt")
+    done = cli(argv[0], "m.pt", *argv[1:], "--json", "report.json")
+    assert done.code == 0, done.err
+    report = json.loads(Path("report.json").read_text())
+    (site,) = (report.get("rewrite") or report)["sites"]
+    notes = [note for note in site["notes"] if note.startswith(SLOWER)]
+    assert (SLOWER in done.out, bool(notes)) == (told, told)
+    chosen = ("expected 1.00 x the time of masked dense", "untouched model", "untouched: nothing")
+    assert any(line in done.out for line in chosen) != told

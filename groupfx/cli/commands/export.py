@@ -6,6 +6,7 @@ from ...api.models import make_pipeline, rewrite
 from ...api.tuning import as_tuned, feeds_of
 from ...deploy import Export, Validation, check_target, prepare_export
 from ...errors import UsageError
+from ...plan.cost import SLOWER
 from ...rewriting import Report
 from ...targets import target_named
 from ..input.checks import validation_options
@@ -46,7 +47,11 @@ def run_export(options: ExportCommand) -> int:
             verify=not options.no_verify,
             progress=progress,
         )
-    show_report(screen, opened, result.report)
+    report = result.report
+    if file.forms != "planned":
+        # Of the form of a site one story is told, by who chooses it.
+        report = report.without_notes_on(SLOWER)
+    show_report(screen, opened, report)
     with screen.work("Exporting"):
         prepared = prepare_export(result.model, opened.inputs, file)
     tuning = None
@@ -62,7 +67,7 @@ def run_export(options: ExportCommand) -> int:
     if verdict is not None:
         show_validation(screen, verdict)
     if options.told.json is not None:
-        document = _document(opened, result.report, export, verdict)
+        document = _document(opened, report, export, verdict)
         document["tuning"] = None if tuning is None else as_tuned(export, tuning, None).to_dict()
         write_json(options.told.json, document)
     return 0

@@ -8,6 +8,7 @@ from torch import nn
 from ...api.models import make_pipeline, rewrite
 from ...errors import MismatchError, ModelError, UsageError
 from ...files.archive import check_replaceable
+from ...plan.cost import SLOWER
 from ...rewriting import Report, Result
 from ...targets import target_named
 from ...tracing.program import copied
@@ -57,9 +58,15 @@ def run_rewrite(options: RewriteCommand) -> int:
         python = _write(options, result, prepared)
     if options.emit_python == STDOUT:
         write_text(STDOUT, python)
-    show_report(screen, opened, result.report)
-    _show_files(screen, options, result.report)
-    _write_json(options, opened, result.report, written=not options.dry_run)
+    report = result.report
+    if prepared is not None and prepared.options.forms != "planned":
+        # Of the form of a site one story is told, by who chooses it.
+        report = report.without_notes_on(SLOWER)
+    show_report(screen, opened, report)
+    _show_files(screen, options, report)
+    if prepared is not None and prepared.summary is not None:
+        screen.paragraph(prepared.summary, indent="  ")
+    _write_json(options, opened, report, written=not options.dry_run)
     return 0
 
 
