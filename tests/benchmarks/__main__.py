@@ -23,6 +23,7 @@ from . import (
     peak_memory,
     rewrite_time,
     source1_groups,
+    tuned_speed,
 )
 
 BENCHMARKS: dict[str, Callable[[Console, bool], None]] = {
@@ -36,6 +37,8 @@ BENCHMARKS: dict[str, Callable[[Console, bool], None]] = {
     "freeze-time": freeze_time.run,
     "frozen-speed": frozen_speed.run,
     "form-speed": form_speed.run,
+    "tuned-speed": tuned_speed.run,
+    "self-race": tuned_speed.run_itself,
 }
 
 
