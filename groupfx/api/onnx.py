@@ -32,6 +32,7 @@ from ..deploy import (
     write_onnx,
 )
 from ..errors import FileError, MismatchError, UsageError
+from ..files.existing import require_file
 from ..files.models import read_model
 from ..passes import PASSES, pass_class
 from ..rewriting import Pass, Result
@@ -289,6 +290,7 @@ def read_arrays(data: Data | Sequence[Data]) -> tuple[Mapping[str, Array], ...]:
 
 def read_npz(path: Path) -> Mapping[str, Array]:
     """The arrays of a `.npz` file; nothing in it is executed. Raises `FileError`."""
+    require_file(path)
     try:
         with np.load(path, allow_pickle=False) as found:
             if not isinstance(found, np.lib.npyio.NpzFile):

@@ -1,6 +1,7 @@
 """The way in: run a command, and turn whatever goes wrong into one message and an exit code."""
 
 import contextlib
+import errno
 import os
 import shutil
 import sys
@@ -13,7 +14,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from ..errors import GroupfxError, InternalError, ModelError, kind_and_line
+from ..errors import FileError, GroupfxError, InternalError, ModelError, kind_and_line
 from .app import COMMANDS, app
 from .input.files import PROGRAM
 
@@ -22,6 +23,10 @@ MISUSE: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ 
 INTERRUPTED = 130
 BUG = InternalError.exit_code
 FOREIGN = ModelError.exit_code
+NO_FILE = FileError.exit_code
+# A disk or a device that takes no more; stdout has no name, unlike a file that we open.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_MEMORY = "the model needs more memory than there is"
 _FOREIGN = "code of the model, or of a library, ended the program"
 
 
@@ -31,7 +36,14 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         # A name that the terminal's encoding lacks must not end the program.
         with contextlib.suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    sys.exit(run(sys.argv[1:] if argv is None else list(argv)))
+    code = run(sys.argv[1:] if argv is None else list(argv))
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        try:
+            sys.stdout.flush()
+        except OSError:
+            # Python would complain once more at its end, and exit with a code of its own.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -45,13 +57,21 @@ def run(argv: Sequence[str]) -> int:
         return _fail(error, _usage(error), error.exit_code, traced)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
+    except MemoryError as error:
+        return _fail(error, f"{_MEMORY} ({kind_and_line(error)})", FOREIGN, traced)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
+            return _fail(error, f"the output cannot be written: {error.strerror}", NO_FILE, traced)
         return _fail(error, kind_and_line(error), BUG, traced)
     except BaseException as error:
         # Nothing of ours ends the program from inside: the model's code did, or a library.
         return _fail(error, f"{_FOREIGN} ({kind_and_line(error)})", FOREIGN, traced)
     if code == INTERRUPTED:
         _say("interrupted")
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        code = _fail(error, f"the output cannot be written: {error.strerror}", NO_FILE, traced)
     return code if isinstance(code, int) else 0
 
 

@@ -28,11 +28,25 @@ def joined(*paths: str) -> str:
     return ".".join(path for path in paths if path)
 
 
+def one_line(name: str) -> str:
+    """A name from a file or a model with its control characters written out.
+
+    A line end in it would be the start of a line that nobody wrote.
+    """
+    if name.isprintable():
+        return name
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
 def call_name(call: ConvCall | Unreadable, full: Callable[[str], str] = str) -> str:
     """Name of a convolution call, without a number.
 
     `full` turns a path in the graph into one in the whole model, for a graph that is a part of it.
     """
+    return one_line(_call_name(call, full))
+
+
+def _call_name(call: ConvCall | Unreadable, full: Callable[[str], str]) -> str:
     node = call.node
     if isinstance(call, ConvCall) and call.path is not None:
         return full(call.path)

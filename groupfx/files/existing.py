@@ -31,6 +31,9 @@ def require_file(path: Path) -> None:
     if path.is_dir():
         raise FileError(f"{path} is a folder: name the file in it")
     if path.exists():
+        if not path.is_file():
+            # What comes out of a pipe or of /dev/zero may never end.
+            raise FileError(f"{path} is not a regular file: save what comes from it, and name that")
         return
     if not path.parent.is_dir():
         raise FileError(f"there is no file {path}, and no folder {path.parent}")

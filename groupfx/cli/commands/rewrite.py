@@ -1,5 +1,6 @@
 """`groupfx rewrite`: read, rewrite, check, write, tell."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,13 @@ def _check_outputs(options: RewriteCommand) -> None:
             "--json": options.told.json,
         }
     )
+    if (
+        options.force
+        and not options.dry_run
+        and os.path.abspath(place) != os.path.abspath(options.model)
+    ):
+        # --force is for what -o names: MODEL under another name is not meant to be lost.
+        check_distinct({"MODEL": options.model, "-o": place})
     if not options.dry_run:
         check_folder(place, "-o")
         _check_replaceable(place, overwrite=options.force)

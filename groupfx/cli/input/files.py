@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...errors import FileError, UsageError
+from ...errors import FileError, UsageError, first_line
 
 STDOUT = Path("-")
 ONNX = ".onnx"
@@ -39,10 +39,17 @@ def check_distinct(named: Mapping[str, Path | None]) -> None:
     for option, path in named.items():
         if path is None:
             continue
-        resolved = path if path == STDOUT else path.resolve()
+        resolved = path if path == STDOUT else _resolved(path, option)
         if resolved in seen:
             raise UsageError(f"{seen[resolved]} and {option} both name {path}: give another file")
         seen[resolved] = option
+
+
+def _resolved(path: Path, option: str) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:  # links that lead to each other
+        raise FileError(f"{option} {path} cannot be followed: {first_line(error)}") from error
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from ...convs.names import one_line
+
 PREFIX = "groupfx."
 SITE = f"{PREFIX}site"
 GROUP = f"{PREFIX}group"
@@ -40,7 +42,7 @@ def mark_of(node: ir.Node) -> Mark | None:
     if site is None:
         return None
     group = node.metadata_props.get(GROUP)
-    return Mark(site, int(group) if group is not None and group.isdecimal() else None)
+    return Mark(one_line(site), int(group) if group is not None and group.isdecimal() else None)
 
 
 def strip(model: ir.Model) -> None:

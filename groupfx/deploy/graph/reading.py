@@ -16,6 +16,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from ...convs.names import one_line
 from ...errors import FileError, first_line
 from ...files.existing import require_file
 from .tensors import external_tensors, graphs, nodes, tensors
@@ -24,6 +25,8 @@ PRODUCER = "groupfx"
 OLDEST_OPSET = 11
 
 _MOST_FILE_BYTES = 2**31 - 1
+# Of file systems in use.
+_LONGEST_NAME = 255
 
 _KINDS = (
     (b"\x89PNG", "a PNG image"),
@@ -60,6 +63,7 @@ def read_onnx(path: Path | str) -> ir.Model:
     _check_model(place, proto)
     try:
         ordered = _check_graph(proto.graph, ())
+        _check_names(proto)
         model = ir.serde.deserialize_model(proto)
         if not ordered:
             model.graph.sort()
@@ -193,6 +197,45 @@ def _check_opset(path: Path, versions: dict[str, int], needed: bool) -> None:
         )
 
 
+def _check_names(proto: onnx.ModelProto) -> None:
+    """Write out control characters in names of nodes; FileError for those of anything else."""
+    pending = [proto.graph, *proto.functions]
+    while pending:
+        graph = pending.pop()
+        for node in graph.node:
+            node.name = one_line(node.name)
+            _require_line(node.op_type, node.domain, *node.output)
+            for attribute in node.attribute:
+                pending += [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
+                _check_attribute(node, attribute)
+        if isinstance(graph, onnx.GraphProto):
+            _require_line(*(v.name for v in (*graph.input, *graph.output, *graph.initializer)))
+            for tensor in graph.initializer:
+                if any(size < 0 for size in tensor.dims):
+                    raise FileError(f"{tensor.name!r} has the shape {list(tensor.dims)}")
+
+
+def _require_line(*names: str) -> None:
+    for name in names:
+        if name != one_line(name):
+            raise FileError(f"a name in it holds control characters: {name[:80]!r}")
+
+
+def _check_attribute(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> None:
+    """Refuse numbers that no convolution has, which a runtime may take for others."""
+    if node.op_type not in _CONVS:
+        return
+    numbers = [attribute.i] if attribute.name == "group" else list(attribute.ints)
+    least = _LEAST.get(attribute.name)
+    if least is not None and any(number < least for number in numbers):
+        shown = numbers[0] if attribute.name == "group" else numbers
+        raise FileError(f"{node.op_type} {node.name!r} has {attribute.name}={shown}")
+
+
+_CONVS = ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "FusedConv")
+_LEAST = {"group": 1, "kernel_shape": 1, "strides": 1, "dilations": 1}
+
+
 def _check_graph(graph: onnx.GraphProto, outer: tuple[set[str], ...]) -> bool:
     """Whether the nodes are in order; FileError where names are unknown or not unique."""
     if graph.sparse_initializer:
@@ -261,7 +304,12 @@ def _find_external(path: Path, model: ir.Model) -> None:
 
 
 def _check_inside(path: Path, folder: Path, tensor: ir.ExternalTensor) -> None:
-    location = Path(str(tensor.location).replace("\\", "/"))
+    text = str(tensor.location)
+    location = Path(text.replace("\\", "/"))
+    if "\0" in text or any(len(os.fsencode(part)) > _LONGEST_NAME for part in location.parts):
+        raise FileError(
+            f"{path} keeps the tensor {tensor.name!r} in {text[:80]!r}, which is no name of a file"
+        )
     if location.is_absolute() or ".." in location.parts or not location.parts:
         raise FileError(
             f"{path} keeps the tensor {tensor.name!r} in {str(tensor.location)!r}, which leads "
