@@ -34,6 +34,7 @@ from ..graph.files import PRODUCER
 from ..graph.metadata import mark, mark_of
 from ..graph.tensors import nodes, tensors
 from .forming import apply_form
+from .quantized import kernels_lost, quantized_weights
 from .splitting import Names, split_conv
 
 _MOST_BYTES_OF_SCALES = 64
@@ -127,6 +128,7 @@ def rewrite_graph(model: ir.Model, passes: Sequence[Pass[Any]]) -> OnnxRewrite:
     for pass_ in passes:
         _require_sites(work, pass_, convs, left)
         planned = [_plan_site(c, pass_, shapes) for c in convs if pass_.wants(c)]
+        notes += kernels_lost(entry.conv for entry in planned if entry.conv is not None)
         _carry_out(work, planned)
         sites += [plan.site for plan in planned]
         shapes = static_shapes(work)
@@ -346,7 +348,6 @@ def _totals(model: ir.Model, shapes: Shapes) -> Totals:
 
 
 def _parameters(model: ir.Model) -> int:
-    """Numbers in floating-point initialisers and constants."""
-    return sum(
-        prod(tensor.shape.numpy()) for tensor in tensors(model) if tensor.dtype in _PARAMETER_TYPES
-    )
+    """Numbers in floating-point initialisers and constants, and quantized weights."""
+    floats = (tensor for tensor in tensors(model) if tensor.dtype in _PARAMETER_TYPES)
+    return sum(prod(tensor.shape.numpy()) for tensor in (*floats, *quantized_weights(model)))
