@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from .balance_groups import BalanceGroups
     from .discover_groups import DiscoverGroups
+    from .fold_permutations import FoldPermutations
     from .freeze_learned_groups import FreezeLearnedGroups
     from .split_grouped_conv import SplitGroupedConv
 
@@ -20,6 +21,7 @@ PASSES: Mapping[str, str] = {
     "split-grouped-conv": "groupfx.passes.split_grouped_conv:SplitGroupedConv",
     "freeze-learned-groups": "groupfx.passes.freeze_learned_groups:FreezeLearnedGroups",
     "discover-groups": "groupfx.passes.discover_groups:DiscoverGroups",
+    "fold-permutations": "groupfx.passes.fold_permutations:FoldPermutations",
     "balance-groups": "groupfx.passes.balance_groups:BalanceGroups",
 }
 
@@ -27,6 +29,7 @@ __all__ = [
     "PASSES",
     "BalanceGroups",
     "DiscoverGroups",
+    "FoldPermutations",
     "FreezeLearnedGroups",
     "SplitGroupedConv",
     "make_pass",

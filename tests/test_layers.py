@@ -18,6 +18,7 @@ VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "schema", "version"),
     ("plan",),
+    ("folding",),
     ("nn",),
     ("convs", "learned"),
     (
@@ -53,7 +54,7 @@ ONLY_IN = {
     "openvino": {"tuning"},
     "rich": {"cli"},
     "typer": {"cli"},
-    "torch": set(LEVEL) - {"errors", "schema", "version", "plan"},
+    "torch": set(LEVEL) - {"errors", "folding", "schema", "version", "plan"},
 }
 
 

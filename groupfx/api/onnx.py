@@ -196,7 +196,7 @@ def rewrite_onnx(
         made = replace(made, notes=(*made.notes, f"as it was read, {error}"))
     else:
         check_onnx(made.model)
-    if verify and made.sites:
+    if verify and made.changed:
         sides = OnnxSide(str(path), original), OnnxSide("the rewritten model", made.model)
         options = ValidationOptions(shapes=shapes or {})
         verdict = require_same("the rewritten model", *sides, options, progress)

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from ..convs.names import joined
 from ..convs.spec import LinearSpec, module_from_spec, rebuild
-from ..nn import ChannelGather, ChannelShuffle, ChannelTranspose, ConstantChannels
+from ..nn import ConstantChannels
 from ..nn.marks import FROZEN_MARK
 from ..nn.masked_conv import MASKED
 from ..plan.blocks import BlockStructure
@@ -28,6 +28,7 @@ from ..plan.gathers import GatherPlan
 from ..plan.notes import Note
 from ..plan.site_plan import SitePlan
 from ..state.map import Picked
+from .leaves import gather_module, parameter_like
 from .pass_ import Rewritten
 from .site import BatchNorm, Emit, Site, modules_called
 from .weights import BlockWeights, ConvWeight, MaskedLayer
@@ -216,7 +217,7 @@ class _Emission:
         children: dict[str, nn.Module] = {}
         picks: dict[str, Picked] = {}
         if form.input_gather.kind != "identity":
-            children["input_gather"] = _gather_module(form.input_gather)
+            children["input_gather"] = gather_module(form.input_gather)
         made = []
         for position, conv in enumerate(form.convs):
             name = self._conv_name(position)
@@ -233,7 +234,7 @@ class _Emission:
             if bias is not None:
                 picks["constants.bias"] = bias
         if form.output_gather.kind != "identity":
-            children["output_gather"] = _gather_module(form.output_gather)
+            children["output_gather"] = gather_module(form.output_gather)
         training = (site.root if site.module is None else site.module).training
         for child in children.values():
             child.to(layer.dense.device)
@@ -256,11 +257,11 @@ class _Emission:
     def _conv(self, conv: ConvPlan, weight: ConvWeight, bias: Picked | None) -> nn.Module:
         layer = self.layer
         tensors: dict[str, Tensor | None] = {
-            "weight": _parameter_like(layer.dense, weight.picked.of(layer.dense)),
+            "weight": parameter_like(layer.dense, weight.picked.of(layer.dense)),
             "bias": None,
         }
         if layer.bias is not None and bias is not None:
-            tensors["bias"] = _parameter_like(layer.bias, bias.of(layer.bias))
+            tensors["bias"] = parameter_like(layer.bias, bias.of(layer.bias))
         inputs, outputs = conv.in_channels, conv.out_channels
         if self.linear:
             return rebuild(self._template, tensors, in_features=inputs, out_features=outputs)
@@ -283,23 +284,4 @@ class _Emission:
         layer = self.layer
         if layer.bias is None or bias is None:
             return ConstantChannels(layer.dense.detach().new_zeros(len(self.form.constants)))
-        return ConstantChannels(_parameter_like(layer.bias, bias.of(layer.bias)))
-
-
-def _parameter_like(tensor: Tensor, value: Tensor) -> nn.Parameter:
-    """A copy of `value` as a parameter with the memory format and `requires_grad` of `tensor`."""
-    wanted = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
-    plain = wanted is None or tensor.is_contiguous()
-    if wanted is not None and not plain and tensor.is_contiguous(memory_format=wanted):
-        value = value.contiguous(memory_format=wanted)
-    return nn.Parameter(value.detach().clone(), requires_grad=tensor.requires_grad)
-
-
-def _gather_module(gather: GatherPlan) -> nn.Module:
-    """The leaf that does what `gather` plans."""
-    if gather.kind == "shuffle":
-        assert gather.groups is not None
-        return ChannelShuffle(gather.groups)
-    if gather.kind == "transpose":
-        return ChannelTranspose(gather.shape, gather.axes)
-    return ChannelGather(gather.indices)
+        return ConstantChannels(parameter_like(layer.bias, bias.of(layer.bias)))

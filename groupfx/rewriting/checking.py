@@ -45,28 +45,13 @@ def check_program(
     entries: Mapping[str, Entry | Requirement],
     progress: Progress | None = None,
 ) -> Report:
-    """`report` with a verdict for each rewritten site and for the model.
+    """`report` with a verdict for each rewritten site that has none yet, and for the model.
 
     `entries` is the map of the rewrite. What was rewritten twice is checked as it is now.
     """
     program, compared, notes = checked_against(program, report.sites)
-    nodes = {
-        id(fragment): {node.name: node for node in fragment.reference.graph.nodes}
-        for fragment in program.fragments
-    }
-    seen = _observable(program, compared, nodes)
-    rows = {key: entry for key, entry in entries.items() if isinstance(entry, Entry)}
+    sites = _checked_sites(program, report.sites, compared, entries, progress)
     native = deciding_tensors(program.model)
-    checked: list[RewrittenSite] = []
-    for site, twin in zip(report.sites, compared, strict=True):
-        outer = _outer(site, checked)
-        if outer is not None:
-            verdict = outer.verdict
-        else:
-            verdict = _check_site(twin, nodes[id(twin.fragment)], rows, native)
-        checked.append(replace(site, verdict=verdict, observable=seen.get(site.name)))
-        if progress is not None:
-            progress(len(checked), len(report.sites))
     assert program.inputs is not None
     whole = compare_models(
         program.model,
@@ -76,7 +61,50 @@ def check_program(
         vary=program.dynamic,
         once=True,
     )
-    return replace(report, sites=tuple(checked), model=whole, notes=(*report.notes, *notes))
+    return replace(report, sites=sites, model=whole, notes=(*report.notes, *notes))
+
+
+def check_sites(
+    program: Program,
+    sites: Sequence[RewrittenSite],
+    entries: Mapping[str, Entry | Requirement],
+    progress: Progress | None = None,
+) -> tuple[RewrittenSite, ...]:
+    """`sites` with a verdict each, before a pass over the whole graph moves their channels."""
+    against, compared, _ = checked_against(program, sites)
+    return _checked_sites(against, sites, compared, entries, progress)
+
+
+def _checked_sites(
+    program: Program,
+    sites: Sequence[RewrittenSite],
+    compared: Sequence[RewrittenSite],
+    entries: Mapping[str, Entry | Requirement],
+    progress: Progress | None,
+) -> tuple[RewrittenSite, ...]:
+    """`sites`, each as its twin of `compared` fares; one that has a verdict keeps it."""
+    nodes = {
+        id(fragment): {node.name: node for node in fragment.reference.graph.nodes}
+        for fragment in program.fragments
+    }
+    if all(site.verdict is not None for site in sites):
+        return tuple(sites)
+    seen = _observable(program, compared, nodes)
+    rows = {key: entry for key, entry in entries.items() if isinstance(entry, Entry)}
+    native = deciding_tensors(program.model)
+    checked: list[RewrittenSite] = []
+    for site, twin in zip(sites, compared, strict=True):
+        outer = _outer(site, checked)
+        if site.verdict is not None:
+            verdict = site.verdict
+        elif outer is not None and outer.verdict is not None:
+            verdict = outer.verdict
+        else:
+            verdict = _check_site(twin, nodes[id(twin.fragment)], rows, native)
+        checked.append(replace(site, verdict=verdict, observable=seen.get(site.name)))
+        if progress is not None:
+            progress(len(checked), len(sites))
+    return tuple(checked)
 
 
 def require_ok(report: Report) -> None:

@@ -15,10 +15,13 @@ from torch import fx, nn
 from ..convs.calls import ConvCall, Recomputed, Unreadable, convs
 from ..convs.names import call_name, numbered, unnumbered
 from ..errors import GroupfxError, InternalError
+from ..folding.fold import Fold
 from ..plan.notes import Note
 from ..plan.site_plan import site_of
 from ..state.map import Entry, Requirement
 from ..tracing import Fragment, Program, Shapes, SwappedConv
+from .folding import carry_out, read_problem, whole_graph
+from .graph_pass import GraphPass
 from .pass_ import Pass, Rewritten, Skip, require_named
 from .remembering import remember
 from .report import RewrittenSite, SkippedSite
@@ -37,11 +40,12 @@ class UnreadableSite:
 
 @dataclass(frozen=True)
 class PassResult:
-    """What one pass did: the sites it rewrote, and those it left, in graph order."""
+    """What one pass did: the sites it rewrote, and those it left, in graph order; or its fold."""
 
     pass_: Pass[Any]
     sites: tuple[RewrittenSite, ...]
     skipped: tuple[SkippedSite, ...]
+    fold: Fold | None = None
 
 
 Read = Callable[[fx.GraphModule], Mapping[fx.Node, ConvCall | Unreadable]]
@@ -100,6 +104,8 @@ def run_pass(
     """
     store = Store(program, entries)
     name = pass_.pass_name()
+    if isinstance(pass_, GraphPass):
+        return _run_on_graph(pass_, program, store)
     matches: list[_Match] = []
     skipped: list[SkippedSite] = []
     found = list(find_sites(program, store, pass_.calls))
@@ -166,6 +172,17 @@ def _done(store: Store) -> Iterator[str]:
             site = site_of(node.meta)
             if site is not None:
                 yield fragment.full_name(site)
+
+
+def _run_on_graph(pass_: GraphPass, program: Program, store: Store) -> PassResult:
+    fragment = whole_graph(program)
+    if isinstance(fragment, str):
+        skipped = SkippedSite("the model", "unknown", pass_.pass_name(), fragment)
+        return PassResult(pass_, (), (skipped,))
+    fold = pass_.plan_graph(read_problem(program, fragment, store))
+    if fold.changes:
+        carry_out(fragment, store, fold)
+    return PassResult(pass_, (), (), fold)
 
 
 def _skipped(site: Site, pass_name: str, reason: str) -> SkippedSite:

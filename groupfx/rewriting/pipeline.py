@@ -4,6 +4,7 @@ import dataclasses
 import platform
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice, pairwise
 from typing import Any
 
 import torch
@@ -17,11 +18,13 @@ from ..running.totals import Complexity, totals
 from ..state.map import Entry, Requirement, Rows, StateDictMap
 from ..tracing import Program, open_model
 from ..version import __version__
-from .checking import Progress, check_program, require_ok
+from .checking import Progress, check_program, check_sites, require_ok
 from .driver import PassResult, run_pass
+from .folding import moved_otherwise
+from .graph_pass import GraphPass
 from .outside import Outside
 from .pass_ import Pass
-from .report import PassSummary, Report, SkippedSite
+from .report import PassSummary, Report, RewrittenSite, SkippedSite
 from .result import Result
 
 
@@ -43,6 +46,7 @@ class Pipeline:
                 flat.append(entry)
             else:
                 raise UsageError(f"{entry!r} is not a pass: give an instance, such as {_EXAMPLE}")
+        _require_order(flat)
         object.__setattr__(self, "passes", tuple(flat))
 
     @alone
@@ -77,10 +81,22 @@ class Pipeline:
             key: Rows(key) for key in program.result.state_dict()
         }
         dropped = program.model.state_dict().keys() - entries.keys()
-        results = [run_pass(pass_, program, entries) for pass_ in self.passes]
+        results: list[PassResult] = []
+        changes = None
+        for pass_ in self.passes:
+            if as_opened is not None and changes is None and isinstance(pass_, GraphPass):
+                # It leaves no tensor where it was: what is before it is compared now.
+                changes = as_opened.changes(_sites(results), entries)
+                results = _checked(results, program, entries, progress)
+            results.append(run_pass(pass_, program, entries))
         report = _report(program, results)
         # First of all: a forward may write to its own modules.
-        changes = None if as_opened is None else as_opened.changes(report.sites, entries)
+        if as_opened is not None:
+            changes = (
+                as_opened.changes(report.sites, entries)
+                if changes is None
+                else (*changes, *moved_otherwise(program, report.sites, entries))
+            )
         report = dataclasses.replace(report, changes=changes)
         try:
             before = totals(program.model, program.inputs, macs=program.macs)
@@ -94,6 +110,34 @@ class Pipeline:
         require_ok(report)
         state_map = StateDictMap(entries, dropped=dropped, model=program.result)
         return Result(program.result, report, state_map, program)
+
+
+def _require_order(passes: Sequence[Pass[Any]]) -> None:
+    """A site is compared with the original's, whose channels it must still have."""
+    for first, second in pairwise(passes):
+        if isinstance(first, GraphPass) and not isinstance(second, GraphPass):
+            raise UsageError(
+                f"{second.pass_name()} behind {first.pass_name()}: a pass over the whole graph "
+                "moves channels, so that sites cannot be compared any more; put it last"
+            )
+
+
+def _sites(results: Sequence[PassResult]) -> list[RewrittenSite]:
+    return [site for result in results for site in result.sites]
+
+
+def _checked(
+    results: Sequence[PassResult],
+    program: Program,
+    entries: dict[str, Entry | Requirement],
+    progress: Progress | None,
+) -> list[PassResult]:
+    """The results so far, their sites checked while each still has the channels that it had."""
+    checked = iter(check_sites(program, _sites(results), entries, progress))
+    return [
+        dataclasses.replace(result, sites=tuple(islice(checked, len(result.sites))))
+        for result in results
+    ]
 
 
 def example_inputs(model: nn.Module, inputs: object) -> tuple[ExampleInputs, tuple[str, ...]]:
@@ -120,6 +164,7 @@ def _report(program: Program, results: Sequence[PassResult]) -> Report:
         ),
         sites=tuple(site for result in results for site in result.sites),
         skipped=tuple(_once(site for result in results for site in result.skipped)),
+        folds=tuple(result.fold for result in results if result.fold is not None),
         versions={
             "groupfx": __version__,
             "torch": str(torch.__version__),

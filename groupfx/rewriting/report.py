@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..convs.spec import ConvSpec
+from ..folding.fold import Fold
 from ..running.totals import Complexity
 from ..tracing.program import Fragment
 from ..verify import Change, ModelVerdict, SiteVerdict
@@ -88,7 +89,7 @@ class Report:
 
     `way` is how the model was opened and `notes` why. `changes` is what was changed that a rewrite
     must keep, such as all that is outside the sites, and `model` the end-to-end verdict; None where
-    no check was made.
+    no check was made. `folds` are what passes over the whole graph did.
     """
 
     way: str
@@ -101,6 +102,7 @@ class Report:
     model: ModelVerdict | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     changes: tuple[Change, ...] | None = None
+    folds: tuple[Fold, ...] = field(default=(), repr=False)
 
     @property
     def verified(self) -> bool:
@@ -148,5 +150,6 @@ class Report:
             else {"before": vars(size.before), "after": vars(size.after)},
             "changes": None if self.changes is None else [vars(change) for change in self.changes],
             "model": None if self.model is None else self.model.to_dict(),
+            "folds": [fold.to_dict() for fold in self.folds],
             "versions": dict(self.versions),
         }

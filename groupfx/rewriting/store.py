@@ -6,8 +6,10 @@ whole; it cuts each tensor once, so that what was tied stays tied; and it keeps 
 rewritten model's state_dict to the original's.
 """
 
+import copy
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -23,6 +25,7 @@ from ..state import compose
 from ..state.map import Entry, Fixed, Picked, Requirement, Rows, Zeros
 from ..tracing.program import Fragment, Program
 from ..tracing.tracer import hooked
+from .leaves import parameter_like
 from .weights import MaskedLayer
 
 Place = tuple[int, str]
@@ -41,6 +44,7 @@ class Store:
         self._cut: dict[tuple[int, int, int], torch.Tensor] = {}
         self._moved: dict[tuple[int, str], str] = {}
         self._tied: list[torch.Tensor] = []
+        self._owned: dict[int, nn.Module] = {}
         self._claimed: set[fx.Node] = set()
         self._paths: dict[int, list[str]] = defaultdict(list)
         self._registered: dict[int, set[Place]] = defaultdict(set)
@@ -85,6 +89,51 @@ class Store:
         """The user's hooks on the gradients of `tensors`."""
         names = [self._gradient_hooks.get(id(tensor)) for tensor in tensors]
         return [f"gradient hook on {name}" for name in names if name is not None]
+
+    def why_fixed(self, tensor: torch.Tensor) -> str | None:
+        """Why the elements of `tensor` must stay where they are; None if they need not."""
+        hooks = self.gradient_hooks([tensor])
+        if hooks:
+            return f"there is a {hooks[0]}"
+        paths = [self._paths[module][0] for module, _ in self._registered[id(tensor)]]
+        for (module, name), path in zip(self._registered[id(tensor)], paths, strict=True):
+            if len(paths) > 1 and not (self._calls.get(module) or self._reads.get(id(tensor))):
+                return f"a parameter is tied to {joined(path, name)}, which is not called"
+        return None
+
+    def reorder(self, name: str, pick: Picked) -> None:
+        """Put the elements that `pick` says in place of the tensor called `name`, in each place.
+
+        The modules that hold it are replaced by ones like them: the tensor may be another's too.
+        """
+        root = self.program.result
+        old = _get(root, name)
+        assert isinstance(old, torch.Tensor)
+        made = pick.of(old)
+        new = parameter_like(old, made) if isinstance(old, nn.Parameter) else made
+        for module_id, own in sorted(self._registered[id(old)]):
+            for path in self._paths[module_id]:
+                holder = self._own(root, path)
+                buffer = own in holder._buffers
+                held: dict[str, Any] = holder._buffers if buffer else holder._parameters
+                held[own] = new
+                entry = self._take_entry(joined(path, own))
+                if entry is not None:
+                    self.entries[joined(path, own)] = compose(entry, pick)
+
+    def _own(self, root: nn.Module, path: str) -> nn.Module:
+        """The module at `path`, as one that only the working side has."""
+        module = root.get_submodule(path)
+        if path == "" or id(module) in self._owned:
+            return module
+        twin = copy.copy(module)
+        for field in ("_parameters", "_buffers", "_modules"):
+            twin.__dict__[field] = dict(module.__dict__[field])
+        self._owned[id(twin)] = twin
+        for alias in self._paths[id(module)]:
+            _set(root, alias, twin)
+        self._paths[id(twin)] = self._paths[id(module)]
+        return twin
 
     def call_nodes(self, module: nn.Module) -> tuple[fx.Node, ...]:
         """The graph nodes that call `module`, under whatever path."""

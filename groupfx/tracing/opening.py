@@ -8,6 +8,7 @@ convolution is a function call in a `forward` that cannot be traced, the whole i
 import inspect
 from dataclasses import dataclass
 
+import torch
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -238,8 +239,8 @@ def _uncalled(model: nn.Module, graph: fx.GraphModule) -> tuple[str, ...]:
 
 def _is_tensor(graph: fx.GraphModule, key: str) -> bool:
     path, _, name = key.rpartition(".")
-    holder = graph.get_submodule(path)
-    return name in holder._parameters or name in holder._buffers
+    # An export leaves constants as plain attributes.
+    return isinstance(getattr(graph.get_submodule(path), name), torch.Tensor)
 
 
 def _hidden_convs(module: fx.GraphModule) -> str | None:

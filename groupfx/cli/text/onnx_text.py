@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...running.totals import Totals
 from .numbers import plural, short
-from .rewrite_text import show_left, show_not_checked, show_sizes, show_taken
+from .rewrite_text import show_folds, show_left, show_not_checked, show_sizes, show_taken
 from .screen import Screen
 from .table import Column, Table
 
@@ -57,9 +57,10 @@ def show_onnx_rewrite(screen: Screen, path: Path, result: OnnxResult) -> None:
         branches = sum(site.branches for site in made.sites)
         sites = plural(len(made.sites), "site")
         screen.line(f"{sites} rewritten, {plural(branches, 'branch')}.")
-    else:
+    elif not made.folds:
         why = "" if made.skipped else ": there is no grouped convolution"
         screen.line(f"Nothing to rewrite{why}.")
+    show_folds(screen, made.folds)
     show_left(screen, [(site.name, site.kind, site.reason) for site in made.skipped])
     show_sizes(screen, made.before, made.after)
     if result.validation is not None:
@@ -67,7 +68,7 @@ def show_onnx_rewrite(screen: Screen, path: Path, result: OnnxResult) -> None:
         from .validation_text import show_validation
 
         show_validation(screen, result.validation)
-    elif made.sites:
+    elif made.changed:
         show_not_checked(screen)
 
 
@@ -79,6 +80,7 @@ def found_document(path: Path, found: Sequence[OnnxSite]) -> dict[str, Any]:
         "sites": [_site(site) for site in found],
         "totals": None,
         "notes": [],
+        "folds": [],
         "validation": None,
     }
 
@@ -96,6 +98,7 @@ def rewrite_document(path: Path, result: OnnxResult) -> dict[str, Any]:
         ],
         "totals": {"before": _totals(made.before), "after": _totals(made.after)},
         "notes": list(made.notes),
+        "folds": [fold.to_dict() for fold in made.folds],
         "validation": None if verdict is None else verdict.to_dict(),
     }
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.text import Text
 
+from ...folding.fold import Fold
 from ...plan.notes import Note
 from ...rewriting import Report, RewrittenSite
 from ...running.totals import Totals
@@ -25,6 +26,7 @@ _UNSEEN = "*"
 _NAMES_SHOWN = 3
 _WRONG_SHOWN = 5
 _FEW_NOTES = 2
+_KEPT_SHOWN = 5
 
 
 def show_report(screen: Screen, opened: OpenedFile, report: Report) -> None:
@@ -34,6 +36,7 @@ def show_report(screen: Screen, opened: OpenedFile, report: Report) -> None:
     if report.sites:
         _show_sites(screen, report)
     _show_summary(screen, report)
+    show_folds(screen, report.folds)
     show_left(screen, [(site.name, site.kind, site.reason) for site in report.skipped])
     if report.complexity is not None:
         branches = sum(site.branches for site in report.sites)
@@ -112,6 +115,8 @@ def _check(site: RewrittenSite) -> Text:
 
 
 def _show_summary(screen: Screen, report: Report) -> None:
+    if not report.sites and report.folds:
+        return
     if not report.sites:
         screen.line(f"Nothing to rewrite{_why_nothing(report)}.")
         return
@@ -119,6 +124,17 @@ def _show_summary(screen: Screen, report: Report) -> None:
     names = ", ".join(dict.fromkeys(site.pass_name for site in report.sites))
     sites = plural(len(report.sites), "site")
     screen.line(f"{sites} rewritten by {names}, {plural(branches, 'branch')}.")
+
+
+def show_folds(screen: Screen, folds: Sequence[Fold]) -> None:
+    """How many permutations were there and are left, and why those."""
+    for fold in folds:
+        screen.line(fold.describe())
+        shown = fold.kept if screen.whole else fold.kept[:_KEPT_SHOWN]
+        for kept in shown:
+            screen.paragraph(str(kept), indent="  ")
+        if len(shown) < len(fold.kept):
+            screen.paragraph(f"and {len(fold.kept) - len(shown)} more (-v tells each)", indent="  ")
 
 
 def _why_nothing(report: Report) -> str:

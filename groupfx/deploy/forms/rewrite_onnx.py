@@ -16,7 +16,9 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
+from ...folding.fold import Fold
 from ...plan.forms import FormPlan
+from ...rewriting.graph_pass import GraphPass
 from ...rewriting.pass_ import Pass, Skip, require_named
 from ...rewriting.report import SkippedSite
 from ...running.totals import Totals
@@ -33,6 +35,7 @@ from ..graph.conv_nodes import (
 from ..graph.files import PRODUCER
 from ..graph.metadata import mark, mark_of
 from ..graph.tensors import nodes, tensors
+from .folding import carry_out, read_problem
 from .forming import apply_form
 from .quantized import kernels_lost, quantized_weights
 from .splitting import Names, split_conv
@@ -67,7 +70,7 @@ class OnnxSite:
 
 @dataclass(frozen=True)
 class OnnxRewrite:
-    """The rewritten model, and what was done at each site."""
+    """The rewritten model, what was done at each site, and to the graph as a whole."""
 
     model: ir.Model
     sites: tuple[OnnxSite, ...]
@@ -75,6 +78,12 @@ class OnnxRewrite:
     before: Totals
     after: Totals
     notes: tuple[str, ...]
+    folds: tuple[Fold, ...] = ()
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything was done."""
+        return bool(self.sites) or any(fold.changes for fold in self.folds)
 
 
 @dataclass(frozen=True)
@@ -95,6 +104,7 @@ def find_onnx(model: ir.Model, passes: Sequence[Pass[Any]]) -> tuple[OnnxSite, .
 
     Dense ones are there where a pass would rewrite them.
     """
+    sited = [pass_ for pass_ in passes if not isinstance(pass_, GraphPass)]
     work = model.clone()
     _without_listed_initializers(work)
     shapes = static_shapes(work)
@@ -104,7 +114,7 @@ def find_onnx(model: ir.Model, passes: Sequence[Pass[Any]]) -> tuple[OnnxSite, .
         _require_sites(work, pass_, convs, left)
     found = []
     for conv in convs:
-        planned = [_plan_site(conv, pass_, shapes).site for pass_ in passes if pass_.wants(conv)]
+        planned = [_plan_site(conv, pass_, shapes).site for pass_ in sited if pass_.wants(conv)]
         taken = [site for site in planned if site.reason is None]
         if taken or conv.spec.groups > 1:
             found.append((taken or planned or [_declined(conv, _NO_PASS, shapes)])[0])
@@ -125,7 +135,11 @@ def rewrite_graph(model: ir.Model, passes: Sequence[Pass[Any]]) -> OnnxRewrite:
     for conv in convs:
         mark(conv.node, conv.name)
     sites: list[OnnxSite] = []
+    folds: list[Fold] = []
     for pass_ in passes:
+        if isinstance(pass_, GraphPass):
+            folds.append(_fold(work, pass_, shapes))
+            continue
         _require_sites(work, pass_, convs, left)
         planned = [_plan_site(c, pass_, shapes) for c in convs if pass_.wants(c)]
         notes += kernels_lost(entry.conv for entry in planned if entry.conv is not None)
@@ -149,6 +163,7 @@ def rewrite_graph(model: ir.Model, passes: Sequence[Pass[Any]]) -> OnnxRewrite:
         before=before,
         after=_totals(work, shapes) if changed else before,
         notes=notes,
+        folds=tuple(folds),
     )
 
 
@@ -160,6 +175,13 @@ def _require_sites(
     wanted += [done.site for node in nodes(model) if (done := mark_of(node)) is not None]
     others = [conv.name for conv in convs if not pass_.wants(conv)]
     require_named(pass_, [*wanted, *(node.name for node in left)], others)
+
+
+def _fold(model: ir.Model, pass_: GraphPass, shapes: Shapes) -> Fold:
+    fold = pass_.plan_graph(read_problem(model, shapes))
+    if fold.changes:
+        carry_out(model, fold, shapes)
+    return fold
 
 
 def _carry_out(model: ir.Model, planned: Sequence[_Planned]) -> None:

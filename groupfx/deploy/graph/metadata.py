@@ -36,6 +36,12 @@ def mark(node: ir.Node, site: str, group: int | None = None) -> None:
         node.metadata_props[GROUP] = str(group)
 
 
+def unmark(node: ir.Node) -> None:
+    """Take the mark off a node whose site is no longer one piece of the graph."""
+    for key in (SITE, GROUP):
+        node.metadata_props.pop(key, None)
+
+
 def mark_of(node: ir.Node) -> Mark | None:
     """The mark of a node, None if it has none."""
     site = node.metadata_props.get(SITE)

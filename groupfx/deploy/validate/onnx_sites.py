@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ..graph.batchnorm import epsilon_of, norm_behind
-from ..graph.conv_nodes import ConvNode, constant_of, conv_nodes
+from ..graph.channel_order import AS_THEY_WERE, ChannelOrders, orders_of
+from ..graph.conv_nodes import CONVS, ConvNode, constant_of, conv_nodes
 from ..graph.metadata import mark_of
 from .site_functions import Affine, SiteFunction, Unchecked
 
@@ -28,7 +29,8 @@ class Region:
 
     `behind_norm` is the value behind a BatchNormalization that the reference may have folded into
     its weights: the one that fits better counts. `problem` says why the nodes are not such a
-    region; the names are then empty.
+    region; the names are then empty. The orders are those of the channels of the two values, where
+    a fold has changed them.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Region:
     end: str
     behind_norm: str | None = None
     problem: str | None = None
+    orders: ChannelOrders = AS_THEY_WERE
 
     @property
     def values(self) -> tuple[str, ...]:
@@ -82,6 +85,7 @@ def _function(conv: ConvNode, name: str) -> SiteFunction:
         bias=None if bias is None else _wide(bias),
         window=conv.window,
         norms=tuple(_affine(norm) for norm in _norms_behind(conv.node.outputs[0])),
+        orders=orders_of(conv.node),
     )
 
 
@@ -154,17 +158,23 @@ def _marked_region(name: str, nodes: Sequence[ir.Node], with_norm: bool) -> Regi
         problem = f"its nodes take {texts[0]} and give {texts[1]}, where one value is expected"
         return Region(name, "", "", problem=problem)
     (start,), (end,) = starts, ends
-    return _region(name, start, end, with_norm)
+    convs = [node for node in nodes if node.op_type in CONVS]
+    orders = orders_of(convs[0]) if len(convs) == 1 else AS_THEY_WERE
+    return _region(name, start, end, with_norm, orders)
 
 
-def _region(name: str, start: ir.Value, end: ir.Value, with_norm: bool) -> Region:
+def _region(
+    name: str,
+    start: ir.Value,
+    end: ir.Value,
+    with_norm: bool,
+    orders: ChannelOrders,
+) -> Region:
     """The region up to `end`, or to the BatchNormalization behind it where there must be one."""
     norm = _behind_norms(end)
-    if norm is end:
-        return Region(name, start.name or "", end.name or "")
-    if with_norm:
-        return Region(name, start.name or "", norm.name or "")
-    return Region(name, start.name or "", end.name or "", norm.name)
+    last = norm if with_norm else end
+    behind = None if with_norm or norm is end else norm.name
+    return Region(name, start.name or "", last.name or "", behind, orders=orders)
 
 
 def _values(values: Iterable[ir.Value]) -> str:
@@ -231,7 +241,8 @@ def _in_order(
         source, result = conv.node.inputs[0], conv.node.outputs[0]
         assert source is not None
         source = _in_front_of_pad(source, function, conv)
-        regions.append(_region(function.name, source, result, bool(function.norms)))
+        norms, orders = bool(function.norms), orders_of(conv.node)
+        regions.append(_region(function.name, source, result, norms, orders))
     return tuple(regions), (
         "the file has no marks of ours: its convolutions are paired with the reference's in order",
     )

@@ -21,6 +21,7 @@ from ...errors import first_line
 from ...verify.bounds import rounding_bound
 from ...verify.measures import plain_number
 from ...verify.yardstick import in_range, underflow
+from ..graph.channel_order import arranged
 from .onnx_sites import Region
 from .site_functions import SiteFunction
 
@@ -72,8 +73,9 @@ def check_site(
     if region.problem is not None:
         return SiteCheck(region.name, False, math.inf, reason=region.problem)
     ends = [region.end] if region.behind_norm is None else [region.end, region.behind_norm]
-    start = values[region.start]
-    checks = [_of_run(function, region.name, start, values[end], dtype, run) for end in ends]
+    start = arranged(values[region.start], region.orders.input, function.orders.input)
+    results = [arranged(values[end], region.orders.output, function.orders.output) for end in ends]
+    checks = [_of_run(function, region.name, start, end, dtype, run) for end in results]
     return min(checks, key=lambda check: check.ratio)
 
 

@@ -27,6 +27,7 @@ from ...running.inputs import ExampleInputs, in_order
 from ...tracing.exporting import export_program
 from ..export.graph_sites import GraphSite, graph_sites, tensor_at
 from ..export.torch_export import site_names
+from ..graph.channel_order import AS_THEY_WERE, ChannelOrders
 from ..graph.pads import Window
 from ..running.float64_windows import convolve, convolve_transposed
 
@@ -58,7 +59,8 @@ class Affine:
 class SiteFunction:
     """A site of the reference. `weight` and `bias` are in float64.
 
-    `window` says where its windows lie; `norms` are the BatchNorms behind it.
+    `window` says where its windows lie; `norms` are the BatchNorms behind it. The orders are those
+    of its input's and its output's channels, where a fold has changed them in the reference.
     """
 
     name: str
@@ -67,6 +69,7 @@ class SiteFunction:
     bias: Tensor | None
     window: Window
     norms: tuple[Affine, ...] = ()
+    orders: ChannelOrders = AS_THEY_WERE
 
     @property
     def terms(self) -> int:

@@ -1,0 +1,241 @@
+"""Fold the channel permutations of an ONNX graph into its weights.
+
+Every operator is read as one of the rules of `groupfx.folding`; the orders that move the fewest
+bytes are chosen for the whole graph at once. Then each parameter gets a new initialiser, with its
+rows and columns reordered, and each gather that is left its cheapest spelling. A value whose
+channels lie in another order than before says so in its metadata, so that a site can be compared
+with the original's.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from typing import cast
+
+import numpy as np
+import onnx_ir as ir
+
+from ...folding.algebra import apply
+from ...folding.fold import Fold, FoldedLink
+from ...folding.problem import Problem
+from ...folding.spelling import Piece
+from ...folding.wiring import Graph
+from ...plan.gathers import GatherPlan
+from ..graph.channel_order import note_orders
+from ..graph.conv_nodes import CONVS, FIRST_IR_WITH_DEFAULTS, constant_of
+from ..graph.initializers import constant
+from ..graph.metadata import mark_of, unmark
+from .channel_rules import OnnxRules, Shapes, root_of
+from .splitting import Names
+
+
+def read_problem(model: ir.Model, shapes: Shapes) -> Problem:
+    """The problem of the main graph of `model`, which is not changed."""
+    rules, graph = OnnxRules(model, shapes), Graph()
+    for node in model.graph:
+        if constant_of(node.outputs[0], FIRST_IR_WITH_DEFAULTS) is None:
+            apply(graph, rules.operation(node, _name(node)))
+    for value in model.graph.outputs:
+        apply(graph, rules.output(value))
+    return graph.finish()
+
+
+def carry_out(model: ir.Model, plan: Fold, shapes: Shapes) -> None:
+    """Do to `model` what `plan` says of it."""
+    _tell(model.graph, plan)
+    for edit in plan.edits:
+        value = cast(ir.Value, edit.key)
+        tensor = constant_of(value, FIRST_IR_WITH_DEFAULTS)
+        assert tensor is not None
+        made = constant(model.graph, f"{value.name}.folded", edit.of(tensor.numpy()))
+        ir.convenience.replace_all_uses_with(value, made)
+    work = _Links(model, shapes)
+    for folded in plan.links:
+        if not folded.untouched:
+            work.place(folded)
+    _remove_unused(model.graph)
+
+
+def _tell(graph: ir.Graph, plan: Fold) -> None:
+    """Write the new orders on each convolution, and take the marks off what is no site any more."""
+    sites: dict[str, list[ir.Node]] = defaultdict(list)
+    for node in graph:
+        found = mark_of(node)
+        if found is not None:
+            sites[found.site].append(node)
+        if node.op_type in CONVS and node.inputs[1] is not None:
+            orders = plan.sides(root_of(node.inputs[1]), node.op_type == "ConvTranspose")
+            if orders is not None:
+                note_orders(node, *(order.tolist() for order in orders))
+    moved = {folded.link.place.node for folded in plan.links if not folded.untouched}
+    for nodes in sites.values():
+        if len(nodes) > 1 and any(node in moved for node in nodes):
+            for node in nodes:
+                unmark(node)
+
+
+def _name(node: ir.Node) -> str:
+    found = mark_of(node)
+    return found.site if found is not None else node.name or node.outputs[0].name or node.op_type
+
+
+class _Links:
+    """Puts what is left of links where they stand; `now` is what a value has become."""
+
+    def __init__(self, model: ir.Model, shapes: Shapes) -> None:
+        self.graph = model.graph
+        self.shapes = shapes
+        self.now: dict[Hashable, ir.Value] = {}
+        self.names = Names(model)
+
+    def place(self, folded: FoldedLink) -> None:
+        """Emit one link in front of its node, and give it to whoever reads it."""
+        place = folded.link.place
+        if isinstance(place.node, ir.Value):
+            self._output(place.node, folded)
+            return
+        node = cast(ir.Node, place.node)
+        if place.slot is None:
+            old = node.outputs[place.output]
+            made = self._emit(folded, node, [self._current(v) for v in folded.link.values], old)
+            old.replace_all_uses_with(made, replace_graph_outputs=False)
+            self.now[old] = made
+            return
+        held = node.inputs[place.slot]
+        assert held is not None
+        node.replace_input_with(place.slot, self._emit(folded, node, [held], held))
+
+    def _output(self, value: ir.Value, folded: FoldedLink) -> None:
+        """A gather in front of an output of the graph, which keeps its name."""
+        source = self._current(value)
+        last = self.graph[-1]
+        made = self._emit(folded, last, [source], value, behind=True)
+        name = value.name
+        for position, output in enumerate(self.graph.outputs):
+            if output is value or output is source:
+                self.graph.outputs[position] = made
+        source.name = f"{name}.permuted"
+        made.name = name
+
+    def _current(self, value: Hashable) -> ir.Value:
+        found = cast(ir.Value, value)
+        return self.now.get(found, found)
+
+    def _emit(
+        self,
+        folded: FoldedLink,
+        node: ir.Node,
+        sources: Sequence[ir.Value],
+        like: ir.Value,
+        *,
+        behind: bool = False,
+    ) -> ir.Value:
+        work = _Emission(self.graph, node, folded, self.names, self.shapes.get(like.name or "", ()))
+        result = work.run(sources)
+        if behind:
+            self.graph.insert_after(node, work.nodes)
+        else:
+            self.graph.insert_before(node, work.nodes)
+        if work.nodes:
+            result.type, result.shape = like.type, like.shape
+        return result
+
+
+class _Emission:
+    """The nodes of one link."""
+
+    def __init__(
+        self,
+        graph: ir.Graph,
+        node: ir.Node,
+        folded: FoldedLink,
+        names: Names,
+        shape: tuple[int, ...],
+    ) -> None:
+        self.graph = graph
+        self.folded = folded
+        self.names = names
+        self.shape = shape
+        self.stem = f"{folded.link.place.name}.{_SIDES[folded.link.place.slot is None]}"
+        self.dim = folded.link.dim
+        self.nodes: list[ir.Node] = []
+
+    def run(self, sources: Sequence[ir.Value]) -> ir.Value:
+        """The value that the link gives."""
+        spelling = self.folded.spelling
+        values = [self._piece(sources, piece) for piece in spelling.pieces]
+        joined = values[0] if len(values) == 1 else self._node("Concat", values, {"axis": self.dim})
+        return joined if spelling.gather is None else self._gather(joined, spelling.gather)
+
+    def _piece(self, sources: Sequence[ir.Value], piece: Piece) -> ir.Value:
+        source = sources[piece.source]
+        if piece.part is None:
+            return source
+        bounds = [piece.part.start, piece.part.stop, self.dim]
+        names = ("start", "end", "axis")
+        given = [self._numbers(name, [n]) for name, n in zip(names, bounds, strict=True)]
+        return self._node("Slice", [source, *given])
+
+    def _gather(self, value: ir.Value, plan: GatherPlan) -> ir.Value:
+        if plan.kind == "gather" or self.dim != 1:
+            return self._node(
+                "Gather", [value, self._numbers("indices", plan.indices)], {"axis": self.dim}
+            )
+        shape, axes = plan.shape, plan.axes
+        if plan.kind == "shuffle":
+            assert plan.groups is not None
+            shape, axes = (plan.groups, len(plan.indices) // plan.groups), (1, 0)
+        rank, count = len(self.shape), len(shape)
+        if rank > 2 and any(n is None for n in self.shape[2:]):
+            return self._node(
+                "Gather", [value, self._numbers("indices", plan.indices)], {"axis": self.dim}
+            )
+        return self._transposed(value, shape, axes, rank, count)
+
+    def _transposed(
+        self, value: ir.Value, shape: Sequence[int], axes: Sequence[int], rank: int, count: int
+    ) -> ir.Value:
+        """Reshape, Transpose, Reshape. The batch is copied; other sizes are one open axis."""
+        inside = self._node("Reshape", [value, self._numbers("inside", [0, *shape, -1])])
+        order = [0, *(1 + axis for axis in axes), count + 1]
+        turned = self._node("Transpose", [inside], {"perm": order})
+        sizes = self._sizes(value, rank, int(np.prod(shape)))
+        return self._node("Reshape", [turned, sizes])
+
+    def _sizes(self, value: ir.Value, rank: int, channels: int) -> ir.Value:
+        """The shape of `value`, which is the shape of the result."""
+        del rank, channels
+        return self._node("Shape", [value])
+
+    def _node(
+        self,
+        kind: str,
+        inputs: Sequence[ir.Value],
+        attributes: dict[str, int | list[int]] | None = None,
+    ) -> ir.Value:
+        held = [
+            ir.AttrInt64(name, value) if isinstance(value, int) else ir.AttrInt64s(name, value)
+            for name, value in (attributes or {}).items()
+        ]
+        wanted = f"{self.stem}.{kind.lower()}"
+        node = ir.Node("", kind, inputs, held, name=self.names.node(wanted))
+        node.outputs[0].name = self.names.value(wanted)
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def _numbers(self, name: str, numbers: Sequence[int]) -> ir.Value:
+        return constant(self.graph, f"{self.stem}.{name}", np.array(numbers, dtype=np.int64))
+
+
+_SIDES = {True: "output", False: "input"}
+
+
+def _remove_unused(graph: ir.Graph) -> None:
+    """Remove nodes and constants that nobody reads any more."""
+    for node in reversed(list(graph)):
+        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
+            graph.remove(node, safe=True)
+    for name, value in list(graph.initializers.items()):
+        if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
+            del graph.initializers[name]

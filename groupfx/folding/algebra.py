@@ -1,0 +1,292 @@
+"""The rules of operations that compute: how an order on the inputs relates to one on the output.
+
+Notation: `x[:, s]` is x with its channels in the order s, and y the output.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from . import axes as axes
+from .problem import Axis, GroupedWeight
+from .rules import (
+    RULES,
+    apply,
+    barrier,
+    channels_behind,
+    common_axis,
+    give,
+    one_input,
+    rule,
+)
+from .wiring import Graph, Natural, Operation, Parameter, Regrouped, Tracked
+
+__all__ = ["RULES", "apply"]
+
+
+@rule("size", "size, shape", "sees no order")
+def _size(graph: Graph, op: Operation) -> None:
+    give(graph, op, Natural(f"{op.name} gives them so"))
+
+
+@rule(
+    "elementwise",
+    "elementwise functions, dropout in eval, pooling, padding and resizing of other axes",
+    "`f(x[:, s]) = f(x)[:, s]`",
+)
+def _elementwise(graph: Graph, op: Operation) -> None:
+    _, value = one_input(op)
+    state = graph.state(value)
+    if isinstance(state, Natural):
+        give(graph, op, state)
+        return
+    if isinstance(state, Regrouped) or state.dim in op.numbers.get("dims", ()):
+        barrier(graph, op)
+        return
+    give(graph, op, state)
+
+
+@rule(
+    "normalise",
+    "softmax, log-softmax and normalize over all of C",
+    "`f(x[:, s]) = f(x)[:, s]`: sums over C have no order",
+)
+def _normalise(graph: Graph, op: Operation) -> None:
+    state = graph.state(one_input(op)[1])
+    if isinstance(state, Regrouped):
+        barrier(graph, op)
+    else:
+        give(graph, op, state)
+
+
+@rule(
+    "reduce",
+    "mean, sum, max and min over axes; argmax over axes other than C",
+    "over C: `f(x[:, s]) = f(x)`, the order is gone; over other axes: commutes",
+)
+def _reduce(graph: Graph, op: Operation) -> None:
+    _, value = one_input(op)
+    state, dims = graph.state(value), op.numbers["dims"]
+    tracked = isinstance(state, Tracked) and state.dim in dims
+    if isinstance(state, Regrouped) or (tracked and op.numbers.get("ordered")):
+        barrier(graph, op)
+        return
+    if isinstance(state, Natural) or state.dim in dims:
+        give(graph, op, Natural(f"{op.name} gives them so"))
+        return
+    gone = 0 if op.numbers["keep"] else sum(dim < state.dim for dim in dims)
+    give(graph, op, Tracked(state.dim - gone, state.axis))
+
+
+@rule(
+    "binary",
+    "add, sub, mul, div, min, max, pow, where of two tensors, or of a tensor and a parameter",
+    "`f(a[:, s], b[:, s]) = f(a, b)[:, s]`: one order for both; an axis of size 1 is free",
+)
+def _binary(graph: Graph, op: Operation) -> None:
+    rank = len(op.outputs[0].shape)
+    behind = channels_behind(graph, op)
+    if behind is None:
+        reasons = [graph.pin(op, slot) for slot in op.values]
+        give(graph, op, Natural(reasons[0] if reasons else f"{op.name} gives them so"))
+        return
+    dim = rank - behind
+    sides: list[tuple[int, Tracked]] = []
+    for slot, value in op.values.items():
+        own = len(value.shape) - behind
+        if own < 0 or value.shape[own] != op.outputs[0].shape[dim]:
+            # Of one channel, or without that axis: it is read alike by all.
+            graph.pin(op, slot)
+        else:
+            sides.append((slot, graph.read(op, slot, own)))
+    axis = common_axis(graph, [state.axis for _, state in sides])
+    for slot, state in sides:
+        joined = graph.agree(op, slot, state, axis)
+        axis = joined.axis
+    for parameter in op.parameters:
+        own = len(parameter.shape) - behind
+        if own >= 0 and parameter.shape[own] > 1:
+            graph.follow(parameter, own, axis)
+    give(graph, op, Tracked(dim, axis))
+
+
+@rule(
+    "per channel",
+    "BatchNorm, InstanceNorm, SyncBatchNorm",
+    "`f(x[:, s]; w[s]) = f(x; w)[:, s]` for weight, bias, running mean and variance",
+)
+def _per_channel(graph: Graph, op: Operation) -> None:
+    slot, _ = one_input(op)
+    state = graph.read(op, slot, 1)
+    given = [op.parameter(role) for role in ("weight", "bias", "mean", "variance")]
+    give(graph, op, graph.bind(op, slot, state, [(p, 0) for p in given]))
+
+
+@rule(
+    "prelu",
+    "PReLU",
+    "one parameter: free; one a channel: `f(x[:, s]; a[s]) = f(x; a)[:, s]`",
+)
+def _prelu(graph: Graph, op: Operation) -> None:
+    slot, _ = one_input(op)
+    weight = op.parameter("weight")
+    if weight is not None and math.prod(weight.shape) == 1:
+        _elementwise(graph, op)
+        return
+    dim = op.numbers.get("dim", 0)
+    state = graph.bind(op, slot, graph.read(op, slot, 1), [(weight, dim)])
+    give(graph, op, state)
+
+
+@rule(
+    "layer norm",
+    "LayerNorm, RMSNorm",
+    "over C: `f(x[:, s]; w[s]) = f(x; w)[:, s]`; over other axes: commutes",
+)
+def _layer_norm(graph: Graph, op: Operation) -> None:
+    slot, value = one_input(op)
+    state, first = graph.state(value), op.numbers.get("first", 0)
+    if "last" in op.numbers:
+        first = len(value.shape) - op.numbers["last"]
+    if isinstance(state, Natural):
+        give(graph, op, state)
+        return
+    if isinstance(state, Regrouped):
+        barrier(graph, op)
+        return
+    if state.dim >= first:
+        given = [(op.parameter(role), state.dim - first) for role in ("weight", "bias")]
+        state = graph.bind(op, slot, state, given)
+    give(graph, op, state)
+
+
+@rule(
+    "group norm",
+    "GroupNorm",
+    "`f(x[:, s]; w[s]) = f(x; w)[:, s]` where s maps whole groups to whole groups",
+)
+def _group_norm(graph: Graph, op: Operation) -> None:
+    slot, value = one_input(op)
+    axis = graph.fresh(value.shape[1])
+    graph.problem.keep_groups(axis.variable, op.numbers["groups"], f"the groups of {op.name}")
+    state = graph.lead(op, slot, graph.read(op, slot, 1), axis)
+    given = [op.parameter(role) for role in ("weight", "bias")]
+    give(graph, op, graph.bind(op, slot, state, [(p, 0) for p in given]))
+
+
+@rule(
+    "convolution",
+    "dense convolution; transposed: the two axes change places",
+    "`conv(x[:, s]; W[:, s]) = conv(x; W)`, `conv(x; W[t], b[t]) = conv(x; W, b)[:, t]`",
+)
+def _convolution(graph: Graph, op: Operation) -> None:
+    slot, _ = one_input(op)
+    weight, bias = op.parameter("weight"), op.parameter("bias")
+    assert weight is not None
+    groups, transposed = op.numbers["groups"], op.numbers["transposed"]
+    if groups > 1:
+        (_depthwise if weight.shape[0] == groups and weight.shape[1] == 1 else _grouped)(graph, op)
+        return
+    columns, rows = (0, 1) if transposed else (1, 0)
+    _project(
+        graph, op, slot, graph.read(op, slot, 1), (weight, columns), [(weight, rows), (bias, 0)], 1
+    )
+
+
+def _project(
+    graph: Graph,
+    op: Operation,
+    slot: int,
+    state: Tracked,
+    columns: tuple[Parameter, int],
+    rows: Sequence[tuple[Parameter | None, int]],
+    dim: int,
+) -> None:
+    """`y = W x + b` along channels: the columns follow the input, and y follows the rows."""
+    parameter, axis = columns
+    graph.bind(op, slot, state, [(parameter, axis)])
+    graph.problem.use_all(state.axis.variable)
+    given = [(p, d) for p, d in rows if p is not None]
+    made = graph.fresh(given[0][0].shape[given[0][1]])
+    for p, d in given:
+        graph.follow(p, d, made)
+    give(graph, op, Tracked(dim, made))
+
+
+@rule(
+    "depthwise",
+    "depthwise convolution",
+    "`conv(x[:, s]; W[s], b[s]) = conv(x; W, b)[:, s]`",
+)
+def _depthwise(graph: Graph, op: Operation) -> None:
+    slot, _ = one_input(op)
+    weight, bias = op.parameter("weight"), op.parameter("bias")
+    state = graph.bind(op, slot, graph.read(op, slot, 1), [(weight, 0), (bias, 0)])
+    give(graph, op, state)
+
+
+@rule(
+    "grouped",
+    "grouped convolution, depthwise with a multiplier",
+    "whole groups move on both sides, and channels within a group on either",
+)
+def _grouped(graph: Graph, op: Operation) -> None:
+    slot, value = one_input(op)
+    weight, bias = op.parameter("weight"), op.parameter("bias")
+    assert weight is not None
+    groups, reason = op.numbers["groups"], f"the groups of {op.name}"
+    known = graph.problem.grouped.get(weight.key)
+    if known is not None and known.groups == groups:
+        inputs, outputs = Axis(known.inputs), Axis(known.outputs)
+    else:
+        inputs = graph.fresh(value.shape[1])
+        outputs = graph.fresh(op.outputs[0].shape[1])
+        graph.problem.together(inputs.variable, outputs.variable, groups, reason)
+        if known is not None or weight.fixed is not None:
+            why = weight.fixed or f"{weight.key} is shared by convolutions of other groups"
+            graph.problem.fix(inputs.variable, why)
+            graph.problem.fix(outputs.variable, why)
+        if known is not None:
+            graph.problem.fix(known.inputs, reason)
+            graph.problem.fix(known.outputs, reason)
+        else:
+            graph.problem.grouped[weight.key] = GroupedWeight(
+                weight.key, inputs.variable, outputs.variable, groups, op.numbers["transposed"]
+            )
+    graph.group(weight)
+    if bias is not None:
+        graph.follow(bias, 0, outputs)
+    graph.lead(op, slot, graph.read(op, slot, 1), inputs)
+    graph.problem.use_all(inputs.variable)
+    give(graph, op, Tracked(1, outputs))
+
+
+@rule(
+    "linear",
+    "Linear on the last axis, a matrix product with a parameter",
+    "as a 1x1 convolution",
+)
+def _linear(graph: Graph, op: Operation) -> None:
+    slot, value = one_input(op)
+    weight, bias = op.parameter("weight"), op.parameter("bias")
+    assert weight is not None
+    rows, columns = (1, 0) if op.numbers.get("transposed") else (0, 1)
+    last = len(value.shape) - 1
+    state = graph.read(op, slot, last)
+    biases = [] if bias is None or bias.shape[-1] == 1 else [(bias, len(bias.shape) - 1)]
+    made = [(weight, rows), *biases]
+    _project(graph, op, slot, state, (weight, columns), made, len(op.outputs[0].shape) - 1)
+
+
+@rule(
+    "constant",
+    "channels that hold a parameter each, like another tensor",
+    "`expand(w[s]) = expand(w)[:, s]`; the other tensor is read for its size alone",
+)
+def _constant(graph: Graph, op: Operation) -> None:
+    weight = op.parameter("weight")
+    assert weight is not None
+    axis = graph.fresh(weight.shape[op.numbers.get("dim", 0)])
+    graph.follow(weight, op.numbers.get("dim", 0), axis)
+    give(graph, op, Tracked(1, axis))

@@ -1,0 +1,264 @@
+"""One problem for a whole graph: which tensors must have their channels in one order.
+
+A *variable* stands for the order of `units` channels. All axes that must agree share one (they are
+united): a residual stream, a BatchNorm's four vectors, axis 0 of a weight and what it puts out. A
+*link* stands where an order may change: a gather, a slice, a concatenation that the graph has, or
+the input of an operation that does not take every order. It costs the bytes that it moves, unless
+the orders on its two sides make it nothing, a slice, or a plain concatenation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .orders import Order, expanded, first_appearance, group_order, identity, inverse
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis of `outer * units * inner` positions, whose units are in the order of a variable."""
+
+    variable: int
+    outer: int = 1
+    inner: int = 1
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a link stands: in front of input `slot` of a node, or (None) in place of the node.
+
+    Where a node gives several values, `output` says which one the link gives.
+    """
+
+    node: Hashable
+    slot: int | None
+    name: str
+    output: int = 0
+
+
+@dataclass(frozen=True)
+class Link:
+    """`target[j] = concatenated sources[reads[j]]` along axis `dim`, over channels as they were.
+
+    `moved` is how many bytes a sample the target has, `values` are the tensors that are read.
+    """
+
+    place: Place
+    target: Axis
+    sources: tuple[Axis, ...]
+    values: tuple[Hashable, ...]
+    reads: Order = field(compare=False)
+    dim: int = 1
+    moved: int = 0
+
+    @property
+    def given(self) -> bool:
+        """Whether the graph has it already, and not only room for it."""
+        return self.place.slot is None
+
+
+@dataclass(frozen=True)
+class Absorbed:
+    """Axis `dim` of the parameter `key` is in the order of `axis`."""
+
+    key: Hashable
+    dim: int
+    axis: Axis
+
+
+@dataclass(frozen=True)
+class GroupedWeight:
+    """The weight of a grouped convolution from `inputs` to `outputs`, both whole axes of groups.
+
+    `[outputs, inputs / groups, ...]`, or where `transposed` `[inputs, outputs / groups, ...]`.
+    """
+
+    key: Hashable
+    inputs: int
+    outputs: int
+    groups: int
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class Together:
+    """The groups of two variables are in the same order."""
+
+    first: int
+    second: int
+    groups: int
+
+
+class Problem:
+    """Variables, what constrains them, links between them, and the parameters that follow them."""
+
+    def __init__(self) -> None:
+        self.links: list[Link] = []
+        self.absorbed: dict[tuple[Hashable, int], Absorbed] = {}
+        self.grouped: dict[Hashable, GroupedWeight] = {}
+        self.pairs: list[Together] = []
+        self._units: list[int] = []
+        self._parents: list[int] = []
+        self._fixed: dict[int, str] = {}
+        self._groups: dict[int, dict[int, str]] = defaultdict(dict)
+        self._used: set[int] = set()
+
+    # Variables
+
+    def variable(self, units: int, fixed: str | None = None) -> int:
+        """A new order of `units` channels; `fixed` says why it must stay as it is."""
+        self._units.append(units)
+        self._parents.append(len(self._parents))
+        made = len(self._parents) - 1
+        if fixed is not None:
+            self._fixed[made] = fixed
+        return made
+
+    def find(self, variable: int) -> int:
+        """The one that stands for all that are united with `variable`."""
+        root = variable
+        while self._parents[root] != root:
+            root = self._parents[root]
+        while self._parents[variable] != root:
+            self._parents[variable], variable = root, self._parents[variable]
+        return root
+
+    def units(self, variable: int) -> int:
+        """How many channels a variable orders."""
+        return self._units[variable]
+
+    def length(self, axis: Axis) -> int:
+        """How many positions an axis has."""
+        return axis.outer * self._units[axis.variable] * axis.inner
+
+    def roots(self) -> list[int]:
+        """A variable of each class, in the order in which they were made."""
+        return [v for v, parent in enumerate(self._parents) if v == parent]
+
+    def unite(self, first: int, second: int) -> None:
+        """Give two variables one order, under what constrains either."""
+        keep, gone = self.find(first), self.find(second)
+        if keep == gone:
+            return
+        if self._units[keep] != self._units[gone]:
+            raise ValueError(f"{self._units[keep]} channels cannot agree with {self._units[gone]}")
+        if keep > gone:
+            keep, gone = gone, keep
+        self._parents[gone] = keep
+        if gone in self._fixed:
+            self._fixed.setdefault(keep, self._fixed.pop(gone))
+        self._groups[keep].update(self._groups.pop(gone, {}))
+        if gone in self._used:
+            self._used.add(keep)
+
+    def fix(self, variable: int, reason: str) -> None:
+        """Leave the order of a variable as it is."""
+        self._fixed.setdefault(self.find(variable), reason)
+
+    def keep_groups(self, variable: int, groups: int, reason: str) -> None:
+        """Allow orders only in which each of so many equal groups is whole."""
+        self._groups[self.find(variable)].setdefault(groups, reason)
+
+    def together(self, first: int, second: int, groups: int, reason: str) -> None:
+        """Keep groups whole on both sides, and in the same order."""
+        self.keep_groups(first, groups, reason)
+        self.keep_groups(second, groups, reason)
+        self.pairs.append(Together(first, second, groups))
+
+    def use_all(self, variable: int) -> None:
+        """Something reads every channel of a variable: none of them is dead."""
+        self._used.add(self.find(variable))
+
+    def fixed(self, variable: int) -> str | None:
+        """Why a variable must stay as it is, or None."""
+        return self._fixed.get(self.find(variable))
+
+    def groups(self, variable: int) -> Mapping[int, str]:
+        """The numbers of groups that must be whole, each with the reason."""
+        return self._groups.get(self.find(variable), {})
+
+    def constrained(self, variable: int) -> bool:
+        """Whether some orders of a variable are not allowed."""
+        return self.fixed(variable) is not None or bool(self.groups(variable))
+
+    def all_used(self, variable: int) -> bool:
+        """Whether something beside links reads every channel."""
+        return self.find(variable) in self._used
+
+    def allows(self, variable: int, order: Order) -> bool:
+        """Whether a variable may have this order, as far as it alone decides."""
+        if self.fixed(variable) is not None:
+            return bool((order == identity(len(order))).all())
+        return all(group_order(order, groups) is not None for groups in self.groups(variable))
+
+    # Links and parameters
+
+    def link(self, link: Link) -> None:
+        """Add a place where an order may change."""
+        self.links.append(link)
+
+    def absorb(self, key: Hashable, dim: int, axis: Axis) -> None:
+        """Bind an axis of a parameter; it must be free or bound to a like axis."""
+        known = self.absorbed.setdefault((key, dim), Absorbed(key, dim, axis))
+        self.unite(known.axis.variable, axis.variable)
+
+    def bound(self, key: Hashable, dim: int) -> Axis | None:
+        """What an axis of a parameter follows, if it follows anything yet."""
+        known = self.absorbed.get((key, dim))
+        return None if known is None else known.axis
+
+
+Orders = Mapping[int, Order]
+"""An order for each root of a problem."""
+
+
+def axis_order(problem: Problem, axis: Axis, orders: Orders) -> Order:
+    """The order of all positions of an axis."""
+    return expanded(orders[problem.find(axis.variable)], axis.outer, axis.inner)
+
+
+def positions(problem: Problem, link: Link, orders: Orders) -> Order:
+    """Where, in the concatenated sources as they are laid out, each target position reads."""
+    reads = link.reads[axis_order(problem, link.target, orders)]
+    return _laid_out(problem, link, orders)[reads]
+
+
+def wanted_by_sources(problem: Problem, link: Link, orders: Orders) -> Order:
+    """The order of the target's units under which `link` moves the least, given its sources'."""
+    sequence = np.argsort(_laid_out(problem, link, orders)[link.reads], kind="stable")
+    units = _units(problem, link.target)
+    return first_appearance((sequence // link.target.inner) % units, units)
+
+
+def wanted_by_target(problem: Problem, link: Link, source: int, order: Order) -> Order:
+    """The order of the units of source number `source` in which a target in `order` reads them."""
+    axis = link.sources[source]
+    before = sum(problem.length(other) for other in link.sources[:source])
+    read = link.reads[expanded(order, link.target.outer, link.target.inner)] - before
+    own = read[(read >= 0) & (read < problem.length(axis))]
+    units = _units(problem, axis)
+    return first_appearance((own // axis.inner) % units, units)
+
+
+def _laid_out(problem: Problem, link: Link, orders: Orders) -> Order:
+    """Where each channel of the concatenated sources lies."""
+    where, offset = [], 0
+    for axis in link.sources:
+        order = axis_order(problem, axis, orders)
+        where.append(inverse(order) + offset)
+        offset += len(order)
+    return np.concatenate(where)
+
+
+def _units(problem: Problem, axis: Axis) -> int:
+    return problem.units(axis.variable)
+
+
+def bytes_of(shape: Sequence[int], itemsize: int) -> int:
+    """Bytes of one sample of a tensor with a batch in front."""
+    return math.prod(shape[1:]) * itemsize

@@ -1,0 +1,86 @@
+"""What a rule is, the table of all, and what rules share; `algebra` and `axes` hold them.
+
+An operation that no rule knows is a barrier: its inputs are put back in order, and its output is
+as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .problem import Axis
+from .wiring import Graph, Natural, Operation, Tracked, Value
+
+Apply = Callable[[Graph, Operation], None]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What happens to an order at one kind of operation.
+
+    `operations` says which they are and `text` what the rule is, for the table in the docs.
+    """
+
+    name: str
+    operations: str
+    text: str
+    apply: Apply
+
+
+RULES: dict[str, Rule] = {}
+
+
+def rule(name: str, operations: str, text: str) -> Callable[[Apply], Apply]:
+    """Enter a function into the table as the rule of some operations."""
+
+    def add(apply: Apply) -> Apply:
+        RULES[name] = Rule(name, operations, text, apply)
+        return apply
+
+    return add
+
+
+def apply(graph: Graph, op: Operation) -> None:
+    """Add to the problem of `graph` what the rule of `op` says."""
+    RULES[op.rule].apply(graph, op)
+    graph.close(op)
+
+
+def one_input(op: Operation) -> tuple[int, Value]:
+    """The only input that is a tensor."""
+    ((slot, value),) = op.values.items()
+    return slot, value
+
+
+def give(graph: Graph, op: Operation, state: Tracked | Natural) -> None:
+    """Every output of `op` is in that state."""
+    for value in op.outputs:
+        graph.set(value, state)
+
+
+@rule("barrier", "anything else; inputs and outputs of the model", "kept: channels as they were")
+def barrier(graph: Graph, op: Operation) -> None:
+    """Channels as they were, on both sides."""
+    for slot in op.values:
+        graph.pin(op, slot)
+    give(graph, op, Natural(f"{op.name} gives them so"))
+
+
+def channels_behind(graph: Graph, op: Operation) -> int | None:
+    """How far from the end the axis with channels is, where a tensor has one to be followed."""
+    for value in op.values.values():
+        state = graph.state(value)
+        if isinstance(state, Tracked) and value.shape[state.dim] > 1:
+            return len(value.shape) - state.dim
+    return None
+
+
+def common_axis(graph: Graph, axes: list[Axis]) -> Axis:
+    """The axis that all sides are to follow: one that nothing constrains, or one of its own."""
+    free = [axis for axis in axes if not graph.problem.constrained(axis.variable)]
+    if free:
+        return free[0]
+    if all(graph.same(axes[0], axis) for axis in axes):
+        return axes[0]
+    return graph.fresh(graph.problem.length(axes[0]))

@@ -1,0 +1,234 @@
+"""Nodes of a torch graph in the words of the folding rules, in each dialect that a graph may have.
+
+Modules are known by their exact class, everything else by name. What is not here is a barrier.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from torch import Tensor, fx, nn
+
+from ..convs.spec import BATCHNORMS
+from ..folding.wiring import Operation, Parameter, Value
+from ..nn import ChannelGather, ChannelShuffle, ChannelTranspose, ConstantChannels
+from ..plan.channels import shuffle_permutation
+from .channel_calls import (
+    Call,
+    Found,
+    Numbers,
+    call_of,
+    convolution,
+    first_argument,
+    parts_of,
+    rule_of,
+)
+
+_FIRST_AXES = 2
+"""The map of a state_dict speaks of rows and columns."""
+
+
+_MODULES: Mapping[type[nn.Module], str] = {
+    **dict.fromkeys(
+        (
+            nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU,
+            nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh,
+            nn.Softplus, nn.Softsign, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d,
+            nn.AlphaDropout, nn.LogSigmoid, nn.Softshrink, nn.Hardshrink, nn.Tanhshrink,
+            nn.Threshold, nn.RReLU,
+        ),
+        "relu",
+    ),
+    **dict.fromkeys(
+        (
+            nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
+            nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d,
+            nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d, nn.LPPool1d, nn.LPPool2d,
+            nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d,
+            nn.ConstantPad3d, nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d,
+            nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d, nn.Upsample,
+            nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d,
+        ),
+        "avg_pool2d",
+    ),
+    nn.Flatten: "flatten", nn.Unflatten: "unflatten", nn.Softmax: "softmax",
+    nn.LogSoftmax: "log_softmax",
+}  # fmt: skip
+
+_CHANNEL_MODULES = (
+    ChannelGather, ChannelShuffle, ChannelTranspose, ConstantChannels,
+    nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle,
+)  # fmt: skip
+
+_PER_CHANNEL = (
+    *BATCHNORMS, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
+)  # fmt: skip
+
+
+class TorchRules:
+    """The operations of a graph whose nodes know their shapes."""
+
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        shapes: Mapping[fx.Node, tuple[int, ...]],
+        fixed: Callable[[Tensor], str | None],
+        hooks: Callable[[nn.Module], list[str]],
+    ) -> None:
+        self.module = module
+        self._shapes = shapes
+        self._fixed = fixed
+        self._hooks = hooks
+        self._keys: dict[int, str] = {}
+        named = (
+            *module.named_parameters(remove_duplicate=False),
+            *module.named_buffers(remove_duplicate=False),
+        )
+        for name, tensor in named:
+            self._keys.setdefault(id(tensor), name)
+
+    def operation(self, node: fx.Node) -> Operation | None:
+        """`node` as the rules see it; None for what is no operation."""
+        if node.op in ("placeholder", "get_attr") or self._is_parts(node):
+            return None
+        found = self._found(node)
+        if found is not None and found[0] == "size":
+            return None
+        inputs = self._inputs(node)
+        outputs = (self._value(node),) if node in self._shapes else ()
+        values = [v for v in inputs.values() if isinstance(v, Value)]
+        if found is None or not outputs or not values:
+            return self._barrier(node, inputs, outputs)
+        rule, numbers = found
+        source = numbers.pop("source", first_argument(node))
+        if rule == "elementwise" and len(inputs) > 1:
+            rule = "binary"
+        if rule not in ("binary", "concat"):
+            if source not in self._shapes or source.op == "get_attr":
+                return self._barrier(node, inputs, outputs)
+            inputs = {0: self._value(source)}
+        elif any(not v.shape for v in values):
+            return self._barrier(node, inputs, outputs)
+        return Operation(rule, node, self._name(node), inputs, outputs, numbers)
+
+    def _barrier(
+        self, node: fx.Node, inputs: dict[int, Value | Parameter], outputs: tuple[Value, ...]
+    ) -> Operation:
+        held: Numbers = {}
+        if node.op == "call_module":
+            module = self.module.get_submodule(str(node.target))
+            tensors = (*module.parameters(), *module.buffers())
+            held = {f"held {k}": self.parameter(t) for k, t in enumerate(tensors)}
+        return Operation("barrier", node, self._name(node), inputs, outputs, held)
+
+    def _is_parts(self, node: fx.Node) -> bool:
+        """Whether a node gives several slices of one tensor, each of which is read by number."""
+        return (
+            node not in self._shapes
+            and parts_of(call_of(node, self)) is not None
+            and all(
+                user.op == "call_function"
+                and user.target is operator.getitem
+                and isinstance(user.args[1], int)
+                for user in node.users
+            )
+        )
+
+    def _name(self, node: fx.Node) -> str:
+        return str(node.target) if node.op == "call_module" else node.name
+
+    def _inputs(self, node: fx.Node) -> dict[int, Value | Parameter]:
+        return {k: self.stored(n) or self._value(n) for k, n in enumerate(node.all_input_nodes)}
+
+    def _value(self, node: fx.Node) -> Value:
+        return Value(node, self.shape(node), 4)
+
+    def shape(self, node: fx.Node) -> tuple[int, ...]:
+        """The shape of what a node gives; nothing where it gives no tensor."""
+        return self._shapes.get(node, ())
+
+    def stored(self, node: fx.Node) -> Parameter | None:
+        """The stored tensor that a node reads."""
+        if node.op != "get_attr":
+            return None
+        path, _, name = str(node.target).rpartition(".")
+        tensor = getattr(self.module.get_submodule(path), name)
+        return self.parameter(tensor) if isinstance(tensor, Tensor) else None
+
+    def parameter(self, tensor: Tensor) -> Parameter:
+        """A stored tensor, by the first of its names."""
+        key = self._keys.get(id(tensor))
+        if key is None:
+            return Parameter(id(tensor), tuple(tensor.shape), "a tensor that no module holds")
+        return Parameter(key, tuple(tensor.shape), self._fixed(tensor), _FIRST_AXES)
+
+    def _found(self, node: fx.Node) -> Found | None:
+        if node.op == "output":
+            return None
+        if node.op == "call_module":
+            module = self.module.get_submodule(str(node.target))
+            if self._hooks(module) or nn.utils.parametrize.is_parametrized(module):
+                return None
+            return self._of_module(node, module)
+        return rule_of(call_of(node, self))
+
+    def _of_module(self, node: fx.Node, module: nn.Module) -> Found | None:
+        kind = type(module)
+        if kind in _MODULES:
+            if getattr(module, "return_indices", False) or len(node.all_input_nodes) != 1:
+                return None
+            return rule_of(Call(node, _MODULES[kind], self))
+        read = convolution(node, self) or _module_channels(self, module, node)
+        if read is not None:
+            return read
+        given = {name: None if t is None else self.parameter(t) for name, t in _tensors(module)}
+        return _of_parametrised(module, given)
+
+
+def _tensors(module: nn.Module) -> list[tuple[str, Tensor | None]]:
+    return [*module._parameters.items(), *module._buffers.items()]
+
+
+def _of_parametrised(module: nn.Module, given: Mapping[str, Parameter | None]) -> Found | None:
+    """A module of torch's own with tensors, of exactly that class."""
+    weight, bias = given.get("weight"), given.get("bias")
+    if type(module) in _PER_CHANNEL:
+        mean, variance = given.get("running_mean"), given.get("running_var")
+        return "per channel", {"weight": weight, "bias": bias, "mean": mean, "variance": variance}
+    if type(module) is nn.Linear:
+        return "linear", {"weight": weight, "bias": bias}
+    if type(module) is nn.GroupNorm:
+        return "group norm", {"weight": weight, "bias": bias, "groups": module.num_groups}
+    if type(module) is nn.PReLU:
+        return "prelu", {"weight": weight}
+    layers = nn.LayerNorm, nn.RMSNorm
+    if type(module) in layers and isinstance(module, layers):
+        return "layer norm", {"weight": weight, "bias": bias, "last": len(module.normalized_shape)}
+    return None
+
+
+def _module_channels(rules: TorchRules, module: nn.Module, node: fx.Node) -> Found | None:
+    """A module that moves channels and has no tensors that are trained."""
+    kind, shape = type(module), rules.shape(node)
+    if kind not in _CHANNEL_MODULES:
+        # Another class's forward is its own.
+        return None
+    if isinstance(module, ChannelGather):
+        order: Sequence[int] = module.channels
+    elif isinstance(module, (ChannelShuffle, nn.ChannelShuffle)) and shape:
+        order = shuffle_permutation(shape[1], module.groups)
+    elif isinstance(module, ChannelTranspose):
+        channels = np.arange(math.prod(module.shape)).reshape(module.shape)
+        order = channels.transpose(module.axes).ravel().tolist()
+    elif isinstance(module, ConstantChannels) and isinstance(module.bias, nn.Parameter):
+        return "constant", {"weight": rules.parameter(module.bias)}
+    elif isinstance(module, nn.PixelShuffle):
+        return "pixel shuffle", {"block": module.upscale_factor**2, "up": True}
+    elif isinstance(module, nn.PixelUnshuffle):
+        return "pixel shuffle", {"block": module.downscale_factor**2, "up": False}
+    else:
+        return None
+    return "select", {"dim": 1, "reads": [np.array(order)]}

@@ -1,0 +1,34 @@
+"""Move every channel permutation through the graph into the weights around it.
+
+Before:  y = conv_2(relu(bn(conv_1(x)))[:, p])
+After:   y = conv_2(relu(bn'(conv_1'(x))))          rows p of conv_1, entries p of bn
+
+Each tensor gets an order of its channels, and whatever computes it follows: `conv(x; W[s], b[s])`
+is `conv(x; W, b)[:, s]`, and `conv(x[:, s]; W[:, s])` is `conv(x; W)`. All orders are chosen at
+once, so that the fewest bytes are moved at run time: both sides of a sum share one, groups of a
+convolution stay whole, inputs and outputs of the model stay as they are. Where no order suits, a
+gather stays, in its cheapest spelling. `groupfx.folding.algebra` has the rule of each operation.
+
+Weights are reordered and nothing is computed anew, so every sum has the terms that it had.
+"""
+
+from dataclasses import dataclass
+
+from groupfx.folding.fold import Fold, fold
+from groupfx.folding.problem import Problem
+from groupfx.rewriting.graph_pass import GraphPass
+
+
+@dataclass(frozen=True)
+class FoldPermutations(GraphPass):
+    """Channel permutations disappear into neighbouring weights; the fewest bytes are gathered."""
+
+    refuses = (
+        "a permutation between two tensors whose order something else decides (a residual sum, "
+        "groups, inputs and outputs of the model); the report names each, with its bytes",
+        "operations that no rule knows: they get their channels as they were",
+        "tensors that are tied or parametrised, where one order does not suit every use",
+    )
+
+    def plan_graph(self, problem: Problem) -> Fold:
+        return fold(problem)
