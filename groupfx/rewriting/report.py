@@ -11,6 +11,7 @@ from ..folding.fold import Fold
 from ..running.totals import Complexity
 from ..tracing.program import Fragment
 from ..verify import Change, ModelVerdict, SiteVerdict
+from .report_text import report_text
 
 SCHEMA = "groupfx.report/1"
 
@@ -122,6 +123,10 @@ class Report:
             for site in self.sites
         ]
         return replace(self, sites=tuple(sites))
+
+    def __str__(self) -> str:
+        """The table that the command line prints, and the verdict."""
+        return report_text(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data with the schema's name and version, ready for JSON."""

@@ -13,6 +13,7 @@ from ..state.map import StateDictMap
 from ..tracing import CannotTrace, Program, export_program
 from ..verify import compare_models
 from .report import Report
+from .report_text import summary, verdict
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,16 @@ class Result:
     report: Report
     state_dict_map: StateDictMap
     program: Program
+
+    def __repr__(self) -> str:
+        """Three lines: the model, what was done, and whether it is the same function."""
+        number = sum(parameter.numel() for parameter in self.model.parameters())
+        left = f" {len(self.report.skipped)} left." if self.report.skipped else ""
+        return (
+            f"Result: {type(self.model).__name__} with {number:,} parameters\n"
+            f"  {summary(self.report)}{left}\n"
+            f"  {verdict(self.report)}"
+        )
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the model as plain data that `groupfx.load` reads without trust.

@@ -9,6 +9,7 @@ from rich.text import Text
 from ...folding.fold import Fold
 from ...plan.notes import Note
 from ...rewriting import Report, RewrittenSite
+from ...rewriting.report_text import TITLES, UNSEEN, check_word, site_row
 from ...running.totals import Totals
 from ..input.model_file import OpenedFile
 from .numbers import count, plural, short, sizes
@@ -20,9 +21,8 @@ WAYS = {
     "modules": "by its convolution modules, which are swapped in a copy",
     "export": "exported as one graph",
 }
-_FULL = [Column(t) for t in ("site", "kind", "before", "after", "branches", "check")]
+_FULL = [Column(title) for title in TITLES]
 _BRIEF = [Column(t) for t in ("site", "kind", "before", "after", "check")]
-_UNSEEN = "*"
 _NAMES_SHOWN = 3
 _WRONG_SHOWN = 5
 _FEW_NOTES = 2
@@ -68,7 +68,7 @@ def _show_sites(screen: Screen, report: Report) -> None:
     screen.table(full, brief)
     if any(site.observable is False for site in report.sites):
         screen.paragraph(
-            f"{_UNSEEN} not observable end to end: its weights do not reach the output now, so "
+            f"{UNSEEN} not observable end to end: its weights do not reach the output now, so "
             "only the check of the site itself tells"
         )
     _show_notes(screen, report.sites)
@@ -92,7 +92,7 @@ def _show_notes(screen: Screen, sites: Sequence[RewrittenSite]) -> None:
 
 
 def _full_row(site: RewrittenSite) -> tuple[str | Text, ...]:
-    return (site.name, site.kind, site.before, site.after, str(site.branches), _check(site))
+    return (*site_row(site)[:-1], _check(site))
 
 
 def _brief_row(site: RewrittenSite) -> tuple[str | Text, ...]:
@@ -106,12 +106,8 @@ def _brief_row(site: RewrittenSite) -> tuple[str | Text, ...]:
 
 
 def _check(site: RewrittenSite) -> Text:
-    mark = _UNSEEN if site.observable is False else ""
-    if site.verdict is None:
-        return Text("not checked", style="yellow")
-    if not site.verdict.ok:
-        return Text(f"MISMATCH{mark}", style="bold red")
-    return Text(f"{'identical' if site.verdict.identical else 'within bound'}{mark}", style="green")
+    style = "yellow" if site.verdict is None else "green" if site.verdict.ok else "bold red"
+    return Text(check_word(site), style=style)
 
 
 def _show_summary(screen: Screen, report: Report) -> None:

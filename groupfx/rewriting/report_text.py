@@ -1,0 +1,72 @@
+"""A report as plain text: the rows of its table, and what is said below it.
+
+The command line shows the same rows, with colours and fitted to a terminal.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .report import Report, RewrittenSite
+
+TITLES = ("site", "kind", "before", "after", "branches", "check")
+UNSEEN = "*"
+_GAP = "  "
+
+
+def check_word(site: RewrittenSite) -> str:
+    """What came of the check of a site; with `*`, its weights do not reach the output now."""
+    mark = UNSEEN if site.observable is False else ""
+    if site.verdict is None:
+        return "not checked"
+    if not site.verdict.ok:
+        return f"MISMATCH{mark}"
+    return f"{'identical' if site.verdict.identical else 'within bound'}{mark}"
+
+
+def site_row(site: RewrittenSite) -> tuple[str, ...]:
+    """The cells of a site, under `TITLES`."""
+    words = (site.name, site.kind, site.before, site.after)
+    return (*words, str(site.branches), check_word(site))
+
+
+def report_text(report: Report) -> str:
+    """The whole report in lines: the table, how many sites, what was left and why, the verdict."""
+    lines = _aligned([TITLES, *map(site_row, report.sites)]) if report.sites else []
+    lines += [*([""] if lines else []), summary(report)]
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for site in report.skipped:
+        reasons[site.reason].append(site.name)
+    for reason, names in reasons.items():
+        lines.append(f"left: {', '.join(names)}: {reason}")
+    return "\n".join([*lines, verdict(report)])
+
+
+def summary(report: Report) -> str:
+    """How many sites were rewritten, and by what."""
+    number, branches = len(report.sites), sum(site.branches for site in report.sites)
+    if not number:
+        return "Nothing to rewrite."
+    names = ", ".join(dict.fromkeys(site.pass_name for site in report.sites))
+    return (
+        f"{number:,} site{'s' * (number != 1)} rewritten by {names}, "
+        f"{branches:,} branch{'es' * (branches != 1)}."
+    )
+
+
+def verdict(report: Report) -> str:
+    """Whether the function is the same."""
+    if not report.verified:
+        return "Not checked." if report.ok else "NOT the same function."
+    return "Same function, checked in float64." if report.ok else "NOT the same function."
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        _GAP.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
