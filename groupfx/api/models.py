@@ -204,6 +204,7 @@ def _unreadable(site: UnreadableSite) -> FoundSite:
     )
 
 
+@alone
 def rewrite(
     model: nn.Module,
     inputs: object = None,

@@ -36,6 +36,7 @@ from ..files.existing import require_file
 from ..files.models import read_model
 from ..passes import PASSES, pass_class
 from ..rewriting import Pass, Result
+from ..running.alone import alone
 from ..running.guess import infer_inputs
 from ..running.inputs import ExampleInputs
 from ..targets import target_named
@@ -49,6 +50,7 @@ Data = Mapping[str, Array] | str | Path
 ONNX = ".onnx"
 
 
+@alone
 def export(
     model: Model,
     inputs: object = None,
@@ -105,6 +107,7 @@ def export(
     return prepare_export(plain, example, options).write(Path(path), overwrite=overwrite)
 
 
+@alone
 def validate(
     reference: Side,
     candidate: Side,

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..convs.spec import shape_of_weight
 from ..errors import ModelError, kind_and_line
+from .alone import alone
 from .inputs import ExampleInputs
 from .unchanged import evaluate, unchanged
 
@@ -39,6 +40,7 @@ class InferredInputs(NamedTuple):
     layer: str | None = None
 
 
+@alone
 def infer_inputs(model: nn.Module) -> InferredInputs:
     """Guess inputs that `model` takes: random, in batches of 2, tried in eval mode.
 
