@@ -2,10 +2,12 @@
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
-from groupfx.errors import UsageError
+from groupfx.errors import UsageError, kind_and_line, no_exit
 
 if TYPE_CHECKING:
     from groupfx.rewriting import Pass
@@ -33,7 +35,9 @@ __all__ = [
     "FreezeLearnedGroups",
     "SplitGroupedConv",
     "make_pass",
+    "name_and_options",
     "pass_class",
+    "pass_names",
 ]
 
 _CLASSES = {target.rpartition(":")[2]: target for target in PASSES.values()}
@@ -50,22 +54,70 @@ def _load(target: str) -> Any:
     return getattr(import_module(module), attribute)
 
 
+def pass_names() -> tuple[str, ...]:
+    """Names of the passes: ours, and those of other packages (entry points `groupfx.passes`)."""
+    return (*PASSES, *(name for name in _others() if name not in PASSES))
+
+
+def _others() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=_GROUP)}
+
+
 def pass_class(name: str) -> "type[Pass[Any]]":
-    """The class of the pass called `name`; UsageError with the nearest name if there is none."""
+    """The class of the pass called `name`; UsageError with the nearest name if there is none.
+
+    `file.py:Class` and `package.module:Class` name one that is not installed, whose code runs.
+    """
     if name in PASSES:
         found: type[Pass[Any]] = _load(PASSES[name])
         return found
-    near = difflib.get_close_matches(name, PASSES, n=1, cutoff=0.4)
+    others = _others()
+    if name in others or ":" in name:
+        return _foreign(name, others.get(name))
+    names = pass_names()
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise UsageError(f"there is no pass {name!r}: {hint}the passes are {', '.join(PASSES)}")
+    raise UsageError(f"there is no pass {name!r}: {hint}the passes are {', '.join(names)}")
+
+
+def _foreign(name: str, entry: EntryPoint | None) -> "type[Pass[Any]]":
+    # torch is not needed to say what is wrong with the name of a pass of ours.
+    from groupfx.files.models.factories import named
+    from groupfx.rewriting import Pass
+
+    with no_exit(f"-p {name}", UsageError):
+        try:
+            found = named(name, "-p") if entry is None else entry.load()
+        except (ImportError, AttributeError) as error:
+            raise UsageError(f"-p {name} cannot be loaded: {kind_and_line(error)}") from error
+    is_pass = isinstance(found, type) and issubclass(found, Pass) and is_dataclass(found)
+    if not is_pass:
+        raise UsageError(
+            f"-p {name}: this is no pass: derive a frozen dataclass from groupfx.rewriting.Pass"
+        )
+    made: type[Pass[Any]] = found
+    return made
+
+
+_GROUP = "groupfx.passes"
+
+
+def name_and_options(text: str) -> tuple[str, str]:
+    """`name:options` in two; a `name` that says where its class is holds a colon itself."""
+    name, _, rest = text.partition(":")
+    kind, _, options = rest.partition(":")
+    a_place = name.endswith(".py") or all(part.isidentifier() for part in name.split("."))
+    a_class = all(part.isidentifier() for part in kind.split("."))
+    return (f"{name}:{kind}", options) if a_place and a_class else (name, rest)
 
 
 def make_pass(text: str) -> "Pass[Any]":
     """A pass from `name` or `name:option=value,option=value`.
 
-    An option that takes several values is given several times: `only=stem,only=layer1.*`.
+    The name may also be `file.py:Class` or `package.module:Class`. An option that takes several
+    values is given several times: `only=stem,only=layer1.*`.
     """
-    name, _, rest = text.partition(":")
+    name, rest = name_and_options(text)
     values: dict[str, list[str]] = {}
     for part in rest.split(",") if rest else ():
         option, equals, value = part.partition("=")

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.text import Text
 
-from ...passes import PASSES, pass_class
+from ...passes import pass_class, pass_names
 from ...targets import target_named, targets
 from ..input.files import STDOUT, check_folder, write_json
 from ..input.options import PassesCommand
@@ -17,7 +17,7 @@ SCHEMA = "groupfx.passes/1"
 def run_passes(options: PassesCommand) -> int:
     """Show all passes, or one."""
     check_folder(options.json, "--json")
-    names = list(PASSES) if options.name is None else [options.name]
+    names = list(pass_names()) if options.name is None else [options.name]
     entries = [_entry(name) for name in names]
     pipelines = {target.name: list(target.passes) for target in (target_named(None), *targets())}
     screen = Screen(data=options.json != STDOUT)

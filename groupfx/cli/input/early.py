@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ...errors import FileError, UsageError
 from ...files.existing import require_model
-from ...passes import PASSES, pass_class
+from ...passes import PASSES, name_and_options, pass_class
 from ...targets import target_named
 from .options import GroupsCommand
 
@@ -14,7 +14,7 @@ def require_names(passes: Sequence[str] | None, target: str | None) -> None:
     if passes and target is not None:
         raise UsageError("give -p or --target, not both: a target is a list of passes")
     for text in passes or ():
-        name = text.partition(":")[0]
+        name, _ = name_and_options(text)
         if name not in PASSES:
             pass_class(name)
     target_named(target)

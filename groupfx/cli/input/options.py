@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import typer
 
 from ...files.existing import factory_in
-from ...passes import PASSES
+from ...passes import pass_names
 from ...targets import targets
 from .files import ONNX
 from .signature import argument, option
@@ -32,7 +32,7 @@ _MESSAGES = "Messages"
 
 def complete_pass(incomplete: str) -> Iterable[str]:
     """Names of passes for shell completion, from the table: no class is loaded."""
-    return [name for name in PASSES if name.startswith(incomplete)]
+    return [name for name in pass_names() if name.startswith(incomplete)]
 
 
 def complete_target(incomplete: str) -> Iterable[str]:
@@ -110,8 +110,9 @@ class Chosen:
         "-p",
         panel=_REWRITE,
         metavar="PASS",
-        help="A pass, with its options after a colon: name:option=value,option=value. May be "
-        "repeated; they run in this order. 'groupfx passes' lists them.",
+        help="A pass, with its options after a colon: name:option=value,option=value; or one of "
+        "your own: file.py:Class. May be repeated; they run in this order. 'groupfx passes' lists "
+        "them.",
         complete=complete_pass,
     )
     target: str | None = option(

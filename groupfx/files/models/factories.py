@@ -26,15 +26,12 @@ def build(
     imported and runs. Raises `UsageError`, chained to what the factory raised; that it ends the
     program counts as raising.
     """
-    place, _, name = arch.rpartition(":")
-    if not place or not name or not all(part.isidentifier() for part in name.split(".")):
-        raise UsageError(f"--arch {arch!r} is not understood: {_FORM}")
     given = dict(arguments or {})
     if not all(isinstance(key, str) for key in given):
         raise UsageError("the arguments of --arch are a JSON object of keyword arguments")
     with searched(python_path), no_exit(f"--arch {arch}", UsageError):
-        module = _import_file(Path(place)) if place.endswith(".py") else _import_name(place)
-        factory = _attribute(module, name, place)
+        factory = named(arch, "--arch")
+        name = arch.rpartition(":")[2]
         if isinstance(factory, nn.Module):
             return factory
         if not callable(factory):
@@ -53,6 +50,19 @@ def build(
     return model
 
 
+def named(text: str, option: str) -> Any:
+    """What `package.module:name` or `file.py:name`, given to `option`, names; it is imported.
+
+    Raises `UsageError`.
+    """
+    place, _, name = text.rpartition(":")
+    if not place or not name or not all(part.isidentifier() for part in name.split(".")):
+        raise UsageError(f"{option} {text!r} is not understood: {_FORM}")
+    in_file = place.endswith(".py")
+    module = _import_file(Path(place), option) if in_file else _import_name(place, option)
+    return _attribute(module, name, place, option)
+
+
 @contextlib.contextmanager
 def searched(folders: Sequence[Path]) -> Iterator[None]:
     """Look for Python modules in `folders` first. Raises `UsageError` for one that is none."""
@@ -68,30 +78,30 @@ def searched(folders: Sequence[Path]) -> Iterator[None]:
         sys.path[:] = before
 
 
-def _import_name(place: str) -> ModuleType:
+def _import_name(place: str, option: str) -> ModuleType:
     if not all(part.isidentifier() for part in place.split(".")):
-        raise UsageError(f"--arch {place!r} is neither a module nor a .py file: {_FORM}")
+        raise UsageError(f"{option} {place!r} is neither a module nor a .py file: {_FORM}")
     try:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:
         if error.name is not None and (place == error.name or place.startswith(f"{error.name}.")):
             raise UsageError(
-                f"--arch: there is no module {place}: name the folder that holds it with "
+                f"{option}: there is no module {place}: name the folder that holds it with "
                 "--python-path, or give the path of the .py file"
             ) from error
-        raise _import_failed(place, error) from error
+        raise _import_failed(place, error, option) from error
     except Exception as error:
-        raise _import_failed(place, error) from error
+        raise _import_failed(place, error, option) from error
 
 
-def _import_file(place: Path) -> ModuleType:
+def _import_file(place: Path, option: str) -> ModuleType:
     if not place.is_file():
-        raise UsageError(f"--arch: there is no file {place}")
+        raise UsageError(f"{option}: there is no file {place}")
     # A name of its own: `model.py` must not become, or find, another module called model.
     name = f"groupfx_arch_{place.stem}"
     spec = importlib.util.spec_from_file_location(name, place)
     if spec is None or spec.loader is None:
-        raise UsageError(f"--arch: {place} is no Python file")
+        raise UsageError(f"{option}: {place} is no Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -101,28 +111,28 @@ def _import_file(place: Path) -> ModuleType:
         del sys.modules[name]
         if not isinstance(error, Exception):
             raise
-        raise _import_failed(str(place), error) from error
+        raise _import_failed(str(place), error, option) from error
     return module
 
 
-def _import_failed(place: str, error: Exception) -> UsageError:
-    return UsageError(f"--arch: importing {place} raised {kind_and_line(error)}")
+def _import_failed(place: str, error: Exception, option: str) -> UsageError:
+    return UsageError(f"{option}: importing {place} raised {kind_and_line(error)}")
 
 
-def _attribute(module: ModuleType, name: str, place: str) -> Any:
+def _attribute(module: ModuleType, name: str, place: str, option: str) -> Any:
     found: Any = module
     for part in name.split("."):
-        if not _has(found, part):
+        if not _has(found, part, option):
             names = {known.lower(): known for known in dir(found)}
             near = difflib.get_close_matches(part.lower(), names, n=1)
             hint = f"; did you mean {names[near[0]]}?" if near else ""
-            raise UsageError(f"--arch: {place} has no {name}{hint}")
+            raise UsageError(f"{option}: {place} has no {name}{hint}")
         found = getattr(found, part)
     return found
 
 
-def _has(found: Any, part: str) -> bool:
+def _has(found: Any, part: str, option: str) -> bool:
     try:
         return hasattr(found, part)
     except Exception as error:  # from a __getattr__ of the module's own
-        raise UsageError(f"--arch: looking for {part} raised {kind_and_line(error)}") from error
+        raise UsageError(f"{option}: looking for {part} raised {kind_and_line(error)}") from error
