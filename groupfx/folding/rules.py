@@ -84,3 +84,9 @@ def common_axis(graph: Graph, axes: list[Axis]) -> Axis:
     if all(graph.same(axes[0], axis) for axis in axes):
         return axes[0]
     return graph.fresh(graph.problem.length(axes[0]))
+
+
+def as_table() -> str:
+    """All rules as a table in Markdown."""
+    rows = [f"| {r.name} | {r.operations} | {r.text} |" for r in RULES.values()]
+    return "\n".join(["| rule | operations | what it says |", "|---|---|---|", *rows])
