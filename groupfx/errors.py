@@ -47,6 +47,12 @@ class MismatchError(GroupfxError):
         self.report = report
 
 
+class NotComparableError(MismatchError):
+    """The check ran, and what it saw cannot tell whether the two are the same function."""
+
+    exit_code = 4
+
+
 class MissingDependencyError(GroupfxError):
     """An optional part of groupfx needs a package that is not installed."""
 

@@ -31,7 +31,7 @@ from ..deploy import (
     validate_sides,
     write_onnx,
 )
-from ..errors import FileError, MismatchError, UsageError
+from ..errors import FileError, UsageError
 from ..files.existing import require_file
 from ..files.models import read_model
 from ..passes import PASSES, pass_class
@@ -216,10 +216,13 @@ def require_same(
     options: ValidationOptions,
     progress: Progress | None,
 ) -> Validation:
-    """The validation of two that are the same; MismatchError, with it as its `report`, if not."""
+    """The validation of two that are the same.
+
+    Raises `MismatchError`, with it as its `report`, where they are not, and `NotComparableError`
+    where nobody can tell.
+    """
     verdict = validate_sides(reference, candidate, options, progress)
-    if not verdict.ok:
-        raise MismatchError(f"{name} is not the same function: {verdict.blame}", report=verdict)
+    verdict.require_ok(name)
     return verdict
 
 

@@ -31,7 +31,7 @@ _FOREIGN = "code of the model, or of a library, ended the program"
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit: 0 done, 1 the answer is no, 2 usage or a file, 70 a bug."""
+    """Run the command line and exit: 0 done, 1 no, 2 usage or a file, 4 no answer, 70 a bug."""
     for stream in (sys.stdout, sys.stderr):
         # A name that the terminal's encoding lacks must not end the program.
         with contextlib.suppress(AttributeError):

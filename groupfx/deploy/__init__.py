@@ -21,7 +21,8 @@ from .validate.example_feeds import example_feeds
 from .validate.output_checks import OutputCheck
 from .validate.sides import OnnxSide, TorchSide
 from .validate.site_checks import SiteCheck
-from .validate.validating import Progress, Validation, ValidationOptions, validate_sides
+from .validate.validating import Progress, ValidationOptions, validate_sides
+from .validate.verdict import Validation, Verdict
 
 __all__ = [
     "DEFAULT_OPSET",
@@ -43,6 +44,7 @@ __all__ = [
     "TorchSide",
     "Validation",
     "ValidationOptions",
+    "Verdict",
     "check_onnx",
     "check_target",
     "example_feeds",

@@ -18,7 +18,7 @@ from groupfx.cli.commands.inspect import SCHEMA as INSPECT_SCHEMA
 from groupfx.cli.commands.passes import SCHEMA as PASSES_SCHEMA
 from groupfx.cli.commands.tune import SCHEMA as TUNE_SCHEMA
 from groupfx.cli.text.onnx_text import SCHEMA as ONNX_SCHEMA
-from groupfx.deploy.validate.validating import SCHEMA as VALIDATION_SCHEMA
+from groupfx.deploy.validate.verdict import SCHEMA as VALIDATION_SCHEMA
 from groupfx.rewriting.report import SCHEMA as REPORT_SCHEMA
 from groupfx.schema import NAMES, schema
 from tests.cli.runs import SHAPE, Cli, check_json, grouped_model, save, strict

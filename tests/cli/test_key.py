@@ -10,7 +10,7 @@ from torch import nn
 from groupfx.cli.commands.export import SCHEMA as EXPORT_SCHEMA
 from groupfx.cli.commands.groups import SCHEMA as GROUPS_SCHEMA
 from groupfx.cli.commands.inspect import SCHEMA as INSPECT_SCHEMA
-from groupfx.deploy.validate.validating import SCHEMA as VALIDATION_SCHEMA
+from groupfx.deploy.validate.verdict import SCHEMA as VALIDATION_SCHEMA
 from groupfx.nn import Flgc2d
 from groupfx.rewriting.report import SCHEMA as REPORT_SCHEMA
 from tests.cli.runs import Cli, check_json

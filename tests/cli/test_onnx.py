@@ -11,7 +11,7 @@ from onnx import numpy_helper
 import groupfx
 from groupfx.cli.commands.export import SCHEMA as EXPORT_SCHEMA
 from groupfx.cli.text.onnx_text import SCHEMA as ONNX_SCHEMA
-from groupfx.deploy.validate.validating import SCHEMA as VALIDATION_SCHEMA
+from groupfx.deploy.validate.verdict import SCHEMA as VALIDATION_SCHEMA
 from groupfx.rewriting.report import SCHEMA as REPORT_SCHEMA
 from tests.cli.runs import SHAPE, Cli, check_json, contents, grouped_model, save
 

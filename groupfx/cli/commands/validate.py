@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...deploy import OnnxSide, TorchSide, read_onnx, validate_sides
-from ...errors import MismatchError, UsageError
+from ...errors import UsageError
 from ...running.inputs import ExampleInputs
 from ..input.checks import validation_options
 from ..input.files import ONNX, check_distinct, check_folder, write_json
@@ -32,10 +32,7 @@ def run_validate(options: ValidateCommand) -> int:
     show_validation(screen, verdict)
     if json is not None:
         write_json(json, verdict.to_dict())
-    if not verdict.ok:
-        raise MismatchError(
-            f"{options.candidate} is not the same function: {verdict.blame}", report=verdict
-        )
+    verdict.require_ok(str(options.candidate))
     return 0
 
 

@@ -51,6 +51,8 @@ def show_validation(screen: Screen, validation: Validation) -> None:
     )
     for note in validation.notes:
         screen.paragraph(note, indent="  ")
+    for text in validation.unseen:
+        screen.paragraph(f"not compared: {text}", indent="  ")
     screen.line()
     _show_outputs(screen, validation)
     _show_sites(screen, validation)
@@ -104,13 +106,18 @@ def _wrong(checks: Iterable[OutputCheck]) -> list[OutputCheck]:
 
 def _full_row(check: OutputCheck) -> tuple[str | Text, ...]:
     numbers = (check.max_abs, check.max_rel, check.rms, check.limit, check.snr_db)
-    return (check.name, check.runtime, *map(_number, numbers), _mark(check.ok))
+    return (_named(check), check.runtime, *map(_number, numbers), _mark(check.ok))
+
+
+def _named(check: OutputCheck) -> str:
+    """The output, and the run where it is not one of the ordinary ones."""
+    return f"{check.name}, {check.run}" if check.adversarial else check.name
 
 
 def _brief_row(check: OutputCheck) -> tuple[str | Text, ...]:
     runtime = check.runtime.replace("onnxruntime, optimisations", "optimised")
     numbers = (check.max_abs, check.rms, check.limit)
-    return (check.name, runtime, *map(_number, numbers), _mark(check.ok))
+    return (_named(check), runtime, *map(_number, numbers), _mark(check.ok))
 
 
 def _number(value: float | None) -> str:
@@ -156,6 +163,10 @@ def _show_verdict(screen: Screen, validation: Validation) -> None:
     screen.line()
     if validation.ok:
         screen.line(Text("Same function, to rounding.", style="green"))
+        return
+    if validation.verdict == "not comparable":
+        screen.line(Text("CANNOT be compared.", style="bold yellow"))
+        screen.paragraph(f"because {validation.blame}", indent="  ")
         return
     screen.line(Text("NOT the same function.", style="bold red"))
     screen.paragraph(f"to blame: {validation.blame}", indent="  ")

@@ -154,9 +154,13 @@ def _read(model: ir.Model, node: ir.Node, name: str, shapes: Shapes) -> ConvNode
         reason = f"its weight has the shape {list(shape)}, which does not fit {groups} groups"
         return LeftNode(name, node.op_type, groups, reason)
     window = _window(node)
+    spec = _spec(node, window, shape, groups, bias is not None)
+    misfit = _misfit(node, spec, shape, shapes)
+    if misfit is not None:
+        return LeftNode(name, node.op_type, groups, misfit)
     return ConvNode(
         node=node,
-        spec=_spec(node, window, shape, groups, bias is not None),
+        spec=spec,
         window=window,
         weight=weight,
         bias=bias,
@@ -164,6 +168,34 @@ def _read(model: ir.Model, node: ir.Node, name: str, shapes: Shapes) -> ConvNode
         weight_tensor=tensor,
         bias_tensor=constant_of(bias, model.ir_version),
     )
+
+
+def _misfit(node: ir.Node, spec: ConvSpec, shape: tuple[int, ...], shapes: Shapes) -> str | None:
+    """What does not fit the weight of a node, which onnx's checker mostly passes over."""
+    value, bias = _input(node, 0), _input(node, 2)
+    kernel, pads = _ints(node, "kernel_shape"), _ints(node, "pads")
+    given = None if value is None else _channels(value, shapes)
+    if given not in (None, spec.in_channels):
+        return (
+            f"its input has {given} channels, and its weight {list(shape)} with {spec.groups} "
+            f"groups takes {spec.in_channels}"
+        )
+    if kernel not in (None, shape[2:]):
+        return f"its kernel_shape is {list(kernel)}, and its weight has the shape {list(shape)}"
+    if pads is not None and len(pads) != 2 * spec.dims:
+        return f"it has {len(pads)} pads, and its weight {list(shape)} needs {2 * spec.dims}"
+    held = None if bias is None else _shape(bias, bias.const_value, shapes)
+    if held not in (None, (spec.out_channels,)):
+        return f"its bias has the shape {list(held)}, and {spec.out_channels} channels come out"
+    return None
+
+
+def _channels(value: ir.Value, shapes: Shapes) -> int | None:
+    """How many channels a value has, where the file tells."""
+    sizes = shapes.get(value.name or "") if value.shape is None else value.shape
+    if sizes is None or len(sizes) < 2:
+        return None
+    return sizes[1] if isinstance(sizes[1], int) else None
 
 
 def _input(node: ir.Node, index: int) -> ir.Value | None:

@@ -13,7 +13,7 @@ yardstick; it is never rounded on the way.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,8 +52,12 @@ class Float64Model:
     model still lie in files beside it.
     """
 
-    def __init__(self, model: ModelProto) -> None:
-        """Prepare a float64 copy of `model`, which itself stays as it is."""
+    def __init__(self, model: ModelProto, rounded: np.dtype[Any] | None = None) -> None:
+        """Prepare a float64 copy of `model`, which itself stays as it is.
+
+        With a dtype `rounded`, every tensor and every result of a node is rounded to it: what a
+        model in that dtype computes whose kernels add up in a wider one.
+        """
         _refuse_foreign(model)
         copy = as_float64(model)
         given = {tensor.name for tensor in copy.graph.initializer}
@@ -61,6 +65,8 @@ class Float64Model:
         self._required = tuple(name for name in self._inputs if name not in given)
         try:
             self._evaluator = _Evaluator(copy)
+            if rounded is not None:
+                _round_values(self._evaluator, rounded)
         except Exception as error:  # each implementation refuses in its own way
             raise UsageError(
                 f"{_place(error)} cannot run in float64: {_first_line(error)}; "
@@ -101,6 +107,23 @@ class _Evaluator(ReferenceEvaluator):
         super().__init__(proto, **(options | {"new_ops": list(KERNELS)}))
         for node in self.rt_nodes_:
             _use_plain_floats(node)
+
+
+def _round_values(evaluator: ReferenceEvaluator, dtype: np.dtype[Any]) -> None:
+    """Round the tensors of an evaluator, and what its nodes give, to `dtype`."""
+
+    def narrow(value: Any) -> Any:
+        if not isinstance(value, np.ndarray) or value.dtype != np.float64:
+            return value
+        return value.astype(dtype).astype(np.float64)
+
+    def narrowed(run: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *inputs, **named: tuple(map(narrow, run(*inputs, **named)))
+
+    for name, value in evaluator.rt_inits_.items():
+        evaluator.rt_inits_[name] = narrow(value)
+    for node in evaluator.rt_nodes_:
+        node.run = narrowed(node.run)
 
 
 def _use_plain_floats(node: OpRun) -> None:

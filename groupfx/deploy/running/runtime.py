@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,6 +64,8 @@ class Session:
         """Values of the outputs `names`, by default of all. Raises `ModelError` if it fails."""
         wanted = [value.name for value in self._session.get_outputs()]
         wanted = wanted if names is None else list(names)
+        if not wanted:
+            return {}  # to ONNX Runtime no name means every output
         try:
             values = self._session.run(wanted, dict(feeds))
         except Exception as error:
@@ -77,7 +79,7 @@ class Session:
         size = sum(tensor.nbytes for tensor in tensors(model))
         if size < _MOST_BYTES:
             proto = proto_of(model)
-            _give_out(proto, also)
+            give_out(proto, also)
             data: bytes = proto.SerializeToString()
             return data
         self._folder = tempfile.TemporaryDirectory()
@@ -85,12 +87,12 @@ class Session:
         write_onnx(model, path, overwrite=True, external=True)
         if also:
             proto = onnx.load(path, load_external_data=False)
-            _give_out(proto, also)
+            give_out(proto, also)
             onnx.save(proto, path)
         return str(path)
 
 
-def _give_out(proto: onnx.ModelProto, names: Sequence[str]) -> None:
+def give_out(proto: onnx.ModelProto, names: Sequence[str]) -> None:
     """Make inner values outputs; ONNX Runtime finds out their types."""
     known = {value.name for value in proto.graph.output}
     given = {value.name for value in proto.graph.input}
@@ -124,10 +126,12 @@ def _message(error: Exception) -> str:
     return text.split(" : ", 2)[-1].strip()
 
 
-def declared_inputs(model: ir.Model) -> Iterator[tuple[str, np.dtype[Any], tuple[int | None, ...]]]:
+def declared_inputs(
+    model: ir.Model, without: Collection[str] = ()
+) -> Iterator[tuple[str, np.dtype[Any], tuple[int | None, ...]]]:
     """Name, dtype and sizes of each input that a caller gives; None for an open size."""
     for value in model.graph.inputs:
-        if value.is_initializer():
+        if value.is_initializer() or value.name in without:
             continue
         if value.dtype is None or value.shape is None:
             raise UsageError(f"input {value.name!r} has no type or shape in the file")

@@ -1,23 +1,25 @@
 """Where a difference arises that no site explains: before which convolution, or behind the last.
 
-Values of both sides are compared where they go into each convolution. They are not expected to
-agree to rounding, which grows on the way, but to a share that no rounding reaches.
+Values of both sides are compared where they go into each convolution, in a run whose outputs
+differ. They are held to the rule of the outputs: the candidate may be as far from float64 as the
+original in the candidate's dtype is, by the same factor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from ...errors import GroupfxError
-from ...tracing import CannotTrace
-from ...verify.yardstick import rms
+from ...errors import kind_and_line
+from ...verify.yardstick import rms, rms_limit
 from ..running.runtime import Session
 from .onnx_sites import Region, candidate_regions
+from .runs import Run
 from .sides import OnnxSide, Side
 from .site_functions import SiteFunction
 from .torch_values import TorchValues
@@ -25,7 +27,13 @@ from .torch_values import TorchValues
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
 
-_SHARE = {torch.float32: 1e-3, torch.float16: 0.1}
+
+@dataclass(frozen=True)
+class Expected:
+    """What goes into a site of the reference: in float64, and in the candidate's dtype."""
+
+    wide: Array
+    native: Array
 
 
 def locate(
@@ -33,51 +41,71 @@ def locate(
     functions: Sequence[SiteFunction],
     regions: Sequence[Region],
     found: Mapping[str, Array],
-    feeds: Feeds,
+    run: Run,
     dtype: torch.dtype,
-) -> str | None:
+) -> str:
     """In words, where the values of the candidate leave those of the reference.
 
-    `found` has the candidate's values at the ends of its `regions`, `feeds` are the reference's
-    inputs of the same run. None where the reference does not show its inner values.
+    `found` has the candidate's values at the ends of its `regions` in `run`, whose feeds are the
+    reference's. Where that cannot be told, why; it never raises.
     """
     try:
-        expected = _starts(reference, functions, feeds)
-    except (CannotTrace, GroupfxError):
-        return None
+        expected = _starts(reference, functions, run.feeds, dtype)
+    except Exception as error:  # torch, numpy and ONNX Runtime have no error in common
+        return f"at a place that cannot be told ({kind_and_line(error)})"
     right: list[str] = []
     for region in regions:
         if region.problem is not None or region.name not in expected:
             continue
-        share = _distance(expected[region.name], found[region.start])
-        if share > _SHARE.get(dtype, _SHARE[torch.float32]):
+        share = _too_far(expected[region.name], found[region.start], run, dtype)
+        if share is not None:
             behind = f" and behind {right[-1]}" if right else ""
-            return f"in front of {region.name}{behind}: what goes in there is off by {share:.1%}"
+            return (
+                f"in front of {region.name}{behind}: what goes in there is off by {share:.2g} of it"
+            )
         right.append(region.name)
-    return f"behind the last convolution, {right[-1]}" if right else None
+    if not right:
+        return "at a place that cannot be told: no convolution is known on both sides"
+    return f"behind the last convolution, {right[-1]}"
+
+
+def _too_far(expected: Expected, found: Array, run: Run, dtype: torch.dtype) -> float | None:
+    """The root-mean-square error by that of the value, where it is more than rounding."""
+    if expected.wide.shape != found.shape:
+        return float("inf")
+    wide, native, value = (
+        np.asarray(a, np.float64) for a in (expected.wide, expected.native, found)
+    )
+    with np.errstate(all="ignore"):
+        usable = np.isfinite(wide) & np.isfinite(native)
+        if not np.isfinite(value[usable]).all():
+            return float("inf")
+        off, own = rms((value - wide)[usable]), rms((native - wide)[usable])
+        peak, size = float(np.abs(wide[usable]).max(initial=0.0)), rms(wide[usable])
+    if off <= rms_limit(own, peak, dtype, ordinary=run.ordinary):
+        return None
+    return off / size if size > 0 else float("inf")
 
 
 def _starts(
-    reference: Side, functions: Sequence[SiteFunction], feeds: Feeds
-) -> Mapping[str, Array]:
+    reference: Side, functions: Sequence[SiteFunction], feeds: Feeds, dtype: torch.dtype
+) -> Mapping[str, Expected]:
     """What goes into each site of the reference, by the site's name."""
     if not isinstance(reference, OnnxSide):
         values = TorchValues(reference.model, reference.example, functions)
-        taken = values.of(reference.given(feeds))
-        return {region.name: taken[region.start] for _, region in values.pairs}
+        with reference.playing(feeds):
+            wide = values.of(reference.given(feeds), wide=True)
+        if dtype != reference.dtype:
+            twin, example = reference.in_dtype(dtype), reference.example_in(dtype)
+            values = TorchValues(twin, example, functions)
+        with reference.playing(feeds):
+            native = values.of(reference.given_in(feeds, dtype))
+        return {r.name: Expected(wide[r.start], native[r.start]) for _, r in values.pairs}
     regions, _ = candidate_regions(reference.model, functions)
-    wanted = sorted({r.start for r in regions if r.problem is None} - set(reference.inputs))
+    starts = {region.name: region.start for region in regions if region.problem is None}
+    wanted = sorted(set(starts.values()) - set(reference.inputs))
+    own = reference.own(feeds)
     session = Session(reference.model, "off", source=reference.source, also=wanted)
-    taken = {**feeds, **session.run(feeds, wanted)}
-    return {region.name: taken[region.start] for region in regions if region.problem is None}
-
-
-def _distance(expected: Array, found: Array) -> float:
-    """Root mean square of the difference by that of the value; infinite for another shape."""
-    if expected.shape != found.shape:
-        return float("inf")
-    wide = expected.astype(np.float64)
-    size, off = rms(wide), rms(found.astype(np.float64) - wide)
-    if off == 0:
-        return 0.0
-    return off / size if size > 0 else float("inf")
+    plain = {**own, **session.run(own, wanted)}
+    exact = {**own, **reference.inner(wanted, feeds)}
+    return {name: Expected(exact[start], plain[start]) for name, start in starts.items()}

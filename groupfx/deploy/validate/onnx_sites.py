@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ..graph.batchnorm import epsilon_of, norm_behind
 from ..graph.channel_order import AS_THEY_WERE, ChannelOrders, orders_of
-from ..graph.conv_nodes import CONVS, ConvNode, constant_of, conv_nodes
+from ..graph.conv_nodes import CONVS, ConvNode, constant_of, conv_nodes, is_convolution
 from ..graph.metadata import mark_of
+from .folded import constant_values, folded_weights
 from .site_functions import Affine, SiteFunction, Unchecked
 
 # A validation feeds inputs alone: the default of what a user may replace is a constant here.
@@ -54,7 +55,8 @@ def onnx_site_functions(
 
     A site that is split, or executed as several convolutions, is none of them.
     """
-    convs, _ = conv_nodes(model)
+    made = folded_weights(model)
+    convs, out_of_reach = conv_nodes(model, _sizes(made))
     counts: dict[str, int] = defaultdict(int)
     for conv in convs:
         counts[_site_name(conv)] += 1
@@ -63,10 +65,20 @@ def onnx_site_functions(
         name = _site_name(conv)
         if mark_of(conv.node) is not None and counts[name] > 1:
             left.append(Unchecked("it is several convolutions in the reference too", name))
-        elif not conv.constant:
+            continue
+        weight, bias = _parameter(conv.weight_tensor, conv.weight, made), None
+        if conv.bias is not None:
+            bias = _parameter(conv.bias_tensor, conv.bias, made)
+        if weight is None or (conv.bias is not None and bias is None):
             left.append(Unchecked("its weight is computed in the graph", name))
-        else:
-            found.append(_function(conv, name))
+            continue
+        found.append(_function(conv, name, weight, bias))
+    left += [Unchecked(node.reason, node.name) for node in out_of_reach]
+    known = {id(conv.node) for conv in convs} | {node.name for node in out_of_reach}
+    for node in model.graph:
+        name = node.name or node.outputs[0].name or node.op_type
+        if is_convolution(node) and id(node) not in known and name not in known:
+            left.append(Unchecked("its weight is computed in the graph", name))
     return tuple(found), tuple(dict.fromkeys(left))
 
 
@@ -75,9 +87,19 @@ def _site_name(conv: ConvNode) -> str:
     return conv.name if found is None else found.site
 
 
-def _function(conv: ConvNode, name: str) -> SiteFunction:
-    weight, bias = conv.weight_array(), conv.bias_array()
-    assert weight is not None
+def _sizes(made: Mapping[str, npt.NDArray[Any]]) -> Mapping[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in made.items()}
+
+
+def _parameter(
+    tensor: ir.TensorProtocol | None, value: ir.Value, made: Mapping[str, npt.NDArray[Any]]
+) -> npt.NDArray[Any] | None:
+    return made.get(value.name or "") if tensor is None else tensor.numpy()
+
+
+def _function(
+    conv: ConvNode, name: str, weight: npt.NDArray[Any], bias: npt.NDArray[Any] | None
+) -> SiteFunction:
     return SiteFunction(
         name=name,
         spec=conv.spec,
@@ -111,8 +133,9 @@ def candidate_regions(
     normed = {function.name for function in functions if function.norms}
     known = {function.name for function in functions}
     if marked:
+        constants = constant_values(model.graph)
         regions = [
-            _marked_region(name, nodes, name in normed)
+            _marked_region(name, nodes, constants, name in normed)
             for name, nodes in marked.items()
             if name in known
         ]
@@ -144,13 +167,15 @@ def _marked(graph: ir.Graph) -> dict[str, list[ir.Node]]:
     return dict(found)
 
 
-def _marked_region(name: str, nodes: Sequence[ir.Node], with_norm: bool) -> Region:
+def _marked_region(
+    name: str, nodes: Sequence[ir.Node], constants: frozenset[ir.Value], with_norm: bool
+) -> Region:
     inside = set(nodes)
     starts = dict.fromkeys(
         value
         for node in nodes
         for value in node.inputs
-        if value is not None and value.producer() not in inside and not _is_parameter(value)
+        if value is not None and value.producer() not in inside and value not in constants
     )
     ends = [value for node in nodes for value in node.outputs if _leaves(value, inside)]
     if len(starts) != 1 or len(ends) != 1:
@@ -180,11 +205,6 @@ def _region(
 def _values(values: Iterable[ir.Value]) -> str:
     names = [value.name or "?" for value in values]
     return f"{len(names)} values ({some_names(names)})" if names else "no value"
-
-
-def _is_parameter(value: ir.Value) -> bool:
-    producer = value.producer()
-    return value.is_initializer() or (producer is not None and producer.op_type == "Constant")
 
 
 def _leaves(value: ir.Value, inside: set[ir.Node]) -> bool:
@@ -221,7 +241,7 @@ def _in_front_of_pad(value: ir.Value, function: SiteFunction, conv: ConvNode) ->
 def _in_order(
     model: ir.Model, functions: Sequence[SiteFunction]
 ) -> tuple[tuple[Region, ...], tuple[str, ...]]:
-    convs, _ = conv_nodes(model)
+    convs, _ = conv_nodes(model, _sizes(folded_weights(model)))
     expected = [_shape_of(function) for function in functions]
     found = [(conv.spec.transposed, conv.spec.groups, _weight_shape(conv)) for conv in convs]
     if len(expected) != len(found):

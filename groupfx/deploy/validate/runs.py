@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...running.inputs import ExampleInputs
 from ...verify import other_spatial
+from .domain import Domain
 
 Array = npt.NDArray[Any]
 
@@ -24,11 +25,18 @@ _MOST_ELEMENTS = 1 << 26
 
 @dataclass(frozen=True)
 class Run:
-    """One run: an array for each input. An ordinary run has values as a user would give."""
+    """One run: an array for each input. An ordinary run has values as a user would give.
+
+    `user` says that a user gave these values, `rebatched` and `resized` that it has another batch
+    or other spatial sizes than the example.
+    """
 
     name: str
     ordinary: bool
     feeds: Mapping[str, Array]
+    user: bool = False
+    rebatched: bool = False
+    resized: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,38 +52,49 @@ def make_runs(
     given: bool,
     free: Open,
     data: Sequence[Mapping[str, Array]] = (),
+    domains: Mapping[str, Domain] | None = None,
 ) -> Iterator[Run]:
     """Every run, the ordinary ones first.
+
+    Inputs that have a domain are drawn from all of it, other integers from those of the example.
 
     `example` is one array for each input, `given` whether a user gave its values. `data` are the
     user's own inputs. Runs in other spatial sizes may not suit the model.
     """
     template = ExampleInputs((), {name: _tensor(array) for name, array in example.items()})
     if given:
-        yield Run("the given inputs", True, example)
+        yield Run("the given inputs", True, example, user=True)
     for position, feeds in enumerate(data):
-        yield Run(f"data {position + 1}" if len(data) > 1 else "data", True, feeds)
-    yield from _ordinary(template, free)
-    yield from _adversarial(template, free)
+        name = f"data {position + 1}" if len(data) > 1 else "data"
+        yield Run(name, True, feeds, user=True)
+    generator = np.random.default_rng(_FIRST_SEED)
+    for run in (*_ordinary(template, free), *_adversarial(template, free)):
+        drawn = {
+            name: domain.sample(run.feeds[name].shape, generator).astype(run.feeds[name].dtype)
+            for name, domain in (domains or {}).items()
+        }
+        yield replace(run, feeds={**run.feeds, **drawn})
 
 
 def _ordinary(template: ExampleInputs, free: Open) -> Iterator[Run]:
     seed = _FIRST_SEED
     if free.batch and template.batch:
         for batch in BATCHES:
-            yield _random(template.with_batch(batch), f"random batch {batch}", seed)
+            run = _random(template.with_batch(batch), f"random batch {batch}", seed)
+            yield replace(run, rebatched=batch != template.batch)
             seed += 1
     else:
         yield _random(template, "random", seed)
     for more in _MORE_SEEDS:
         inputs = template.with_batch(2) if free.batch and template.batch else template
-        yield _random(inputs, f"random seed {more}", more)
+        run = _random(inputs, f"random seed {more}", more)
+        yield replace(run, rebatched=inputs.batch != template.batch)
     if free.sizes:
         for sizes in list(other_spatial(template.spatial)):
             text = "x".join(map(str, sizes))
             resized = template.resized(sizes)
             if sum(tensor.numel() for tensor in resized.tensors()) <= _MOST_ELEMENTS:
-                yield _random(resized, f"random size {text}", seed)
+                yield replace(_random(resized, f"random size {text}", seed), resized=True)
 
 
 def _random(inputs: ExampleInputs, name: str, seed: int) -> Run:
@@ -103,13 +122,14 @@ def _adversarial(template: ExampleInputs, free: Open) -> Iterator[Run]:
     }
     for name, change in changes.items():
         changed = normal.map(lambda t, c=change: c(t) if t.is_floating_point() else t)  # type: ignore[misc]
-        yield Run(name, False, feeds_of(changed))
+        rebatched = inputs.batch != template.batch
+        yield Run(name, False, feeds_of(changed), rebatched=rebatched)
 
 
 def perturbed(feeds: Mapping[str, Array], number: int) -> Iterator[Mapping[str, Array]]:
     """The same inputs with each floating value moved by at most one unit in the last place."""
     generator = np.random.default_rng(_FIRST_SEED)
-    for _ in range(number):
+    for _ in range(number if any(array.dtype.kind == "f" for array in feeds.values()) else 0):
         moved = {}
         for name, array in feeds.items():
             if array.dtype.kind != "f":
@@ -117,7 +137,7 @@ def perturbed(feeds: Mapping[str, Array], number: int) -> Iterator[Mapping[str, 
                 continue
             steps = generator.integers(-1, 2, array.shape)
             towards = np.where(steps > 0, np.inf, -np.inf).astype(array.dtype)
-            moved[name] = np.where(steps == 0, array, np.nextafter(array, towards))
+            moved[name] = np.asarray(np.where(steps == 0, array, np.nextafter(array, towards)))
         yield moved
 
 
@@ -127,4 +147,4 @@ def feeds_of(inputs: ExampleInputs) -> dict[str, Array]:
 
 
 def _tensor(array: Array) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array))
+    return torch.from_numpy(np.array(array))  # a scalar stays one

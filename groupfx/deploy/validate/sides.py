@@ -6,6 +6,7 @@ Both take arrays by the names of inputs and give arrays by the names of outputs.
 from __future__ import annotations
 
 import inspect
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from ...errors import GroupfxError, ModelError, UsageError, first_line
 from ...learned.groups import deciding_tensors
+from ...running.float64 import widen
 from ...running.inputs import ExampleInputs, in_order
 from ...running.unchanged import evaluate, unchanged
 from ...tracing import CannotTrace
@@ -28,11 +30,15 @@ from ..export.exporting import convert
 from ..export.io_names import output_names, unique
 from ..graph.files import proto_of
 from ..running.float64_onnx import Float64Model
-from ..running.runtime import Session, declared_inputs
+from ..running.runtime import Session, declared_inputs, give_out
 from .onnx_sites import onnx_site_functions
 from .onnx_values import OnnxGraph
+from .reaching import values_behind
+from .runs import perturbed
 from .site_functions import SiteFunction, Unchecked, torch_site_functions
+from .torch_draws import Draws
 from .torch_graph import TorchGraph
+from .torch_values import fixed_outputs
 
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
@@ -43,11 +49,16 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class TorchSide:
-    """A torch model with example inputs, in the order of its forward."""
+    """A torch model with example inputs, in the order of its forward.
+
+    `drawn` are names in the feeds of random numbers that it would draw by itself.
+    """
 
     source: str
     model: nn.Module
     example: ExampleInputs
+    notes: list[str] = field(default_factory=list, compare=False)
+    drawn: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, model: nn.Module, inputs: ExampleInputs, source: str) -> TorchSide:
@@ -81,20 +92,59 @@ class TorchSide:
         return next(floats, torch.float32)
 
     def wide(self, feeds: Feeds) -> Values:
-        """Outputs in float64."""
+        """Outputs in float64, or in the model's own dtype where it has none there."""
+        if not self.has_float64:
+            return self._native(feeds, self.dtype)
         with unchanged(self.model), torch.no_grad():
-            given = self.given(feeds).map(lambda t: t.double() if t.is_floating_point() else t)
-            return _arrays(self._runner.run(given, _SEED))
+            given = self.given(feeds).map(widen)
+            with self.playing(feeds) as draws:
+                values = _arrays(self._runner.run(given, _SEED))
+            return {**values, **self._probabilities(draws)}
 
     def native(self, feeds: Feeds, dtype: torch.dtype) -> Values:
-        """Outputs of the model run in `dtype`."""
-        model = self._in(dtype)
-        given = self.given(feeds).map(lambda t: t.to(dtype) if t.is_floating_point() else t)
+        """Outputs of the model run in `dtype`.
+
+        Where the yardstick is that very run, for want of one in float64, on inputs that are one
+        rounding away: how far the two are apart is then what is known of rounding.
+        """
+        moved = feeds if self.has_float64 else next(perturbed(feeds, 1), feeds)
+        return self._native(moved, dtype)
+
+    def again(self, feeds: Feeds, dtype: torch.dtype) -> Values:
+        """The same with other random numbers, if it draws any."""
+        return self._native(feeds, dtype, _SEED + 1)
+
+    def draws(self, feeds: Feeds) -> Draws:
+        """What the model draws in one run, in its own dtype."""
+        found = Draws()
+        with found:
+            self._native(feeds, self.dtype, _SEED + 2)
+        return found
+
+    def playing(self, feeds: Feeds) -> Draws:
+        """A context in which the draws of the model are those in the feeds."""
+        return Draws([torch.from_numpy(np.array(feeds[name])) for name in self.drawn])
+
+    def _probabilities(self, draws: Draws) -> Values:
+        """What the draws were made from, where that is computed."""
+        if not self.drawn:
+            return {}
+        pairs = zip(self.drawn, draws.inputs, strict=False)
+        return {f"{name}.input": _array(given) for name, given in pairs if given is not None}
+
+    def _native(self, feeds: Feeds, dtype: torch.dtype, seed: int = _SEED) -> Values:
+        model = self.in_dtype(dtype)
+        given = self.given_in(feeds, dtype)
         with unchanged(model), torch.no_grad():
             evaluate(model)
-            torch.manual_seed(_SEED)
+            # As the run in float64 does.
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
             try:
-                return _arrays(given.call(model))
+                with self.playing(feeds) as draws:
+                    values = _arrays(given.call(model))
+                return {**values, **self._probabilities(draws)}
             except Exception as error:
                 shapes = ", ".join(f"{name} {list(v.shape)}" for name, v in feeds.items())
                 raise ModelError(
@@ -114,6 +164,23 @@ class TorchSide:
         return TorchGraph(self.model, self.example, self.inputs)
 
     @cached_property
+    def has_float64(self) -> bool:
+        """Whether the model runs in float64: until `without_float64` is called."""
+        return True
+
+    def without_float64(self, reason: str) -> None:
+        """Take the model in its own dtype for the yardstick, and note why."""
+        self.notes.append(_no_float64(self.source, reason))
+        self.__dict__["has_float64"] = False
+
+    def fixed_outputs(self) -> frozenset[str]:
+        """Outputs that no value of an input reaches; none where `torch.export` cannot tell."""
+        try:
+            return fixed_outputs(self.model, self.example)
+        except CannotTrace:
+            return frozenset()
+
+    @cached_property
     def _runner(self) -> Float64Runner:
         return Float64Runner(self.model, deciding_tensors(self.model))
 
@@ -121,7 +188,8 @@ class TorchSide:
     def _models(self) -> dict[torch.dtype, nn.Module]:
         return {}
 
-    def _in(self, dtype: torch.dtype) -> nn.Module:
+    def in_dtype(self, dtype: torch.dtype) -> nn.Module:
+        """The model in `dtype`: a copy, unless that is its own."""
         tensors = (*self.model.parameters(), *self.model.buffers())
         if all(t.dtype == dtype for t in tensors if t.is_floating_point()):
             return self.model
@@ -131,10 +199,23 @@ class TorchSide:
             self._models[dtype] = twin
         return self._models[dtype]
 
+    def example_in(self, dtype: torch.dtype) -> ExampleInputs:
+        """The example inputs with floats of `dtype`."""
+        return self.example.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
+
     def given(self, feeds: Feeds) -> ExampleInputs:
-        """The arguments of forward with these arrays in them."""
+        """The arguments of forward with these arrays in them, integers in the example's dtypes."""
         values = iter([torch.from_numpy(np.array(feeds[name])) for name in self.inputs])
-        return self.example.map(lambda _: next(values))
+
+        def placed(tensor: Tensor) -> Tensor:
+            value = next(values)
+            return value if tensor.is_floating_point() else value.to(tensor.dtype)
+
+        return self.example.map(placed)
+
+    def given_in(self, feeds: Feeds, dtype: torch.dtype) -> ExampleInputs:
+        """The same with floats of `dtype`."""
+        return self.given(feeds).map(lambda t: t.to(dtype) if t.is_floating_point() else t)
 
 
 def _arrays(output: Any) -> Values:
@@ -151,16 +232,25 @@ def _array(tensor: Tensor) -> Array:
 
 @dataclass(frozen=True)
 class OnnxSide:
-    """An ONNX model; `source` names it in messages."""
+    """An ONNX model; `source` names it in messages.
+
+    `drawn` are inputs that stand for random numbers which the file drew by itself.
+    """
 
     source: str
     model: ir.Model
     notes: list[str] = field(default_factory=list, compare=False)
+    drawn: tuple[str, ...] = ()
+
+    @cached_property
+    def declared(self) -> tuple[tuple[str, np.dtype[Any], tuple[int | None, ...]], ...]:
+        """Name, dtype and sizes of each input; None for an open size."""
+        return tuple(declared_inputs(self.model, without=self.drawn))
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names of the inputs."""
-        return tuple(name for name, _, _ in declared_inputs(self.model))
+        return tuple(name for name, _, _ in self.declared)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -189,21 +279,56 @@ class OnnxSide:
 
     def wide(self, feeds: Feeds) -> Values:
         """Outputs in float64; in the file's own dtype where an operator has no float64 form."""
-        evaluator = self._wide_model
-        return self.session.run(feeds) if evaluator is None else evaluator.run(feeds)
+        evaluator, own = self._wide_model, self.own(feeds)
+        return self.session.run(own) if evaluator is None else evaluator.run(own)
 
     def native(self, feeds: Feeds, dtype: torch.dtype) -> Values:
-        """Outputs as ONNX Runtime computes them, not optimised.
+        """Outputs as ONNX Runtime computes them, not optimised; rounded to a narrower `dtype`.
 
         Where the yardstick is that very run, for want of one in float64, the optimised one: how far
         the two are apart is then what is known of rounding.
         """
-        session = self.optimised if self._wide_model is None else self.session
-        return session.run(feeds)
+        if self._wide_model is None:
+            return self.optimised.run(self.own(feeds))
+        if dtype == torch.float16 and self.dtype != dtype:
+            return self._half_model.run(self.own(feeds))
+        return self.session.run(self.own(feeds))
+
+    def inner(self, names: Sequence[str], feeds: Feeds) -> Values:
+        """Inner values in float64, or optimised where there is no float64."""
+        proto = proto_of(self.model)
+        give_out(proto, names)
+        if self._wide_model is not None:
+            return Float64Model(proto).run(self.own(feeds), names)
+        also = Session(self.model, "on", source=self.source, also=names)
+        return also.run(self.own(feeds), names)
+
+    def again(self, feeds: Feeds, dtype: torch.dtype) -> Values:
+        """The same with other random numbers, if it draws any."""
+        return self.native(feeds, dtype)
+
+    def own(self, feeds: Feeds) -> Feeds:
+        """The same arrays in the dtypes that the file declares."""
+        dtypes = {name: dtype for name, dtype, _ in self.declared}
+        for value in self.model.graph.inputs if self.drawn else ():
+            if value.name in self.drawn and value.dtype is not None:
+                dtypes[value.name] = value.dtype.numpy()
+        return {name: np.asarray(a).astype(dtypes.get(name, a.dtype)) for name, a in feeds.items()}
+
+    def without_float64(self, reason: str) -> None:
+        """Take the file in its own dtype for the yardstick, and note why."""
+        self.notes.append(_no_float64(self.source, reason))
+        self.__dict__["_wide_model"] = None
 
     def site_functions(self) -> tuple[tuple[SiteFunction, ...], tuple[Unchecked, ...]]:
         """What each convolution computes, and what is left out and why."""
         return onnx_site_functions(self.model)
+
+    def fixed_outputs(self) -> frozenset[str]:
+        """Outputs that no value of an input reaches, but its sizes at most."""
+        given = [value for value in self.model.graph.inputs if not value.is_initializer()]
+        reached = {value.name for value in values_behind(self.model.graph, given)}
+        return frozenset(self.outputs) - reached
 
     @cached_property
     def values(self) -> OnnxGraph:
@@ -215,13 +340,19 @@ class OnnxSide:
         try:
             return Float64Model(proto_of(self.model))
         except UsageError as error:
-            self.notes.append(
-                f"the yardstick is {self.source} in its own dtype, not in float64: {error}"
-            )
+            self.without_float64(str(error))
             return None
+
+    @cached_property
+    def _half_model(self) -> Float64Model:
+        return Float64Model(proto_of(self.model), rounded=np.dtype(np.float16))
 
 
 Side = TorchSide | OnnxSide
+
+
+def _no_float64(source: str, reason: str) -> str:
+    return f"the yardstick is {source} in its own dtype, not in float64: {reason}"
 
 
 def open_axes(side: Side) -> Iterator[tuple[str, tuple[bool, ...]]]:
@@ -230,7 +361,7 @@ def open_axes(side: Side) -> Iterator[tuple[str, tuple[bool, ...]]]:
         for name, array in side.feeds.items():
             yield name, (True,) * array.ndim
         return
-    for name, _, sizes in declared_inputs(side.model):
+    for name, _, sizes in side.declared:
         yield name, tuple(size is None for size in sizes)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy.typing as npt
 import torch
 
-from ...errors import GroupfxError
+from ...errors import kind_and_line
 from ...tracing import CannotTrace
 from ..running.runtime import Session
 from .locating import locate
@@ -39,7 +39,6 @@ class SiteWork:
         self._values: Callable[[Feeds], Mapping[str, Array]] | None = None
         functions, left = reference.site_functions()
         self._reference, self._functions = reference, functions
-        self._first: tuple[Feeds, Mapping[str, Array]] | None = None
         notes = list(_by_reason(left)) if functions else list(map(str, left))
         if functions and isinstance(candidate, OnnxSide):
             notes += self._of_onnx(candidate, functions)
@@ -56,7 +55,12 @@ class SiteWork:
         inner = sorted(wanted - given)
         if wanted:
             session = Session(side.model, "off", source=side.source, also=inner)
-            self._values = lambda feeds: {**feeds, **session.run(feeds, inner)}
+
+            def values(feeds: Feeds) -> Mapping[str, Array]:
+                own = side.own(feeds)
+                return {**own, **session.run(own, inner)}
+
+            self._values = values
         return notes
 
     def _of_torch(self, side: TorchSide, functions: Sequence[SiteFunction]) -> Sequence[str]:
@@ -66,7 +70,12 @@ class SiteWork:
             return [f"sites are not checked on their own: {error}"]
         self.pairs = values.pairs
         missing = [f.name for f in functions if f.name not in values.found]
-        self._values = lambda feeds: values.of(side.given(feeds))
+
+        def taken(feeds: Feeds) -> Mapping[str, Array]:
+            with side.playing(feeds):
+                return values.of(side.given_in(feeds, side.dtype))
+
+        self._values = taken
         if not missing:
             return []
         names = some_names(missing)
@@ -82,21 +91,23 @@ class SiteWork:
         if self._values is not None:
             try:
                 values = self._values(feeds)
-            except GroupfxError:
-                return  # the outputs tell of it
-        self._first = self._first or (run.feeds, values)
+            except Exception as error:  # torch's interpreter raises anything
+                note = f"sites cannot be looked at on {run.name}: {kind_and_line(error)}"
+                self.notes = (*self.notes, note)
+                return
         for function, region in self.pairs:
             check = check_site(function, region, values, self.dtype, run.name)
             earlier = self._checks.get(region.name)
             self._checks[region.name] = check if earlier is None else earlier.worse(check)
 
-    def place(self) -> str | None:
-        """Where the values of the first run leave those of the reference, if that can be told."""
-        if self._first is None:
-            return None
-        feeds, values = self._first
+    def place(self, run: Run, feeds: Feeds) -> str:
+        """Where in a run the candidate's values leave those of the reference; never raises."""
         regions = [region for _, region in self.pairs]
-        return locate(self._reference, self._functions, regions, values, feeds, self.dtype)
+        try:
+            values = {} if self._values is None else self._values(feeds)
+        except Exception as error:
+            return f"at a place that cannot be told ({kind_and_line(error)})"
+        return locate(self._reference, self._functions, regions, values, run, self.dtype)
 
     def checks(self) -> tuple[SiteCheck, ...]:
         """What was found, in the order of the graph."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,9 +13,12 @@ from torch import Tensor, fx, nn
 
 from ...convs.calls import ConvCall
 from ...convs.names import split_number, with_number
+from ...running.float64 import Float64, widen
 from ...running.inputs import ExampleInputs, in_order
-from ...tracing.exporting import all_axes, export_program
+from ...tracing import CannotTrace
+from ...tracing.exporting import Axes, all_axes, export_program
 from ..export.graph_sites import GraphSite, graph_sites
+from ..export.io_names import output_names, unique
 from .onnx_sites import Region
 from .site_functions import SiteFunction
 
@@ -33,9 +37,7 @@ class TorchValues:
     def __init__(
         self, model: nn.Module, example: ExampleInputs, functions: Sequence[SiteFunction]
     ) -> None:
-        program = export_program(model, in_order(model, example), all_axes)
-        graph = program.module(check_guards=False)
-        assert isinstance(graph, fx.GraphModule)
+        graph = value_graph(model, example)
         self._graph = graph
         found = list(_pairs(graph_sites(graph, {}), {f.name: f for f in functions}))
         self.found = frozenset(name for name, _ in found)
@@ -43,12 +45,60 @@ class TorchValues:
         names = (name for _, region in self.pairs for name in region.values)
         self._wanted = frozenset(names)
 
-    def of(self, given: ExampleInputs) -> Mapping[str, Array]:
-        """Values by the names of nodes, for one run."""
+    def of(self, given: ExampleInputs, *, wide: bool = False) -> Mapping[str, Array]:
+        """Values by the names of nodes, for one run; in float64 if `wide`."""
         recorder = _Recorder(self._graph, self._wanted)
-        with torch.no_grad():
-            recorder.run(*given.tensors())
+        with torch.no_grad(), Float64() if wide else contextlib.nullcontext():
+            recorder.run(*(widen(t) if wide else t for t in given.tensors()))
         return recorder.values
+
+
+def value_graph(model: nn.Module, example: ExampleInputs) -> fx.GraphModule:
+    """The model as `torch.export` sees it, with as many open sizes as it takes.
+
+    A model that computes with its sizes (a U-Net) is exported with an open batch alone, else with
+    the example's sizes. Raises `CannotTrace`, with the first reason, where nothing helps.
+    """
+    inputs = in_order(model, example)
+    ways: tuple[tuple[Axes, int | None], ...] = (
+        (all_axes, 2),
+        (lambda tensor: (0,) if tensor.dim() else (), 2),
+        (lambda _: (), None),
+    )
+    reason: CannotTrace | None = None
+    for axes, batch in ways:
+        try:
+            graph = export_program(model, inputs, axes, batch).module(check_guards=False)
+        except CannotTrace as error:
+            reason = reason or error
+            continue
+        assert isinstance(graph, fx.GraphModule)
+        return graph
+    assert reason is not None
+    raise reason
+
+
+def fixed_outputs(model: nn.Module, example: ExampleInputs) -> frozenset[str]:
+    """Outputs of a model that no value of an input reaches, but its sizes at most.
+
+    Raises `CannotTrace` where `torch.export` does not take it.
+    """
+    graph = value_graph(model, example)
+    reached: set[fx.Node] = set()
+    for node in graph.graph.nodes:
+        known = isinstance(node.meta.get("val"), Tensor)
+        behind = known and any(before in reached for before in node.all_input_nodes)
+        if node.op == "placeholder" or behind:
+            reached.add(node)
+    (leaves,) = graph.graph.output_node().args
+    assert isinstance(leaves, (tuple, list))
+    spec = graph.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
+    structure = torch.utils._pytree.tree_unflatten(list(range(len(leaves))), spec)
+    named = [(name, leaves[k]) for name, k in output_names(structure)]
+    tensors = [(name, leaf) for name, leaf in named if isinstance(leaf, fx.Node)]
+    names = unique([name for name, _ in tensors])
+    pairs = zip(names, tensors, strict=True)
+    return frozenset(name for name, (_, leaf) in pairs if leaf not in reached)
 
 
 class _Recorder(fx.Interpreter):

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+import torch
 from onnx.reference import ReferenceEvaluator
 
-from ...errors import GroupfxError, ModelError, UsageError, first_line
+from ...errors import GroupfxError, ModelError, UsageError, first_line, kind_and_line
 from ...running.alone import alone
 from ..graph.conv_nodes import conv_nodes
 from ..graph.files import proto_of
-from ..running.runtime import declared_inputs
-from .example_feeds import example_feeds, require_fit
-from .operator_checks import OperatorCheck
+from .coverage import Coverage
+from .draws import PREFIX, settle_draws
+from .example_feeds import example_feeds, input_domains, require_fit
 from .operator_runs import OperatorReport, look_at_operators
-from .output_checks import OutputCheck, OutputRun, check_output, rms_difference
+from .output_checks import OutputCheck, OutputRun, check_output, check_outputs
+from .overflow import first_overflow
 from .runs import Open, Run, make_runs, perturbed
 from .sides import OnnxSide, Side, TorchSide, Values, open_axes, paired
 from .site_checks import SiteCheck, first_and_worst
 from .site_work import SiteWork
+from .verdict import Unseen, Validation, Verdict
 
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
@@ -32,11 +36,8 @@ Progress = Callable[[int, int], None]
 
 OFF, ON = "onnxruntime, optimisations off", "onnxruntime, optimisations on"
 EVALUATOR, TORCH = "onnx reference evaluator", "torch"
-SCHEMA = "groupfx.validation/1"
 
-# Runs on which one run of the original says little: see `_error_nearby`.
-_UNSTABLE_RUNS = ("large",)
-_NEARBY_RUNS = 3
+_NEARBY_RUNS = 5
 # The reference evaluator is plain numpy: a fourth opinion on small models only.
 _SMALL_PARAMETERS = 200_000
 _SMALL_ELEMENTS = 50_000
@@ -62,56 +63,6 @@ class ValidationOptions:
                 raise UsageError(f"atol of {name} is {value}: it must be at least 0")
 
 
-@dataclass(frozen=True)
-class Validation:
-    """The verdict on a candidate.
-
-    `outputs` has one entry an output and runtime, `sites` one for each convolution that could be
-    looked at on its own. `first_site` is the first wrong one in the order of the graph,
-    `worst_site` the one that is furthest off by what is allowed (also where all are right). `blame`
-    says in words where the difference comes from; None where there is none.
-    """
-
-    ok: bool
-    reference: str
-    candidate: str
-    dtype: str
-    outputs: tuple[OutputCheck, ...]
-    sites: tuple[SiteCheck, ...]
-    first_site: SiteCheck | None
-    worst_site: SiteCheck | None
-    blame: str | None
-    runs: tuple[str, ...]
-    runtimes: tuple[str, ...]
-    notes: tuple[str, ...]
-    operators: tuple[OperatorCheck, ...] = ()
-
-    @property
-    def first_operator(self) -> OperatorCheck | None:
-        """The first wrong operator in the order of the candidate."""
-        return next((check for check in self.operators if not check.ok), None)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data with the schema's name and version, ready for JSON."""
-        first, worst = self.first_site, self.worst_site
-        return {
-            "schema": SCHEMA,
-            "ok": self.ok,
-            "reference": self.reference,
-            "candidate": self.candidate,
-            "dtype": self.dtype,
-            "blame": self.blame,
-            "outputs": [check.to_dict() for check in self.outputs],
-            "first_site": None if first is None else first.to_dict(),
-            "worst_site": None if worst is None else worst.to_dict(),
-            "sites": [check.to_dict() for check in self.sites],
-            "operators": [check.to_dict() for check in self.operators],
-            "runs": list(self.runs),
-            "runtimes": list(self.runtimes),
-            "notes": list(self.notes),
-        }
-
-
 @alone
 def validate_sides(
     reference: Side,
@@ -132,31 +83,66 @@ class _Comparison:
         self.reference = reference
         self.candidate = candidate
         self.options = options
-        self.dtype = candidate.dtype
+        # Of two files either may be the one that was rounded.
+        narrow = isinstance(reference, OnnxSide) and reference.dtype == torch.float16
+        self.dtype = torch.float16 if narrow else candidate.dtype
         self.notes: list[str] = []
         self.inputs = paired(reference.inputs, candidate.inputs, "input")
         self.taken: dict[tuple[str, str], list[OutputRun]] = {}
         self.names: dict[str, str] | None = None
         self.failed: list[str] = []
-        self._nearby: dict[str, Mapping[str, float]] = {}
+        self.coverage = Coverage(self.dtype)
+        self.domains, guessed = input_domains(reference, candidate, self.inputs)
+        self.notes += [
+            f"nothing says which integers {name} takes: {self.domains[name]} are guessed"
+            for name in guessed
+        ]
+        self.drawn: tuple[str, ...] = ()
+        self.example = self._example()
+        feeds = self.example, self._for_candidate(self.example)
+        self.draws = settle_draws(reference, candidate, feeds, self.dtype)
+        self.drawn = self.draws.names
+        self.reference, self.candidate = self.draws.reference, self.draws.candidate
+        self.notes += self.draws.notes
+        self.failed += [self.draws.wrong] if self.draws.wrong else []
+        self.random: list[Unseen] = []
+        self.bound = False
+        self.refused: GroupfxError | None = None
+        self.overflowing: Run | None = None
+        self._near: dict[str, Sequence[tuple[Values, Values]]] = {}
+        self._by_name: dict[str, Run] = {}
         self._too_slow = False
 
     def run(self, progress: Progress | None) -> Validation:
-        runs = list(self._runs())
         sites = SiteWork(self.reference, self.candidate, self.dtype)
         runtimes = self._runtimes()
         done: list[Run] = []
-        resized = False
-        for position, run in enumerate(runs):
-            if resized and "size" in run.name:
-                continue
+        waiting = self._runs(bound=False)
+        tried = 0
+        while waiting:
+            run = waiting.pop(0)
+            tried += 1
+            with contextlib.suppress(Exception):  # a run that the reference does not take
+                run = replace(run, feeds={**run.feeds, **self.draws.draw(run.feeds)})
             taken = self._one(run, runtimes)
             if taken is not None:
                 done.append(run)
-                resized = resized or "size" in run.name
+                if run.resized:
+                    waiting = [other for other in waiting if not other.resized]
                 sites.look(run, self._for_candidate(run.feeds))
+            elif run.rebatched and not self.bound:
+                self.bound = True
+                known = {run.name, *(other.name for other in done)}
+                waiting = [r for r in self._runs(bound=True) if r.name not in known]
             if progress is not None:
-                progress(position + 1, len(runs))
+                progress(tried, tried + len(waiting))
+        if not done and self.refused is not None:
+            raise self.refused
+        return self._verdict(sites, done, tuple(runtimes))
+
+    def _verdict(
+        self, sites: SiteWork, done: Sequence[Run], runtimes: tuple[str, ...]
+    ) -> Validation:
         outputs = self._outputs()
         checks = sites.checks()
         first, worst = first_and_worst(checks)
@@ -164,14 +150,19 @@ class _Comparison:
         judged = [check for check in outputs if check.runtime != EVALUATOR]
         # Who says how far off an output may be allows what makes it so.
         right = first is None and (operators.first is None or bool(self.options.atol))
-        ok = not self.failed and right and all(check.ok for check in judged)
-        if ok and not all(check.ok for check in outputs):
+        wrong = bool(self.failed) or not right or not all(check.ok for check in judged)
+        if not wrong and not all(check.ok for check in outputs):
             self.notes.append(
                 f"the {EVALUATOR} alone disagrees: ONNX Runtime computes what it should"
             )
-        extra = self.reference.notes if isinstance(self.reference, OnnxSide) else []
+        unseen = (*self.random, *self.coverage.unseen(self.reference.fixed_outputs))
+        verdict: Verdict = "different" if wrong else "same"
+        blame = self._blame(outputs, first, operators, sites) if wrong else None
+        decisive = [found.text for found in unseen if found.decides]
+        if not wrong and decisive:
+            verdict, blame = "not comparable", self._why_not(decisive)
         return Validation(
-            ok=ok,
+            verdict=verdict,
             reference=self.reference.source,
             candidate=self.candidate.source,
             dtype=str(self.dtype).removeprefix("torch."),
@@ -179,54 +170,75 @@ class _Comparison:
             sites=checks,
             first_site=first,
             worst_site=worst,
-            blame=None
-            if ok
-            else _blame(outputs, first, operators.first, checks, self.failed, sites.place),
+            blame=blame,
+            unseen=tuple(found.text for found in unseen),
             runs=tuple(run.name for run in done),
-            runtimes=tuple(runtimes),
-            notes=(*self.notes, *sites.notes, *operators.notes, *extra),
+            runtimes=runtimes,
+            notes=(*self.notes, *sites.notes, *operators.notes, *self.reference.notes),
             operators=operators.checks,
         )
 
     def _operators(self, runs: Sequence[Run], judged: Sequence[str]) -> OperatorReport:
         """What is between the sites, looked at on ordinary runs."""
         feeds = [run.feeds for run in runs if run.ordinary]
-        if not feeds or self.names is None:
+        # The values of a side are those of its own draws, which the runs do not share; and what
+        # leaves the range of its dtype is as wrong on both sides.
+        drawn = bool(self.drawn or self.random)
+        if not feeds or self.names is None or drawn or self.overflowing is not None:
             return OperatorReport()
-        pairs = self.inputs, self.names
+        names = {name: other for name, other in self.names.items() if not name.startswith(PREFIX)}
+        pairs = self.inputs, names
         return look_at_operators(self.reference, self.candidate, pairs, feeds, self.dtype, judged)
 
-    def _runs(self) -> Iterator[Run]:
-        example = self._example()
+    def _why_not(self, decisive: Sequence[str]) -> str:
+        """Why the two cannot be compared, and the first node that leaves the range of its dtype."""
+        told = "; ".join(decisive)
+        if self.overflowing is None:
+            return told
+        sides = (("reference", self.reference), ("candidate", self.candidate))
+        feeds = (self.overflowing.feeds, self._for_candidate(self.overflowing.feeds))
+        found = [
+            f"in the {name}, {text}"
+            for (name, side), given in zip(sides, feeds, strict=True)
+            if (text := first_overflow(side, given, self.dtype)) is not None
+        ]
+        return "; ".join((told, *found))
+
+    def _runs(self, *, bound: bool) -> list[Run]:
+        """All runs; of the example's own batch where it is `bound`."""
         axes = [dict(open_axes(side)) for side in (self.reference, self.candidate)]
         free = [
             [a and b for a, b in zip(axes[0][name], axes[1][other], strict=False)]
             for name, other in self.inputs.items()
         ]
-        batch = all(sizes[0] for sizes in free if sizes)
+        batch = not bound and all(sizes[0] for sizes in free if sizes)
         spatial = any(len(sizes) > 2 for sizes in free) and all(
             all(sizes[2:]) for sizes in free if len(sizes) > 2
         )
-        return make_runs(example, self.options.given, Open(batch, spatial), self._data())
+        opened, given = Open(batch, spatial), self.options.given
+        return list(make_runs(self.example, given, opened, self._data(), self.domains))
 
     def _example(self) -> Values:
         """One array for each input of the reference, in the candidate's dtypes."""
-        shapes = self.options.shapes
-        return self._fitting(example_feeds(self.reference, self.candidate, self.inputs, shapes))
+        shapes, sides = self.options.shapes, (self.reference, self.candidate)
+        return self._fitting(example_feeds(*sides, self.inputs, shapes, self.domains))
 
     def _fitting(self, feeds: Feeds) -> Values:
         """The same arrays in the candidate's dtypes. Raises UsageError for sizes that do not fit.
 
-        What a user saves with numpy is float64 unless it was made otherwise.
+        What a user saves with numpy is float64 unless it was made otherwise. Both sides get the
+        same numbers: where a file takes float16, those that it can hold.
         """
         dtypes = _dtypes(self.candidate)
+        own = _dtypes(self.reference) if isinstance(self.reference, OnnxSide) else {}
         require_fit(self.reference, feeds)
         require_fit(self.candidate, self._for_candidate(feeds))
         made = {}
         for name, array in feeds.items():
             wanted = dtypes.get(self.inputs[name], array.dtype)
             floats = array.dtype.kind == "f" and np.dtype(wanted).kind == "f"
-            made[name] = array.astype(wanted) if floats else array
+            narrowed = array.astype(own.get(name, array.dtype)) if floats else array
+            made[name] = np.asarray(narrowed.astype(wanted) if floats else array)
         return made
 
     def _data(self) -> list[Feeds]:
@@ -242,16 +254,19 @@ class _Comparison:
         return found
 
     def _for_candidate(self, feeds: Feeds) -> Feeds:
-        return {other: feeds[name] for name, other in self.inputs.items()}
+        given = {other: feeds[name] for name, other in self.inputs.items()}
+        return {**given, **{name: feeds[name] for name in self.drawn if name in feeds}}
 
     def _runtimes(self) -> dict[str, Callable[[Feeds], Values]]:
         """How the candidate is run."""
         if isinstance(self.candidate, TorchSide):
             side = self.candidate
             return {TORCH: lambda feeds: side.native(feeds, self.dtype)}
+        file = self.candidate
+        _ = file.session, file.optimised  # a file that cannot be loaded is an error, no answer
         found: dict[str, Callable[[Feeds], Values]] = {
-            OFF: self.candidate.session.run,
-            ON: self.candidate.optimised.run,
+            OFF: lambda feeds: file.session.run(file.own(feeds)),
+            ON: lambda feeds: file.optimised.run(file.own(feeds)),
         }
         evaluator = _evaluator(self.candidate)
         if isinstance(evaluator, str):
@@ -263,21 +278,11 @@ class _Comparison:
     def _one(
         self, run: Run, runtimes: Mapping[str, Callable[[Feeds], Values]]
     ) -> dict[str, Values] | None:
-        """Outputs of each runtime; None where the reference is no yardstick for the run."""
+        """Outputs of each runtime; None where the reference does not run, which is noted."""
         try:
-            wide = self.reference.wide(run.feeds)
-            original = self.reference.native(run.feeds, self.dtype)
+            wide, original = self._yardstick(run.feeds)
         except Exception as error:
-            if "size" in run.name:
-                return None
-            if isinstance(error, GroupfxError):
-                raise
-            shapes = ", ".join(f"{name} {list(v.shape)}" for name, v in run.feeds.items())
-            raise ModelError(
-                f"the reference, {self.reference.source}, does not run on {shapes}: "
-                f"{first_line(error)}"
-            ) from error
-        if self._is_torn(run, wide, original):
+            self._refused(run, error)
             return None
         found = {}
         for runtime, call in runtimes.items():
@@ -296,19 +301,60 @@ class _Comparison:
                 self._too_slow = True
                 self.notes.append(f"the {EVALUATOR} is slow here: it was asked on {run.name} alone")
             self._note(runtime, run, wide, original, found[runtime])
-        self._nearby.pop(run.name, None)
+        self._cover(run, wide, original, found)
         return found
 
-    def _is_torn(self, run: Run, wide: Values, original: Values) -> bool:
-        """Whether the reference in float64 gives other shapes than as it is, which is noted."""
-        torn = [name for name in wide if wide[name].shape != original[name].shape]
-        self.failed += [
-            f"{run.name} cannot be judged: {name} of the reference, {self.reference.source}, has "
-            f"the shape {list(wide[name].shape)} in float64 and {list(original[name].shape)} as "
-            "it is"
-            for name in torn
-        ]
-        return bool(torn)
+    def _yardstick(self, feeds: Feeds) -> tuple[Values, Values]:
+        """The reference in float64 and in the candidate's dtype.
+
+        Where float64 fails, or gives other shapes than the reference has, the reference in its own
+        dtype takes its place, which is noted.
+        """
+        original = self.reference.native(feeds, self.dtype)
+        try:
+            wide = self.reference.wide(feeds)
+            torn = [name for name in wide if wide[name].shape != original[name].shape]
+            reason = None
+            if torn:
+                shapes = [list(values[torn[0]].shape) for values in (wide, original)]
+                reason = f"there {torn[0]} has the shape {shapes[0]}, and {shapes[1]} as it is"
+        except Exception as error:  # each operator fails in its own way
+            reason = kind_and_line(error)
+        if reason is None:
+            return wide, original
+        self.reference.without_float64(reason)
+        wide, original = self.reference.wide(feeds), self.reference.native(feeds, self.dtype)
+        same = {n: original[n] if original[n].shape == v.shape else v for n, v in wide.items()}
+        return wide, same
+
+    def _refused(self, run: Run, error: Exception) -> None:
+        """A run that the reference does not take: its batch is bound, or its sizes are."""
+        if run.rebatched and not self.bound:
+            self.notes.append(
+                f"the batch is bound: on {run.name} the reference fails ({first_line(error)})"
+            )
+        elif run.user and not isinstance(self.refused, GroupfxError):
+            raise self._as_model_error(run, error) from error
+        self.refused = self.refused or self._as_model_error(run, error)
+
+    def _as_model_error(self, run: Run, error: Exception) -> GroupfxError:
+        if isinstance(error, GroupfxError):
+            return error
+        shapes = ", ".join(f"{name} {list(v.shape)}" for name, v in run.feeds.items())
+        return ModelError(
+            f"the reference, {self.reference.source}, does not run on {shapes}: {first_line(error)}"
+        )
+
+    def _cover(self, run: Run, wide: Values, original: Values, found: Mapping[str, Values]) -> None:
+        """Note what could be compared in a run."""
+        comparable = []
+        for name, other in (self.names or {}).items():
+            values = {r: v[other] for r, v in found.items() if r != EVALUATOR}
+            comparable.append(self.coverage.note(run, name, wide[name], original[name], values))
+        if found and run.user and not any(comparable):
+            self.coverage.said_nothing(run.name)
+        if found and run.ordinary and not all(comparable):
+            self.overflowing = self.overflowing or run
 
     def _cannot(self, runtime: str, run: Run, error: Exception) -> None:
         """A run that failed: a fault of the candidate, unless it is only the fourth opinion's."""
@@ -319,38 +365,47 @@ class _Comparison:
         if note not in self.notes:
             self.notes.append(note)
 
-    def _error_nearby(self, run: Run) -> Mapping[str, float]:
-        """The original's error on inputs that are one rounding away from those of a run.
+    def _nearby(self, run: Run) -> Sequence[tuple[Values, Values]]:
+        """The yardstick on inputs that are one rounding away from those of a run.
 
         Large values saturate gates and cancel in sums: whether the original is close is luck then,
         and one run of it says little.
         """
-        if run.name not in _UNSTABLE_RUNS:
-            return {}
-        if run.name not in self._nearby:
-            errors: dict[str, float] = {}
+        if run.name not in self._near:
+            pairs = []
             for feeds in perturbed(run.feeds, _NEARBY_RUNS):
-                wide = self.reference.wide(feeds)
-                original = self.reference.native(feeds, self.dtype)
-                for name, value in wide.items():
-                    error = rms_difference(original[name], value)
-                    errors[name] = max(errors.get(name, 0.0), error)
-            self._nearby[run.name] = errors
-        return self._nearby[run.name]
+                with contextlib.suppress(Exception):  # a run less
+                    pairs.append(self._yardstick(feeds))
+            self._near[run.name] = pairs
+        return self._near[run.name]
+
+    def _paired_outputs(self, wide: Values, found: Values) -> dict[str, str]:
+        """The outputs that can be compared: those that nothing random reaches."""
+        own, other = ([n for n in v if not n.startswith(PREFIX)] for v in (wide, found))
+        pairs = paired(own, other, "output")
+        pairs |= {name: name for name in wide if name.startswith(PREFIX)}
+        first, second = self.draws.behind
+        nodes = {n: first.get(n) or second.get(o) for n, o in pairs.items()}
+        self.random = [
+            Unseen(f"output {n} cannot be compared behind {node}", decides=True)
+            for n, node in nodes.items()
+            if node
+        ]
+        return {n: o for n, o in pairs.items() if nodes[n] is None}
 
     def _note(self, runtime: str, run: Run, wide: Values, original: Values, found: Values) -> None:
         if self.names is None:
-            self.names = paired(tuple(wide), tuple(found), "output")
+            self.names = self._paired_outputs(wide, found)
         for name, other in self.names.items():
+
+            def nearby(name: str = name) -> Sequence[tuple[Array, Array]]:
+                return [(exact[name], plain[name]) for exact, plain in self._nearby(run)]
+
             entry = OutputRun(
-                run.name,
-                run.ordinary,
-                wide[name],
-                original[name],
-                found[other],
-                self._error_nearby(run).get(name, 0.0),
+                run.name, run.ordinary, wide[name], original[name], found[other], nearby=nearby
             )
             self.taken.setdefault((other, runtime), []).append(entry)
+            self._by_name[run.name] = run
 
     def _outputs(self) -> tuple[OutputCheck, ...]:
         names = {name for name, _ in self.taken}
@@ -360,15 +415,64 @@ class _Comparison:
                 f"atol is given for {', '.join(unknown)}, and the outputs are "
                 f"{', '.join(sorted(names))}"
             )
+        atol = self.options.atol
         return tuple(
-            check_output(name, runtime, runs, self.dtype, atol=self.options.atol.get(name))
+            check
             for (name, runtime), runs in sorted(self.taken.items())
+            for check in check_outputs(name, runtime, runs, self.dtype, atol=atol.get(name))
         )
+
+    def _blame(
+        self,
+        outputs: Sequence[OutputCheck],
+        first: SiteCheck | None,
+        operators: OperatorReport,
+        sites: SiteWork,
+    ) -> str:
+        """Where the difference comes from, as far as something was seen that shows it."""
+        checks = sites.checks()
+        if first is not None:
+            number = sum(not check.ok for check in checks)
+            more = f" (and {number - 1} more)" if number > 1 else ""
+            return f"the site {first.name}{more}: {first.reason}"
+        if operators.first is not None:
+            return str(operators.first)
+        if self.failed:
+            return self.failed[0]
+        wrong = [check for check in outputs if not check.ok and check.runtime != EVALUATOR]
+        if {check.runtime for check in wrong} == {ON}:
+            return (
+                "ONNX Runtime's graph optimiser: without optimisations the file computes what it "
+                "should; run it with them off, or at a lower level, and report the model"
+            )
+        if all(self._evaluator_agrees(check) for check in wrong):
+            return (
+                f"ONNX Runtime's kernels: the {EVALUATOR} computes what it should from the same "
+                "file on the same inputs"
+            )
+        worst = max(wrong, key=lambda check: check.ratio)
+        run = self._by_name[worst.run]
+        feeds = self._for_candidate(run.feeds)
+        if worst.overflows:
+            place = first_overflow(self.candidate, feeds, self.dtype)
+            if place is not None:
+                return f"an overflow: in the candidate, {place}"
+        if not checks:
+            return "unknown: no convolution could be looked at on its own"
+        return (
+            f"what lies {sites.place(run, feeds)}; each convolution computes what it should from "
+            "its own input"
+        )
+
+    def _evaluator_agrees(self, check: OutputCheck) -> bool:
+        """Whether the evaluator ran the very case in which an output is wrong, and is right."""
+        same = [run for run in self.taken.get((check.name, EVALUATOR), ()) if run.run == check.run]
+        return bool(same) and check_output(check.name, EVALUATOR, same, self.dtype).ok
 
 
 def _dtypes(side: Side) -> Mapping[str, np.dtype[Any]]:
     if isinstance(side, OnnxSide):
-        return {name: dtype for name, dtype, _ in declared_inputs(side.model)}
+        return {name: dtype for name, dtype, _ in side.declared}
     return {name: array.dtype for name, array in side.feeds.items()}
 
 
@@ -388,37 +492,6 @@ def _evaluator(side: OnnxSide) -> Callable[[Feeds], Values] | str | None:
     names = side.outputs
 
     def run(feeds: Feeds) -> Values:
-        return dict(zip(names, evaluator.run(None, dict(feeds)), strict=True))
+        return dict(zip(names, evaluator.run(None, dict(side.own(feeds))), strict=True))
 
     return run
-
-
-def _blame(
-    outputs: Sequence[OutputCheck],
-    first: SiteCheck | None,
-    operator: OperatorCheck | None,
-    sites: Sequence[SiteCheck],
-    broken: Sequence[str],
-    place: Callable[[], str | None],
-) -> str:
-    wrong = {check.runtime for check in outputs if not check.ok}
-    if first is not None:
-        number = sum(not check.ok for check in sites)
-        more = f" (and {number - 1} more)" if number > 1 else ""
-        return f"the site {first.name}{more}: {first.reason}"
-    if operator is not None:
-        return str(operator)
-    if broken:
-        return broken[0]
-    if wrong == {ON}:
-        return (
-            "ONNX Runtime's graph optimiser: without optimisations the file computes what it "
-            "should; run it with them off, or at a lower level, and report the model"
-        )
-    agrees = any(check.runtime == EVALUATOR and check.ok for check in outputs)
-    if agrees and EVALUATOR not in wrong:
-        return f"ONNX Runtime's kernels: the {EVALUATOR} computes what it should from the same file"
-    if sites:
-        where = place() or "between the convolutions"
-        return f"what lies {where}; each convolution computes what it should from its own input"
-    return "unknown: no convolution could be looked at on its own"
