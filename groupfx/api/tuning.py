@@ -33,6 +33,7 @@ from ..deploy import (
     sites_in,
 )
 from ..errors import FileError, UsageError
+from ..running.alone import alone
 from ..running.inputs import ExampleInputs, in_order
 from ..tuning import Ratio, Tuning, TuningOptions, TuningPlan, read_plan, tune_graph
 from .onnx import ONNX, Array, Model, module_of, opened, require_same
@@ -75,6 +76,7 @@ class Tuned:
         }
 
 
+@alone
 def tune(
     model: Model | str | Path,
     inputs: object = None,
@@ -128,6 +130,7 @@ def tune(
     return as_tuned(made.write(Path(path), overwrite=overwrite), tuning, verdict)
 
 
+@alone
 def tuned_export(
     model: Model,
     inputs: object,

@@ -117,7 +117,7 @@ def tune(options: opt.TuneCommand) -> int:
     wrong usage, or a file or a model that cannot be read or exported; 3 the backend is not
     installed; 70 a bug of groupfx.
     """
-    require_file(options.model)
+    require_model(options.model)
 
     from .commands.tune import run_tune
 

@@ -310,7 +310,7 @@ class Net(nn.Conv2d):
 """
 
 
-@pytest.mark.parametrize("command", ["rewrite", "inspect", "export", "groups"])
+@pytest.mark.parametrize("command", ["rewrite", "inspect", "export", "tune", "groups"])
 def test_code_of_the_model_that_ends_the_program_is_an_error_of_it(cli: Cli, command: str) -> None:
     Path("leaving.py").write_text(LEAVING)
     done = cli(command, "leaving.py:made")
