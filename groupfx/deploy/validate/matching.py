@@ -157,11 +157,12 @@ class _Walk:
     def _last(self, free: list[tuple[int, str]]) -> tuple[int, str]:
         """The one to go on from: not one whose partner the other side may still come to."""
         tables = (self.matching.partner, self.matching.back)
+        # Once: a site that was split into thousands of branches has as many values in front.
+        opposite = tuple([v for s, v in free if s != side] for side in (0, 1))
         waiting = set()
         for side, name in free:
             partner = tables[side].get(name)
-            graph = self._sides[1 - side]
-            others = [v for s, v in free if s != side]
+            graph, others = self._sides[1 - side], opposite[side]
             if partner is not None and any(graph.depends(v, partner) for v in others):
                 waiting.add((side, name))
         ready = [entry for entry in free if entry not in waiting] or free
