@@ -84,7 +84,7 @@ def _transpose(graph: Graph, op: Operation) -> None:
         give(graph, op, Tracked(dims.index(state.dim), state.axis))
     else:
         seen = tuple(state.dims[dim] for dim in dims)
-        made = Regrouped(state.base, state.dim, state.factors, seen, state.place)
+        made = Regrouped(state.base, state.state, state.factors, seen, state.place)
         for output in op.outputs:
             graph.set(output, made)
 
@@ -162,26 +162,24 @@ def _taken_apart(
         *(-1 - k for k in range(len(factors))),
         *range(dim + 1, len(value.shape)),
     )
-    return Regrouped(value, dim, factors, dims, Place(op.node, slot, op.name))
+    return Regrouped(value, state, factors, dims, Place(op.node, slot, op.name))
 
 
 def _merge(graph: Graph, op: Operation, state: Regrouped) -> None:
     """The end of a shuffle, where all factors of the channels become one dimension again."""
     base, shape = state.base, op.outputs[0].shape
     if shape == base.shape and _in_place(state):
-        known = graph.state(base)
-        assert isinstance(known, Tracked)
-        graph.choose(op, 0, state.dim, [(base, known)], state.order)
+        graph.choose(op, 0, state.state.dim, [(base, state.state)], state.order)
     else:
         barrier(graph, op)
 
 
 def _in_place(state: Regrouped) -> bool:
     """Whether each other dimension stands where it stood, and the factors between them."""
-    count = len(state.factors)
-    middle = state.dims[state.dim : state.dim + count]
-    others = (*state.dims[: state.dim], *state.dims[state.dim + count :])
-    expected = (*range(state.dim), *range(state.dim + 1, len(state.base.shape)))
+    count, first = len(state.factors), state.state.dim
+    middle = state.dims[first : first + count]
+    others = (*state.dims[:first], *state.dims[first + count :])
+    expected = (*range(first), *range(first + 1, len(state.base.shape)))
     return all(d < 0 for d in middle) and others == expected
 
 

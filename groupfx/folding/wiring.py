@@ -89,11 +89,11 @@ class Regrouped:
     """A tensor whose channels are seen as several dimensions, `factors`, on the way to a shuffle.
 
     `dims` says what each dimension is: a dimension of `base` that is whole (>= 0), or factor k of
-    its channels (-1 - k). Its first step was input `slot` of `node`.
+    its channels (-1 - k). `state` is that of the base as it was read, at `place`.
     """
 
     base: Value
-    dim: int
+    state: Tracked
     factors: tuple[int, ...]
     dims: tuple[int, ...]
     place: Place
@@ -152,9 +152,7 @@ class Graph:
             return state.reason
         reason = f"{op.name} takes no other order"
         if isinstance(state, Regrouped):
-            known = self.state(state.base)
-            assert isinstance(known, Tracked)
-            self._require(state.place, state.base, known, reason)
+            self._require(state.place, state.base, state.state, reason)
         else:
             self._require(Place(op.node, slot, op.name), value, state, reason)
         return reason

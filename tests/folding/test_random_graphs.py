@@ -160,6 +160,11 @@ def check(program: list[tuple[str, int, int, int]]) -> None:
             assert (before - after).abs().max() <= 1e-10 * max(1, before.abs().max())
 
 
+def test_a_shuffle_of_what_was_not_permuted() -> None:
+    """It once failed: nothing in front of the shuffle had an order of its own."""
+    check([("split", -1, 0, 0), ("view shuffle", -1, 0, 0)])
+
+
 @settings(max_examples=40, deadline=None)
 @given(PROGRAMS)
 def test_random_networks(program: list[tuple[str, int, int, int]]) -> None:
