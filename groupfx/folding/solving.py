@@ -41,7 +41,7 @@ from .orders import (
 from .problem import Link, Orders, Problem, Together, positions, wanted_by_sources, wanted_by_target
 from .spelling import moves, pieces_of
 
-_MOST_CANDIDATES = 32
+_MOST_CANDIDATES = 12
 _MOST_ENTRIES = 1 << 16
 _MOST_LABELS = 64
 _BYTE, _PIECE, _CHANGE = 1 << 16, 1 << 6, 1
