@@ -8,7 +8,7 @@ side computes between a pair and the pairs in front of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from .sketches import SketchBook, distance
@@ -83,6 +83,15 @@ class Matching:
     def pair(self, value: str, other: str) -> None:
         """Let two values be one."""
         self.partner[value], self.back[other] = other, value
+
+    def paired_behind(self, value: str) -> Iterator[str]:
+        """The first paired values of the candidate that are computed from a value."""
+        for op in self.candidate.consumers.get(value, ()):
+            for name in op.outputs:
+                if name in self.partner:
+                    yield name
+                else:
+                    yield from self.paired_behind(name)
 
     def unpair(self, value: str) -> None:
         """Forget the pair of a value of the candidate."""

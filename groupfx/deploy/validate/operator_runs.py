@@ -16,6 +16,7 @@ from .narrowing import value_sketches
 from .onnx_values import OnnxGraph
 from .operator_checks import OperatorCheck
 from .operators import OperatorWork
+from .runs import Run
 from .sides import OnnxSide, Side
 from .torch_graph import TorchGraph
 from .value_graph import ValueGraph
@@ -25,7 +26,6 @@ Feeds = Mapping[str, Array]
 
 # How far the graph of a torch model may be from the model itself, in float64.
 _SAME = 1e-9
-_MOST_RUNS = 2
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def look_at_operators(
     """
     try:
         graph = reference.values
-        chosen = [feeds for feeds in smallest(runs) if _is_true(reference, graph, feeds)]
+        chosen = [feeds for feeds in runs if _is_true(reference, graph, feeds)]
         if not chosen:
             return _none("torch.export gives a graph that computes something else")
         own: ValueGraph
@@ -77,16 +77,28 @@ def _none(why: str) -> OperatorReport:
     return OperatorReport(notes=(f"the operators are not looked at one by one: {why}",))
 
 
-def smallest(runs: Sequence[Feeds]) -> list[Feeds]:
-    """The smallest run of more than one row, and the smallest of other shapes, where there are."""
-    ordered = sorted(runs, key=lambda feeds: sum(array.size for array in feeds.values()))
+def chosen_runs(runs: Sequence[Run], broken: Collection[str]) -> list[Feeds]:
+    """The smallest run of several rows, and one of other shapes: a `broken` one before all.
+
+    Each value is looked at in both, so that what is wrong in a single size is seen.
+    """
+    if not runs:
+        return []
+    ordered = sorted((run.feeds for run in runs), key=_size)
+    telling = [run.feeds for run in runs if run.name in broken]
     several = [feeds for feeds in ordered if all(_rows(array) != 1 for array in feeds.values())]
-    found: list[Feeds] = []
-    for feeds in (several or ordered)[:1] + ordered:
-        shapes = {name: array.shape for name, array in feeds.items()}
-        if all({n: a.shape for n, a in other.items()} != shapes for other in found):
-            found.append(feeds)
-    return found[:_MOST_RUNS]
+    first = (several or ordered)[0]
+    others = [*sorted(telling, key=_size), *several, *ordered]
+    different = [feeds for feeds in others if _shapes(feeds) != _shapes(first)]
+    return [first, *different[:1]]
+
+
+def _size(feeds: Feeds) -> int:
+    return sum(array.size for array in feeds.values())
+
+
+def _shapes(feeds: Feeds) -> list[tuple[int, ...]]:
+    return [array.shape for array in feeds.values()]
 
 
 def _rows(array: Array) -> int:

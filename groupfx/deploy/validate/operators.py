@@ -41,6 +41,8 @@ _LINEAR = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum"))
 _CONVS = frozenset(("Conv", "ConvTranspose"))
 _LARGE = 1 << 22
 _LEVELS_BACK = 2
+# What has no float64 kernel has its own rounding, and may have its own layout.
+_ROUNDED_SHARE = 1e-3
 _MOST_ROUNDS = 4
 
 
@@ -151,8 +153,9 @@ class OperatorWork:
                 worst, worst_inputs = finding, inputs
         self._ratios[run, piece] = worst
         if worst.ratio > 1:
+            self._agreeing.pop(piece, None)
             yield Failure(piece, worst, worst_inputs)
-        elif len(piece.candidate) > 1:
+        elif run == 0 and len(piece.candidate) > 1:
             self._agreeing[piece] = base
 
     def _findings(self, piece: Piece, base: Inputs) -> Iterator[tuple[Inputs, Finding]]:
@@ -170,12 +173,16 @@ class OperatorWork:
 
     def _unit(self, piece: Piece) -> float:
         unit = float(torch.finfo(self.dtype).eps) / 2
-        graph = self.candidate
-        if isinstance(graph, OnnxGraph) and any(
-            graph.nodes[op.index].rounded for op in piece.candidate
-        ):
+        if self._is_rounded(piece):
             return max(unit, float(torch.finfo(torch.float32).eps) / 2) * 4
         return unit
+
+    def _is_rounded(self, piece: Piece) -> bool:
+        """Whether ONNX Runtime ran a part of it, for want of a float64 kernel."""
+        graph = self.candidate
+        return isinstance(graph, OnnxGraph) and any(
+            graph.nodes[op.index].rounded for op in piece.candidate
+        )
 
     def _right(self) -> Iterator[OperatorCheck]:
         worst: dict[Piece, float] = {}
@@ -221,9 +228,7 @@ class OperatorWork:
         """
         matching = self.matching
         ends = [
-            (name, matching.partner[name])
-            for op in self.candidate.consumers.get(value, ())
-            for name in self._paired_behind(op)
+            (name, matching.partner[name]) for name in dict.fromkeys(matching.paired_behind(value))
         ]
         matching.unpair(value)
         try:
@@ -234,15 +239,6 @@ class OperatorWork:
             )
         finally:
             matching.pair(value, other)
-
-    def _paired_behind(self, op: Operator) -> Iterator[str]:
-        """The first paired values that an operator leads to."""
-        for name in op.outputs:
-            if name in self.matching.partner:
-                yield name
-                continue
-            for user in self.candidate.consumers.get(name, ()):
-                yield from self._paired_behind(user)
 
     def _depends(self, piece: Piece, value: str) -> bool:
         base = self._values(piece)
@@ -264,6 +260,8 @@ class OperatorWork:
     def _is_confirmed(self, failure: Failure) -> bool:
         """Whether it is there with the operators in front as well, and in ONNX Runtime."""
         piece = failure.piece
+        if self._is_rounded(piece) and not _ROUNDED_SHARE < failure.finding.share < np.inf:
+            return False
         if self._only_evaluator(failure):
             return False
         longer = self._extended(piece)
@@ -336,17 +334,17 @@ class OperatorWork:
         if exchanged:
             return exchanged
         trial = Trial(matching, feeds, wrong)
-        left = [suspect for suspect in trial.suspects() if not self._is_cleared(suspect)]
+        left = self._left(trial, wrong)
         found: list[OperatorCheck] = []
         for suspect in left:
             if any(op.index in known for op in suspect.operators):
                 continue
-            culprit = trial.culprit(suspect)
+            culprit = trial.culprit(suspect) or self._twin(trial, suspect)
             if culprit is not None:
                 found.append(self._accused(culprit, feeds))
                 if wrong and culprit.outputs == set(wrong):
                     return found
-            elif culprit is None and not wrong:
+            elif not wrong:
                 found += self._sandwiched(suspect)
         between = [s for s in left if not all(map(self._in_site, s.operators))]
         if wrong and between and not found and not known:
@@ -356,6 +354,36 @@ class OperatorWork:
             )
             found.append(_failed(Named(op, "unknown", reason), np.inf))
         return found
+
+    def _left(self, trial: Trial, wrong: Collection[str]) -> list[Suspect]:
+        """The suspects that no piece clears that agrees; what a cleared one gives is right."""
+        ends = {value for name, value, _ in self.matching.outputs if name in wrong}
+        cleared: set[str] = set()
+        while True:
+            suspects = list(trial.suspects(cleared))
+            fine = {s.value for s in suspects if s.value not in ends and self._is_cleared(s)}
+            if not fine:
+                return suspects
+            cleared |= fine
+
+    def _twin(self, trial: Trial, suspect: Suspect) -> Culprit | None:
+        """The case against an operator that gives what the suspect should, and has its partner."""
+        matching, value = self.matching, suspect.value
+        sketches = matching.found.of.get(value)
+        if sketches is None:
+            return None
+        for _, other in matching.found.near(sketches, matching.share):
+            partner, op = matching.partner.get(other), self.candidate.producer.get(other)
+            if partner is None or op is None or other == value:
+                continue
+            matching.unpair(other)
+            matching.pair(value, partner)
+            culprit = trial.culprit(Suspect((op,), other))
+            if culprit is not None:
+                return culprit
+            matching.unpair(value)
+            matching.pair(other, partner)
+        return None
 
     def _exchanged(self, wrong: Sequence[str]) -> Iterator[OperatorCheck]:
         """Outputs that hold what belongs to another one."""

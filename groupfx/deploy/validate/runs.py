@@ -14,10 +14,10 @@ from torch import Tensor
 from ...running.inputs import ExampleInputs
 from ...verify import other_spatial
 from .domain import Domain
+from .drawn_batches import ALWAYS
 
 Array = npt.NDArray[Any]
 
-BATCHES = (1, 2, 7)
 _FIRST_SEED = 11
 _MORE_SEEDS = (23, 47)
 _MOST_ELEMENTS = 1 << 26
@@ -53,13 +53,15 @@ def make_runs(
     free: Open,
     data: Sequence[Mapping[str, Array]] = (),
     domains: Mapping[str, Domain] | None = None,
+    batches: Sequence[int] = ALWAYS,
 ) -> Iterator[Run]:
     """Every run, the ordinary ones first.
 
     Inputs that have a domain are drawn from all of it, other integers from those of the example.
 
     `example` is one array for each input, `given` whether a user gave its values. `data` are the
-    user's own inputs. Runs in other spatial sizes may not suit the model.
+    user's own inputs, `batches` numbers of rows to try. Runs in other spatial sizes may not suit
+    the model.
     """
     template = ExampleInputs((), {name: _tensor(array) for name, array in example.items()})
     if given:
@@ -68,7 +70,7 @@ def make_runs(
         name = f"data {position + 1}" if len(data) > 1 else "data"
         yield Run(name, True, feeds, user=True)
     generator = np.random.default_rng(_FIRST_SEED)
-    for run in (*_ordinary(template, free), *_adversarial(template, free)):
+    for run in (*_ordinary(template, free, batches), *_adversarial(template, free)):
         drawn = {
             name: domain.sample(run.feeds[name].shape, generator).astype(run.feeds[name].dtype)
             for name, domain in (domains or {}).items()
@@ -76,10 +78,10 @@ def make_runs(
         yield replace(run, feeds={**run.feeds, **drawn})
 
 
-def _ordinary(template: ExampleInputs, free: Open) -> Iterator[Run]:
+def _ordinary(template: ExampleInputs, free: Open, batches: Sequence[int]) -> Iterator[Run]:
     seed = _FIRST_SEED
     if free.batch and template.batch:
-        for batch in BATCHES:
+        for batch in batches:
             run = _random(template.with_batch(batch), f"random batch {batch}", seed)
             yield replace(run, rebatched=batch != template.batch)
             seed += 1

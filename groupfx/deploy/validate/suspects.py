@@ -8,7 +8,8 @@ before and in fewer in none.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +39,9 @@ _KINDS = {
 # What a site is in a graph of torch.
 SITE_KINDS = frozenset(("conv", "convtranspose", "batchnormalization", "getitem"))
 _MOST_GUESSES = 6
-_MOST_TRIALS = 40
+# Each trial is a run of the candidate: of a large model, fewer of them.
+_LEAST_TRIALS, _MOST_TRIALS = 6, 40
+_MOST_ELEMENTS = 4e8
 _LONGEST_CHAIN = 4
 _SEED = 7
 # As many operators more for a value that another kind of operator gives.
@@ -90,12 +93,14 @@ class Trial:
         self.matching = matching
         self.feeds = feeds
         self.wrong = frozenset(wrong)
-        self._trials = 0
+        elements = sum(math.prod(s.shape) for each in matching.found.of.values() for s in each)
+        allowed = int(_MOST_ELEMENTS / max(elements, 1))
+        self._left = min(max(allowed, _LEAST_TRIALS), _MOST_TRIALS)
 
-    def suspects(self) -> Iterator[Suspect]:
-        """What reads values that the reference has, and gives one that it has not."""
+    def suspects(self, cleared: Collection[str] = ()) -> Iterator[Suspect]:
+        """What reads values that the reference has, or `cleared` ones, and gives others."""
         matching, graph = self.matching, self.matching.candidate
-        clean = set(matching.partner)
+        clean = {*matching.partner, *cleared}
         sites: dict[str, list[Operator]] = {}
         for op in graph.operators:
             if op.site is not None:
@@ -103,13 +108,13 @@ class Trial:
         for op in graph.operators:
             if not all(name in clean for name in op.inputs):
                 continue
-            own = [name for name in op.outputs if name not in matching.partner]
+            own = [name for name in op.outputs if name not in clean]
             clean.update(name for name in own if name not in matching.found.of)
             if op.site in sites:
                 ops = sites.pop(op.site)
                 inside = {name for each in ops for name in each.inputs}
                 ends = [n for each in ops for n in each.outputs if n not in inside]
-                yield from (Suspect(tuple(ops), n) for n in ends if n not in matching.partner)
+                yield from (Suspect(tuple(ops), n) for n in ends if n not in clean)
             elif op.site is None:
                 yield from (Suspect((op,), name) for name in own if name in matching.found.of)
 
@@ -139,9 +144,9 @@ class Trial:
     def _culprit(self, suspect: Suspect) -> Culprit | None:
         best: Culprit | None = None
         for expected, spare in self._guesses(suspect):
-            if self._trials >= _MOST_TRIALS:
+            if not self._left:
                 return best
-            self._trials += 1
+            self._left -= 1
             tried = self._tried(suspect, expected, spare)
             if tried is None:
                 continue
@@ -168,14 +173,13 @@ class Trial:
             producer = reference.producer.get(other)
             if other in matching.back or producer is None or (named and other not in named):
                 continue
-            if not any(reference.depends(other, source) for source in sources):
-                continue
+            aside = not any(reference.depends(other, source) for source in sources)
             if suspect.first.site is not None and plain_kind(producer) not in SITE_KINDS:
                 continue
             piece = matching.piece(value, other)
             size = np.inf if piece is None else piece.size
             unlike = plain_kind(producer) != plain_kind(op)
-            ranked.append((_shapes(sketches) != shapes, size + _UNLIKE * unlike, other))
+            ranked.append((_shapes(sketches) != shapes, size + _UNLIKE * (unlike + aside), other))
         likely = [(other, False) for _, _, other in sorted(ranked)[:_MOST_GUESSES]]
         return likely + [
             (other, True)
@@ -195,7 +199,7 @@ class Trial:
                 behind.setdefault(name, []).append(sketch)
             found = self.matching.candidate.values_at({suspect.value}, own)
             off = max(off, _share(found.get(suspect.value), right))
-        healed = self._healed(suspect.value, behind)
+        healed = self._healed(suspect.value, expected, behind)
         outputs = self._healed_outputs(behind)
         if healed is None or not (healed or outputs):
             return None
@@ -210,7 +214,9 @@ class Trial:
                 if array is not None and is_anchor(array) and graph.depends(name, value):
                     yield name, sketched(array)
 
-    def _healed(self, value: str, behind: Mapping[str, Sequence[Sketch]]) -> int | None:
+    def _healed(
+        self, value: str, expected: str, behind: Mapping[str, Sequence[Sketch]]
+    ) -> int | None:
         """How many values have a counterpart now, None where one has lost it."""
         matching, healed = self.matching, 0
         for name, sketches in behind.items():
@@ -222,7 +228,7 @@ class Trial:
                     return None
                 continue
             near = matching.expected.near(sketches, matching.share)
-            healed += any(each not in matching.back for _, each in near)
+            healed += any(n != expected and n not in matching.back for _, n in near)
         return healed
 
     def _healed_outputs(self, behind: Mapping[str, Sequence[Sketch]]) -> frozenset[str]:
@@ -242,11 +248,11 @@ def sandwiched(matching: Matching, suspect: Suspect, expected: str) -> Piece | N
 
     What is behind must be paired, and must then be computed from this pair alone on this way.
     """
-    graph, value = matching.candidate, suspect.value
+    value = suspect.value
     if value in matching.partner or expected in matching.back:
         return None
-    ends = [name for user in graph.consumers.get(value, ()) for name in user.outputs]
-    if not ends or not all(name in matching.partner for name in ends):
+    ends = list(dict.fromkeys(matching.paired_behind(value)))
+    if not ends:
         return None
     before = [matching.piece(name, matching.partner[name]) for name in ends]
     own = matching.piece(value, expected)

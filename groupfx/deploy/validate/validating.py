@@ -19,9 +19,10 @@ from ...running.alone import alone
 from ..graph.conv_nodes import conv_nodes
 from ..graph.files import proto_of
 from .coverage import Coverage
+from .drawn_batches import batches
 from .draws import PREFIX, settle_draws
 from .example_feeds import example_feeds, input_domains, require_fit
-from .operator_runs import OperatorReport, look_at_operators
+from .operator_runs import OperatorReport, chosen_runs, look_at_operators
 from .output_checks import OutputCheck, OutputRun, check_output, check_outputs
 from .overflow import first_overflow
 from .runs import Open, Run, make_runs, perturbed
@@ -146,7 +147,8 @@ class _Comparison:
         outputs = self._outputs()
         checks = sites.checks()
         first, worst = first_and_worst(checks)
-        operators = self._operators(done, [check.name for check in checks if check.seen])
+        off = {check.run for check in outputs if not check.ok}
+        operators = self._operators(done, off, [check.name for check in checks if check.seen])
         judged = [check for check in outputs if check.runtime != EVALUATOR]
         # Who says how far off an output may be allows what makes it so.
         right = first is None and (operators.first is None or bool(self.options.atol))
@@ -178,16 +180,14 @@ class _Comparison:
             operators=operators.checks,
         )
 
-    def _operators(self, runs: Sequence[Run], judged: Sequence[str]) -> OperatorReport:
-        """What is between the sites, looked at on ordinary runs."""
-        feeds = [run.feeds for run in runs if run.ordinary]
-        # The values of a side are those of its own draws, which the runs do not share; and what
-        # leaves the range of its dtype is as wrong on both sides.
+    def _operators(self, runs: Sequence[Run], wrong: set[str], judged: list[str]) -> OperatorReport:
+        """What is between the sites, looked at on ordinary runs, one of them a `wrong` one."""
+        # A side has draws of its own; what leaves the range of a dtype is wrong on both sides.
         drawn = bool(self.drawn or self.random)
+        feeds = chosen_runs([run for run in runs if run.ordinary], wrong)
         if not feeds or self.names is None or drawn or self.overflowing is not None:
             return OperatorReport()
-        names = {name: other for name, other in self.names.items() if not name.startswith(PREFIX)}
-        pairs = self.inputs, names
+        pairs = self.inputs, {n: o for n, o in self.names.items() if not n.startswith(PREFIX)}
         return look_at_operators(self.reference, self.candidate, pairs, feeds, self.dtype, judged)
 
     def _why_not(self, decisive: Sequence[str]) -> str:
@@ -215,8 +215,10 @@ class _Comparison:
         spatial = any(len(sizes) > 2 for sizes in free) and all(
             all(sizes[2:]) for sizes in free if len(sizes) > 2
         )
-        opened, given = Open(batch, spatial), self.options.given
-        return list(make_runs(self.example, given, opened, self._data(), self.domains))
+        side, opened = self.candidate, Open(batch, spatial)
+        rows = batches(self.example, side.model if isinstance(side, OnnxSide) else None)
+        more = self._data(), self.domains, rows
+        return list(make_runs(self.example, self.options.given, opened, *more))
 
     def _example(self) -> Values:
         """One array for each input of the reference, in the candidate's dtypes."""

@@ -5,9 +5,11 @@ times what rounding explains; else the corruption is drawn again. ONNX Runtime r
 `site_oracle` says what rounding explains: nothing here asks the validator.
 """
 
+import contextlib
 import copy
+import fcntl
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -208,3 +210,11 @@ class KnownSide(TorchSide):
     @cached_property
     def _known(self) -> dict[Any, Any]:
         return {}
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -4,12 +4,10 @@ Each corrupted file is checked beforehand, without the validator, to move the ou
 ten times what rounding explains (`corruption_draws`). 200 of six models are the long tests.
 """
 
-import contextlib
 import copy
 import dataclasses
-import fcntl
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,13 @@ from torch import Tensor, nn
 
 import groupfx
 from groupfx.deploy import Validation
-from tests.deploy.validate.corruption_draws import LEAST_MOVE, NORM_CHANGES, Draws, WrongFile
+from tests.deploy.validate.corruption_draws import (
+    LEAST_MOVE,
+    NORM_CHANGES,
+    Draws,
+    WrongFile,
+    locked,
+)
 from tests.deploy.validate.corruption_models import MODELS, TINY
 from tests.deploy.validate.onnx_corruptions import CORRUPTIONS, MarkedSite, attribute
 
@@ -289,14 +293,6 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Outcom
             return Outcome(**json.loads(kept.read_text()))
 
     return outcome
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """One process at a time."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @pytest.mark.long
