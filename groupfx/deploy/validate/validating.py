@@ -10,24 +10,21 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import torch
-from onnx.reference import ReferenceEvaluator
 
 from ...errors import GroupfxError, ModelError, UsageError, first_line, kind_and_line
 from ...running.alone import alone
-from ..graph.conv_nodes import conv_nodes
-from ..graph.files import proto_of
+from .blaming import Evidence
 from .coverage import Coverage
 from .drawn_batches import batches
 from .draws import PREFIX, settle_draws
 from .example_feeds import example_feeds, input_domains, require_fit
 from .operator_runs import OperatorReport, chosen_runs, look_at_operators
-from .output_checks import OutputCheck, OutputRun, check_output, check_outputs
-from .overflow import first_overflow
+from .opinions import EVALUATOR, Runtime, runtimes_of
+from .output_checks import OutputCheck, OutputRun, check_outputs
 from .runs import Open, Run, make_runs, perturbed
-from .sides import OnnxSide, Side, TorchSide, Values, open_axes, paired
-from .site_checks import SiteCheck, first_and_worst
+from .sides import OnnxSide, Side, Values, open_axes, paired
+from .site_checks import first_and_worst
 from .site_work import SiteWork
 from .verdict import Unseen, Validation, Verdict
 
@@ -35,12 +32,7 @@ Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
 Progress = Callable[[int, int], None]
 
-OFF, ON = "onnxruntime, optimisations off", "onnxruntime, optimisations on"
-EVALUATOR, TORCH = "onnx reference evaluator", "torch"
-
 _NEARBY_RUNS = 5
-# The reference evaluator is plain numpy: a fourth opinion on small models only.
-_SMALL_PARAMETERS = 200_000
 _SMALL_ELEMENTS = 50_000
 _SLOW_OPINION = 1.0
 
@@ -111,12 +103,12 @@ class _Comparison:
         self.refused: GroupfxError | None = None
         self.overflowing: Run | None = None
         self._near: dict[str, Sequence[tuple[Values, Values]]] = {}
-        self._by_name: dict[str, Run] = {}
         self._too_slow = False
 
     def run(self, progress: Progress | None) -> Validation:
         sites = SiteWork(self.reference, self.candidate, self.dtype)
-        runtimes = self._runtimes()
+        runtimes, notes = runtimes_of(self.candidate, self.dtype)
+        self.notes += notes
         done: list[Run] = []
         waiting = self._runs(bound=False)
         tried = 0
@@ -159,10 +151,22 @@ class _Comparison:
             )
         unseen = (*self.random, *self.coverage.unseen(self.reference.fixed_outputs))
         verdict: Verdict = "different" if wrong else "same"
-        blame = self._blame(outputs, first, operators, sites) if wrong else None
+        evidence = Evidence(
+            reference=self.reference,
+            candidate=self.candidate,
+            dtype=self.dtype,
+            outputs=outputs,
+            sites=sites,
+            operators=operators,
+            failed=self.failed,
+            taken=self.taken,
+            runs={run.name: run for run in done},
+            own=self._for_candidate,
+        )
+        blame = evidence.blame() if wrong else None
         decisive = [found.text for found in unseen if found.decides]
         if not wrong and decisive:
-            verdict, blame = "not comparable", self._why_not(decisive)
+            verdict, blame = "not comparable", evidence.why_not(decisive, self.overflowing)
         return Validation(
             verdict=verdict,
             reference=self.reference.source,
@@ -189,20 +193,6 @@ class _Comparison:
             return OperatorReport()
         pairs = self.inputs, {n: o for n, o in self.names.items() if not n.startswith(PREFIX)}
         return look_at_operators(self.reference, self.candidate, pairs, feeds, self.dtype, judged)
-
-    def _why_not(self, decisive: Sequence[str]) -> str:
-        """Why the two cannot be compared, and the first node that leaves the range of its dtype."""
-        told = "; ".join(decisive)
-        if self.overflowing is None:
-            return told
-        sides = (("reference", self.reference), ("candidate", self.candidate))
-        feeds = (self.overflowing.feeds, self._for_candidate(self.overflowing.feeds))
-        found = [
-            f"in the {name}, {text}"
-            for (name, side), given in zip(sides, feeds, strict=True)
-            if (text := first_overflow(side, given, self.dtype)) is not None
-        ]
-        return "; ".join((told, *found))
 
     def _runs(self, *, bound: bool) -> list[Run]:
         """All runs; of the example's own batch where it is `bound`."""
@@ -259,27 +249,7 @@ class _Comparison:
         given = {other: feeds[name] for name, other in self.inputs.items()}
         return {**given, **{name: feeds[name] for name in self.drawn if name in feeds}}
 
-    def _runtimes(self) -> dict[str, Callable[[Feeds], Values]]:
-        """How the candidate is run."""
-        if isinstance(self.candidate, TorchSide):
-            side = self.candidate
-            return {TORCH: lambda feeds: side.native(feeds, self.dtype)}
-        file = self.candidate
-        _ = file.session, file.optimised  # a file that cannot be loaded is an error, no answer
-        found: dict[str, Callable[[Feeds], Values]] = {
-            OFF: lambda feeds: file.session.run(file.own(feeds)),
-            ON: lambda feeds: file.optimised.run(file.own(feeds)),
-        }
-        evaluator = _evaluator(self.candidate)
-        if isinstance(evaluator, str):
-            self.notes.append(evaluator)
-        elif evaluator is not None:
-            found[EVALUATOR] = evaluator
-        return found
-
-    def _one(
-        self, run: Run, runtimes: Mapping[str, Callable[[Feeds], Values]]
-    ) -> dict[str, Values] | None:
+    def _one(self, run: Run, runtimes: Mapping[str, Runtime]) -> dict[str, Values] | None:
         """Outputs of each runtime; None where the reference does not run, which is noted."""
         try:
             wide, original = self._yardstick(run.feeds)
@@ -407,7 +377,6 @@ class _Comparison:
                 run.name, run.ordinary, wide[name], original[name], found[other], nearby=nearby
             )
             self.taken.setdefault((other, runtime), []).append(entry)
-            self._by_name[run.name] = run
 
     def _outputs(self) -> tuple[OutputCheck, ...]:
         names = {name for name, _ in self.taken}
@@ -424,76 +393,8 @@ class _Comparison:
             for check in check_outputs(name, runtime, runs, self.dtype, atol=atol.get(name))
         )
 
-    def _blame(
-        self,
-        outputs: Sequence[OutputCheck],
-        first: SiteCheck | None,
-        operators: OperatorReport,
-        sites: SiteWork,
-    ) -> str:
-        """Where the difference comes from, as far as something was seen that shows it."""
-        checks = sites.checks()
-        if first is not None:
-            number = sum(not check.ok for check in checks)
-            more = f" (and {number - 1} more)" if number > 1 else ""
-            return f"the site {first.name}{more}: {first.reason}"
-        if operators.first is not None:
-            return str(operators.first)
-        if self.failed:
-            return self.failed[0]
-        wrong = [check for check in outputs if not check.ok and check.runtime != EVALUATOR]
-        if {check.runtime for check in wrong} == {ON}:
-            return (
-                "ONNX Runtime's graph optimiser: without optimisations the file computes what it "
-                "should; run it with them off, or at a lower level, and report the model"
-            )
-        if all(self._evaluator_agrees(check) for check in wrong):
-            return (
-                f"ONNX Runtime's kernels: the {EVALUATOR} computes what it should from the same "
-                "file on the same inputs"
-            )
-        worst = max(wrong, key=lambda check: check.ratio)
-        run = self._by_name[worst.run]
-        feeds = self._for_candidate(run.feeds)
-        if worst.overflows:
-            place = first_overflow(self.candidate, feeds, self.dtype)
-            if place is not None:
-                return f"an overflow: in the candidate, {place}"
-        if not checks:
-            return "unknown: no convolution could be looked at on its own"
-        return (
-            f"what lies {sites.place(run, feeds)}; each convolution computes what it should from "
-            "its own input"
-        )
-
-    def _evaluator_agrees(self, check: OutputCheck) -> bool:
-        """Whether the evaluator ran the very case in which an output is wrong, and is right."""
-        same = [run for run in self.taken.get((check.name, EVALUATOR), ()) if run.run == check.run]
-        return bool(same) and check_output(check.name, EVALUATOR, same, self.dtype).ok
-
 
 def _dtypes(side: Side) -> Mapping[str, np.dtype[Any]]:
     if isinstance(side, OnnxSide):
         return {name: dtype for name, dtype, _ in side.declared}
     return {name: array.dtype for name, array in side.feeds.items()}
-
-
-def _evaluator(side: OnnxSide) -> Callable[[Feeds], Values] | str | None:
-    """Onnx's own evaluator, for a small model that it can run; a text says why it cannot."""
-    held = side.model.graph.initializers.values()
-    if sum(v.const_value.size for v in held if v.const_value is not None) > _SMALL_PARAMETERS:
-        return None
-    convs, _ = conv_nodes(side.model)
-    if any(conv.spec.transposed and conv.spec.groups > 1 for conv in convs):
-        return f"the {EVALUATOR} cannot run grouped transposed convolutions: it gives no opinion"
-    proto: onnx.ModelProto = proto_of(side.model)
-    try:
-        evaluator = ReferenceEvaluator(proto)
-    except Exception as error:
-        return f"the {EVALUATOR} gives no opinion: {first_line(error)}"
-    names = side.outputs
-
-    def run(feeds: Feeds) -> Values:
-        return dict(zip(names, evaluator.run(None, dict(side.own(feeds))), strict=True))
-
-    return run

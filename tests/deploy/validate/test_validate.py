@@ -20,12 +20,12 @@ from groupfx.deploy.running.runtime import Session
 from groupfx.deploy.validate import validating
 from groupfx.deploy.validate.onnx_sites import Region
 from groupfx.deploy.validate.operator_runs import OperatorReport
+from groupfx.deploy.validate.opinions import EVALUATOR, OFF, ON, TORCH
 from groupfx.deploy.validate.output_checks import OutputRun, check_output
 from groupfx.deploy.validate.runs import Open, make_runs
 from groupfx.deploy.validate.sides import TorchSide
 from groupfx.deploy.validate.site_checks import check_site
 from groupfx.deploy.validate.site_functions import SiteFunction
-from groupfx.deploy.validate.validating import EVALUATOR, OFF, ON, TORCH
 from groupfx.errors import FileError, UsageError
 from groupfx.running.inputs import ExampleInputs
 from tests.models import zoo
