@@ -236,7 +236,8 @@ def onnx_passes(
     chosen = make_pipeline(passes, target).passes
     torch_only = [entry for entry in chosen if not entry.works_on_onnx()]
     if passes is not None and torch_only:
-        others = " and ".join(name for name in PASSES if pass_class(name).works_on_onnx())
+        *most, last = (name for name in PASSES if pass_class(name).works_on_onnx())
+        others = f"{', '.join(most)} and {last}"
         raise UsageError(
             f"{torch_only[0].pass_name()} works on torch models, not on ONNX files: {others} do"
         )

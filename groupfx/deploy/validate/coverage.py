@@ -73,7 +73,7 @@ class Coverage:
         self._empty_runs.append(run)
 
     def unseen(self, fixed: Callable[[], frozenset[str]]) -> Iterator[Unseen]:
-        """What was not compared; `fixed` gives the outputs that depend on sizes alone."""
+        """What was not compared; `fixed` gives the outputs that no input need move."""
         for run in self._empty_runs:
             yield Unseen(f"on {run} nothing finite comes out", decides=True)
         for name, seen in self._outputs.items():

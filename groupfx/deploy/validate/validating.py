@@ -23,6 +23,7 @@ from .operator_runs import OperatorReport, chosen_runs, look_at_operators
 from .opinions import EVALUATOR, Runtime, runtimes_of
 from .output_checks import OutputCheck, OutputRun, check_outputs
 from .runs import Open, Run, make_runs, perturbed
+from .settled import settled_outputs
 from .sides import OnnxSide, Side, Values, open_axes, paired
 from .site_checks import first_and_worst
 from .site_work import SiteWork
@@ -149,7 +150,12 @@ class _Comparison:
             self.notes.append(
                 f"the {EVALUATOR} alone disagrees: ONNX Runtime computes what it should"
             )
-        unseen = (*self.random, *self.coverage.unseen(self.reference.fixed_outputs))
+
+        def settled() -> frozenset[str]:
+            proved = settled_outputs(self.candidate, self.names or {}, checks)
+            return self.reference.fixed_outputs() | proved
+
+        unseen = (*self.random, *self.coverage.unseen(settled))
         verdict: Verdict = "different" if wrong else "same"
         evidence = Evidence(
             reference=self.reference,

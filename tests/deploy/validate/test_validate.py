@@ -1,7 +1,7 @@
 """What a validation says, of right and of wrong candidates. First, that it can say no."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -378,17 +378,17 @@ def test_an_output_of_another_shape_is_a_mismatch(net: nn.Module, tmp_path: Path
 
 def test_a_yardstick_of_another_shape_is_not_taken(net: nn.Module, honest: Path) -> None:
     class Torn(TorchSide):
-        def _native(self, feeds: Mapping[str, np.ndarray], dtype: torch.dtype) -> dict[str, Any]:
-            return {name: value[:, :2] for name, value in super()._native(feeds, dtype).items()}
+        def _native(self, *given: Any) -> dict[str, Any]:
+            return {name: value[:, :2] for name, value in super()._native(*given).items()}
 
     torn = Torn.of(net, ExampleInputs.of(torch.randn(SHAPE)), "net")
     found = validate_sides(torn, OnnxSide("net.onnx", read_onnx(honest)), ValidationOptions())
     assert found.verdict == "different"
     assert {check.reason for check in found.outputs} == {"has the shape [1, 3] instead of [1, 2]"}
-    assert found.notes == (
+    assert (
         "the yardstick is net in its own dtype, not in float64: there output has the shape "
-        "[1, 3], and [1, 2] as it is",
-    )
+        "[1, 3], and [1, 2] as it is"
+    ) in found.notes
 
 
 def test_a_site_of_another_rank_is_a_mismatch() -> None:
