@@ -3,13 +3,15 @@
 A protobuf message ends at 2 GB: a model that is too large for one file keeps its weights in a
 second one beside it, `<name>.<digest>.data`. Its name is made of its content: an .onnx file that is
 there always finds the weights that it was written with, also where a run is killed between the two.
-The .onnx file gets its name last, and what it replaced loses its weights after that.
+The .onnx file gets its name last, and what it replaced loses its weights after that, unless another
+.onnx file in the folder has them too: one of ours that was renamed or copied.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import mmap
 import os
 import re
 import tempfile
@@ -98,10 +100,25 @@ def _names(path: Path, location: str) -> bool:
 
 
 def _remove(paths: Iterable[Path]) -> None:
+    """Remove weights of what was replaced, as far as no other .onnx file beside them has them."""
     for path in paths:
         # The new file is complete: what stays of the old one is only in the way.
         with contextlib.suppress(OSError):
-            path.unlink()
+            if not any(_mentions(entry, path.name) for entry in path.parent.iterdir()):
+                path.unlink()
+
+
+def _mentions(path: Path, location: str) -> bool:
+    """Whether a file that may be a model (`n.onnx`, `m.onnx.bak`) says `location` anywhere.
+
+    A message holds texts as they are: to look for one takes no parsing, and no memory.
+    """
+    if ".onnx" not in path.name or path.suffix == _DATA or not path.is_file():
+        return False
+    if not path.stat().st_size:
+        return False
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(os.fsencode(location)) >= 0
 
 
 def _digest(model: ir.Model) -> str:

@@ -329,6 +329,34 @@ def test_a_foreign_file_is_replaced_only_on_demand(tmp_path: Path) -> None:
     assert read_onnx(path).producer_name == "groupfx"
 
 
+@pytest.mark.parametrize("name", ["best.onnx", "m.onnx.bak"])
+@pytest.mark.parametrize("external", [True, False])
+@pytest.mark.parametrize("data_name", [None, "m.onnx.data"], ids=["by-content", "by-name"])
+def test_weights_that_another_file_has_too_stay(
+    tmp_path: Path, name: str, external: bool, data_name: str | None
+) -> None:
+    first, second = (ir.from_proto(small_model()) for _ in range(2))
+    first.producer_name = second.producer_name = "groupfx"
+    value = second.graph.initializers["conv.weight"]
+    value.const_value = ir.Tensor(value.const_value.numpy() * 2, name="conv.weight")
+    path, data = write_onnx(first, tmp_path / "m.onnx", overwrite=False, external=True)
+    if data_name is not None:
+        # As versions before this one named them.
+        proto = onnx.load(path, load_external_data=False)
+        proto.graph.initializer[0].external_data[0].value = data_name
+        path.write_bytes(proto.SerializeToString())
+        data = data.rename(tmp_path / data_name)
+    kept = tmp_path / name
+    kept.write_bytes(path.read_bytes())
+    (tmp_path / "empty.onnx").touch()
+    write_onnx(second, path, overwrite=False, external=external)
+    weight = onnx.load(kept).graph.initializer[0].raw_data
+    assert weight == small_model().graph.initializer[0].raw_data
+    kept.unlink()
+    write_onnx(second, path, overwrite=False, external=external)
+    assert data.exists() is (data_name is not None)
+
+
 def test_a_foreign_data_file_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "m.onnx.data").write_bytes(b"mine")
     write_onnx(ir.from_proto(small_model()), tmp_path / "m.onnx", overwrite=False, external=True)
