@@ -237,7 +237,7 @@ def test_a_series_follows_input_channels(cli: Cli, tmp_path: Path) -> None:
     write_series(tmp_path / "run")
     done = cli("groups", "run", "--json", "groups.json")
     assert done.code == 0, done.err
-    assert "left out, for they have no epoch in their names: best.pth" in done.out
+    assert "left out, for they have no epoch of their own: best.pth" in done.out
     tables = done.out.split("first, 5 input channels")[1].split("last, 7 input channels")
     assert [line.split() for line in tables[0].splitlines()[2:5]] == [
         ["epoch", "9", "0/0/3", "0/0/1", "0/0/1", "0/0/0", "0"],

@@ -63,7 +63,7 @@ def run_groups(options: GroupsCommand) -> int:
     files: tuple[Path, ...] = tuple(options.models)
     left: tuple[Path, ...] = ()
     if files[0].is_dir():
-        files, left = checkpoint_files(files[0])
+        files, left = checkpoint_files(files[0], key=options.file.key)
     if len(files) > 1:
         return _of_series(options, files, left)
     only = replace(options, models=list(files))
@@ -110,7 +110,7 @@ def _of_series(options: GroupsCommand, files: Sequence[Path], left: Sequence[Pat
         chosen = [_chosen(layers, options.layer) for layers in states]
         steps = track(chosen, side)
     if left:
-        screen.paragraph(f"left out, for they have no epoch in their names: {_names(left)}")
+        screen.paragraph(f"left out, for they have no epoch of their own: {_names(left)}")
     if series.epochs is None:
         screen.paragraph("in the given order: not every file has an epoch of its own")
     if not chosen[0]:

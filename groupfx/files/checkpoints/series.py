@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import FileError
+from ...errors import FileError, GroupfxError
 from ..names import shown
 from .checkpoint import Checkpoint, read_checkpoint
 
@@ -41,11 +41,14 @@ def epoch_in_name(path: Path) -> int | None:
     return int(numbers[-1]) if numbers else None
 
 
-def checkpoint_files(folder: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+def checkpoint_files(
+    folder: Path, *, key: str | None = None
+) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     """The checkpoints in a folder by their epochs, and those that are left out.
 
-    Files with a number in their names make a series; others, such as `best.pth`, are left out,
-    unless there are no others. Raises `FileError` where there is none at all.
+    Files with a number in their names make a series. Another, such as `last.pth`, joins it where it
+    keeps an epoch that none of them has, next to the same network; it is left out where not, unless
+    there are no others. Raises `FileError` where there is none at all.
     """
     try:
         entries = sorted(entry for entry in folder.iterdir() if entry.is_file())
@@ -64,8 +67,33 @@ def checkpoint_files(folder: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     numbered = [(epoch, file) for file in files if (epoch := epoch_in_name(file)) is not None]
     if not numbered:
         return tuple(files), ()
-    chosen = [file for _, file in sorted(numbered)]
+    others = [file for file in files if epoch_in_name(file) is None]
+    placed = sorted([*numbered, *_placed(others, numbered, key)])
+    chosen = [file for _, file in placed]
     return tuple(chosen), tuple(file for file in files if file not in chosen)
+
+
+def _placed(
+    others: Sequence[Path], numbered: Sequence[tuple[int, Path]], key: str | None
+) -> Iterator[tuple[int, Path]]:
+    """Those of `others` that belong to the series, with the epochs that they keep."""
+    first = _without_tensors(numbered[0][1], key) if others else None
+    taken = {epoch for epoch, _ in numbered}
+    for path in others:
+        other = _without_tensors(path, key)
+        if first is None or other is None or other.epoch is None or other.epoch in taken:
+            continue
+        if first_other_shape(first, other) is None:
+            taken.add(other.epoch)
+            yield other.epoch, path
+
+
+def _without_tensors(path: Path, key: str | None) -> Checkpoint | None:
+    """What a file says of itself; None where it is no checkpoint that can be read."""
+    try:
+        return read_checkpoint(path, wanted=lambda name: False, key=key)
+    except GroupfxError:
+        return None
 
 
 def read_series(

@@ -424,6 +424,29 @@ def test_the_checkpoints_of_a_folder_come_by_their_epochs(tmp_path: Path) -> Non
     assert [path.name for path in left] == ["best.pth"]
 
 
+def test_a_file_without_a_number_in_its_name_is_placed_by_the_epoch_that_it_keeps(
+    tmp_path: Path,
+) -> None:
+    def save(name: str, *, features: int = 2, **extra: int) -> None:
+        torch.save({"net": nn.Linear(features, 3), **extra}, tmp_path / name)
+
+    save("net_epoch_9.pth")
+    save("net_epoch_30.pth")
+    save("between.pth", last_epoch=20)
+    save("last.pth", epoch=31)
+    save("same.pth", last_epoch=30)
+    save("teacher.pth", last_epoch=25, features=5)
+    save("none.pth")
+    (tmp_path / "damaged.pth").write_bytes(b"no")
+    found, left = checkpoint_files(tmp_path)
+    names = ["net_epoch_9.pth", "between.pth", "net_epoch_30.pth", "last.pth"]
+    assert [path.name for path in found] == names
+    assert [path.stem for path in left] == ["damaged", "none", "same", "teacher"]
+    series = read_series(found)
+    assert series.epochs == (9, 20, 30, 31)
+    assert checkpoint_files(tmp_path, key="other")[0] == (found[0], found[2])
+
+
 def test_a_folder_without_numbers_or_without_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     with pytest.raises(FileError, match="has no checkpoints: no file in it ends in one of"):
