@@ -266,6 +266,20 @@ def test_a_series_follows_filters(cli: Cli, tmp_path: Path) -> None:
     assert "epoch 100, group 0: added filters 0" in done.out
 
 
+def test_a_series_in_which_nothing_moves_says_so_in_one_line(cli: Cli, tmp_path: Path) -> None:
+    state = net().state_dict()
+    for epoch in (1, 2, 30):
+        torch.save(state, tmp_path / f"net_epoch_{epoch}.pth")
+    done = cli("groups", tmp_path, "--json", "groups.json")
+    assert done.out == (
+        "nothing moved in 3 checkpoints, epoch 1 to epoch 30: 12 input channels of 2 layers with "
+        "learned groups are in the same groups in all of them\n"
+    )
+    steps = check_json(Path("groups.json").read_text(), SCHEMA)["series"]["steps"]
+    assert [step["total"] for step in steps] == [0, 0]
+    assert "nothing moved in 3 checkpoints" in cli("groups", tmp_path, "--filters").out
+
+
 def test_a_folder_with_one_checkpoint_is_one_model(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     torch.save(net(), tmp_path / "run" / "net_epoch_1.pth")

@@ -165,9 +165,12 @@ def show_series(
 ) -> None:
     """For each layer a table of checkpoints and groups, then the totals of all layers.
 
-    `layers` are those of the first checkpoint.
+    `layers` are those of the first checkpoint. Where nothing moves at all, one line says so.
     """
     word = _WORDS[side]
+    if not any(step.total for step in steps):
+        screen.paragraph(_nothing_moved(labels, steps, word))
+        return
     screen.paragraph(
         f"{word}s of each group, as removed / added / held: those that left it since the last "
         "checkpoint, those that came, and those it has"
@@ -183,6 +186,14 @@ def show_series(
             _show_channels(screen, labels, changes, word)
     screen.line()
     _show_totals(screen, labels, steps, word)
+
+
+def _nothing_moved(labels: Sequence[str], steps: Sequence[Step], word: str) -> str:
+    channels, layers = plural(steps[0].channels, word), plural(len(steps[0].layers), "layer")
+    return (
+        f"nothing moved in {plural(len(labels), 'checkpoint')}, {labels[0]} to {labels[-1]}: "
+        f"{channels} of {layers} with learned groups are in the same groups in all of them"
+    )
 
 
 def _show_layer(
