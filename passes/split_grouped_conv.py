@@ -107,6 +107,7 @@ class SplitGroupedConv(Pass[Split]):
             output=site.concat(values),
             end=norm.node if norm else site.call.node,
             form=f"{len(values)} x {branch.describe()}" + (" + BatchNorm" if norm else ""),
+            brief=f"{len(values)} x {branch.channels()}" + (" + BN" if norm else ""),
             branches=len(values),
             notes=description.notes,
             plan=SitePlan(

@@ -93,11 +93,15 @@ class ConvSpec:
         """Name of the `torch.nn` class, such as `Conv2d`."""
         return f"Conv{'Transpose' if self.transposed else ''}{self.dims}d"
 
+    def channels(self) -> str:
+        """What goes in and out, such as `64->32`."""
+        return f"{self.in_channels}->{self.out_channels}"
+
     def describe(self) -> str:
         """One line, such as `Conv2d 64->64, kernel 3x3, groups 32`."""
         kernel = "x".join(map(str, self.kernel_size))
         groups = f", groups {self.groups}" if self.groups > 1 else ""
-        return f"{self.type_name} {self.in_channels}->{self.out_channels}, kernel {kernel}{groups}"
+        return f"{self.type_name} {self.channels()}, kernel {kernel}{groups}"
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,7 @@ class LinearSpec(ConvSpec):
 
     def describe(self) -> str:
         """One line, such as `Linear 64->10`."""
-        return f"Linear {self.in_channels}->{self.out_channels}"
+        return f"Linear {self.channels()}"
 
 
 def original_type(module: nn.Module) -> type[nn.Module]:

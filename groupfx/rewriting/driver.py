@@ -251,6 +251,7 @@ def _rewrite_site(pass_: Pass[Any], match: _Match) -> RewrittenSite:
         start=fragment.stands_for(data),
         end=fragment.stands_for(made.end),
         zeroed=made.zeroed,
+        brief=made.form if made.brief is None else made.brief,
     )
     remember(site, made, before)
     made.end.replace_all_uses_with(made.output)

@@ -52,12 +52,13 @@ class Rewritten:
     """What a pass made of a site.
 
     `output` gives the value that `end` gave; everything from the convolution to `end` is replaced.
-    `form` says in a few words what stands there now, `notes` what the user should know (a text, or
-    a `Note`, which others can be told with). `macs` are
-    those of one call for one sample afterwards, None where they are what they were. `zeroed` says,
-    for keys of the original, which entries (bool, rows by columns) were set to 0: the check is then
-    against an original that has those zeros, and the difference is reported. `plan` is remembered
-    with the graph: whoever exports or merges the site need not guess what it was.
+    `form` says in a few words what stands there now; `brief` says of it only what the original does
+    not say, for narrow tables (None: `form` is short enough). `notes` are what the user should know
+    (a text, or a `Note`, which others can be told with). `macs` are those of one call for one
+    sample afterwards, None where they are what they were. `zeroed` says, for keys of the original,
+    which entries (bool, rows by columns) were set to 0: the check is then against an original that
+    has those zeros, and the difference is reported. `plan` is remembered with the graph: whoever
+    exports or merges the site need not guess what it was.
     """
 
     output: fx.Node
@@ -68,6 +69,7 @@ class Rewritten:
     macs: int | None = None
     zeroed: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     plan: SitePlan | None = None
+    brief: str | None = None
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ class RewrittenSite:
     None where no shape is known. `verdict` is None until the site was checked; `observable` says
     whether its weights reach the model's output (None: not told). `conv`, `start` and `end` name
     nodes of the reference graph: the convolution, what goes into it, and what was replaced last.
+    `brief` is `after` without what `before` says as well, for narrow tables.
     `zeroed` are the entries of the original's tensors that a rewrite with a threshold set to 0.
     """
 
@@ -56,6 +57,7 @@ class RewrittenSite:
     verdict: SiteVerdict | None = None
     observable: bool | None = None
     zeroed: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    brief: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as in the JSON report."""

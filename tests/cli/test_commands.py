@@ -15,6 +15,7 @@ import groupfx
 from groupfx.cli.commands import rewrite as rewrite_command
 from groupfx.cli.input import options
 from groupfx.passes import PASSES
+from groupfx.rewriting import Rewritten
 from groupfx.rewriting.report import SCHEMA as REPORT_SCHEMA
 from groupfx.targets import targets
 from groupfx.tracing.program import WAYS
@@ -163,11 +164,34 @@ def test_rewrite_prints_a_row_for_each_site(cli: Cli, tmp_path: Path) -> None:
         "15",
         "identical",
     ]
-    assert done.row("deep") == [
-        "deep",
-        "depthwise",
-        "2-d depthwise is left alone; depthwise=split splits it",
-    ]
+    reason = "2-d depthwise is left alone; depthwise=split splits it"
+    assert done.out.count(f"  1 depthwise: {reason}\n     deep\n") == 1
+
+
+def test_sites_left_for_one_reason_are_told_once_and_named(cli: Cli, tmp_path: Path) -> None:
+    layers = [torch.nn.Conv2d(6, 6, 3, padding=1, groups=6) for _ in range(17)]
+    done = cli(
+        "rewrite", save(tmp_path / "net.pt", torch.nn.Sequential(*layers)), "--input-shape", SHAPE
+    )
+    assert done.out.count("depthwise") == 3
+    assert "17 depthwise: 2-d depthwise is left alone; depthwise=split splits it" in done.out
+    assert f"     {', '.join(map(str, range(17)))}\n" in done.out
+
+
+def test_a_narrow_table_shows_what_a_pass_says_and_changes_no_word_of_it(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("groupfx.cli.text.screen.Screen.width", 80)
+    path = save(tmp_path / "net.pt", grouped_model())
+    assert cli("rewrite", path, "--input-shape", SHAPE).row("stem")[3] == "3 x 2->5 + BN"
+    name = "groupfx.passes.split_grouped_conv.Rewritten"
+    said = "3 x Conv2d 2->5, kernel 3x3, BatchNorm"
+
+    def made(**fields: Any) -> Rewritten:
+        return Rewritten(**{**fields, "form": said, "brief": None})
+
+    monkeypatch.setattr(name, made)
+    assert said in cli("rewrite", path, "--input-shape", SHAPE, "--force").out
 
 
 def test_rewrite_prints_the_totals(cli: Cli, tmp_path: Path) -> None:

@@ -98,11 +98,8 @@ def _full_row(site: RewrittenSite) -> tuple[str | Text, ...]:
 def _brief_row(site: RewrittenSite) -> tuple[str | Text, ...]:
     """As few words as will do: what `before` says is not said again by `after`."""
     spec = site.spec
-    kernel = sizes(spec.kernel_size)
-    before = f"{spec.type_name} {kernel} {spec.in_channels}->{spec.out_channels}"
-    after = site.after.replace(f"{spec.type_name} ", "").replace(f", kernel {kernel}", "")
-    after = after.replace("BatchNorm", "BN")
-    return (site.name, f"{site.kind} {spec.groups}", before, after, _check(site))
+    before = f"{spec.type_name} {sizes(spec.kernel_size)} {spec.channels()}"
+    return (site.name, f"{site.kind} {spec.groups}", before, site.brief, _check(site))
 
 
 def _check(site: RewrittenSite) -> Text:
@@ -152,19 +149,16 @@ def show_taken(screen: Screen, number: int, taken: int) -> None:
 
 
 def show_left(screen: Screen, left: Sequence[tuple[str, str, str]]) -> None:
-    """Sites that stay as they are, as (name, kind, reason): by reason, or each where wanted."""
+    """Sites that stay as they are, as (name, kind, reason): alike ones are told once."""
     if not left:
         return
     screen.line()
     screen.line(f"{plural(len(left), 'site')} left as {'it is' if len(left) == 1 else 'they are'}:")
-    if screen.whole:
-        screen.table(Table([Column("site"), Column("kind"), Column("reason")], left))
-        return
-    by_reason = defaultdict(list)
-    for name, _, reason in left:
-        by_reason[reason].append(name)
-    for reason, names in by_reason.items():
-        screen.paragraph(f"{len(names)}: {reason}", indent="  ")
+    alike = defaultdict(list)
+    for name, kind, reason in left:
+        alike[kind, reason].append(name)
+    for (kind, reason), names in alike.items():
+        screen.paragraph(f"{len(names)} {kind}: {reason}", indent="  ")
         screen.paragraph(_some(screen, names), indent="     ")
 
 
