@@ -6,6 +6,7 @@ command line returns for it.
 
 import contextlib
 from collections.abc import Iterator
+from typing import Self
 
 
 class GroupfxError(Exception):
@@ -57,6 +58,14 @@ class MissingDependencyError(GroupfxError):
     """An optional part of groupfx needs a package that is not installed."""
 
     exit_code = 3
+
+    @classmethod
+    def of(cls, what: str, package: str, extra: str) -> Self:
+        """`what` needs `package`, which comes with `extra`, also from a checkout of groupfx."""
+        return cls(
+            f"{what} {package}, which is not installed: pip install 'groupfx[{extra}]', or in a "
+            f"checkout pip install -c constraints.txt -e '.[{extra}]'"
+        )
 
 
 class InternalError(GroupfxError):

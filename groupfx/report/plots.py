@@ -87,9 +87,7 @@ def require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise MissingDependencyError(
-            "pictures need matplotlib, which is not installed: pip install 'groupfx[plot]'"
-        ) from error
+        raise MissingDependencyError.of("pictures need", "matplotlib", "plot") from error
 
 
 def plot_groups(layers: Sequence[LearnedLayer], path: Path, *, title: str = "") -> None:

@@ -399,5 +399,8 @@ def test_matplotlib_is_missing(cli: Cli, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     done = cli("groups", "net.pt", "--plot", "groups.png")
     assert (done.code, done.out) == (3, "")
-    assert "pictures need matplotlib, which is not installed: pip install" in done.err
+    assert (
+        "pictures need matplotlib, which is not installed: pip install 'groupfx[plot]'" in done.err
+    )
+    assert "in a checkout pip install -c constraints.txt -e '.[plot]'" in done.err
     assert cli("groups", "net.pt").code == 0

@@ -289,7 +289,7 @@ def test_an_unknown_backend_is_refused() -> None:
 
 def test_a_backend_that_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install openvino"):
+    with pytest.raises(MissingDependencyError, match=r"needs OpenVINO, .* -e '\.\[openvino\]'"):
         backend_named("openvino")
 
 

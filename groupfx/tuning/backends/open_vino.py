@@ -23,9 +23,8 @@ class OpenVinoBackend:
         try:
             import openvino  # noqa: F401
         except ImportError as error:
-            raise MissingDependencyError(
-                "the backend openvino needs OpenVINO: pip install openvino (groupfx[openvino])"
-            ) from error
+            what = "the backend openvino needs"
+            raise MissingDependencyError.of(what, "OpenVINO", "openvino") from error
 
     def version(self) -> str:
         import openvino
