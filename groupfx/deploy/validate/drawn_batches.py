@@ -16,13 +16,15 @@ import onnx_ir as ir
 
 Array = npt.NDArray[Any]
 
-ALWAYS = (1, 2, 7)
+ALWAYS, OF_LARGE_ROWS = (1, 2, 7), (1, 2, 3)
 _DRAWN, _LEAST, _MOST = 1, 3, 16
 _MOST_TOLD = 6
 # Of a constant that may be a number of rows.
 _MOST_NUMBERS = 8
 # Elements of all inputs together, in the runs that come to those that are always there.
 _MOST_ELEMENTS = 1 << 19
+# Elements of one row of all inputs together, above which a row is large.
+_LARGE_ROW = 1 << 16
 _SEED = 29
 
 
@@ -30,15 +32,24 @@ def batches(example: Mapping[str, Array], model: ir.Model | None) -> tuple[int, 
     """Numbers of rows, those that are always tried first; `model` is a file that may tell some."""
     drawn = np.random.default_rng(_SEED).integers(_LEAST, _MOST, _DRAWN)
     told = list(dict.fromkeys(_told(model)))[:_MOST_TOLD] if model is not None else []
-    row = sum(math.prod(array.shape[1:]) for array in example.values())
+    row = _row(example)
     left = _MOST_ELEMENTS
-    found = list(ALWAYS)
+    found = list(OF_LARGE_ROWS if has_large_rows(example) else ALWAYS)
     for batch in (*told, *map(int, drawn)):
         if batch in found or batch * row > left:
             continue
         left -= batch * row
         found.append(batch)
     return tuple(found)
+
+
+def has_large_rows(feeds: Mapping[str, Array]) -> bool:
+    """Whether a model does so much for each row of its inputs that fewer of them have to do."""
+    return _row(feeds) > _LARGE_ROW
+
+
+def _row(feeds: Mapping[str, Array]) -> int:
+    return sum(math.prod(array.shape[1:]) for array in feeds.values())
 
 
 def _told(model: ir.Model) -> Iterator[int]:

@@ -22,7 +22,7 @@ from .onnx_sites import Region, candidate_regions
 from .runs import Run
 from .sides import OnnxSide, Side
 from .site_functions import SiteFunction
-from .torch_values import TorchValues
+from .torch_values import TorchValues, value_program
 
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
@@ -92,12 +92,12 @@ def _starts(
 ) -> Mapping[str, Expected]:
     """What goes into each site of the reference, by the site's name."""
     if not isinstance(reference, OnnxSide):
-        values = TorchValues(reference.model, reference.example, functions)
+        values = TorchValues(reference.program, functions)
         with reference.playing(feeds):
             wide = values.of(reference.given(feeds), wide=True)
         if dtype != reference.dtype:
             twin, example = reference.in_dtype(dtype), reference.example_in(dtype)
-            values = TorchValues(twin, example, functions)
+            values = TorchValues(value_program(twin, example), functions)
         with reference.playing(feeds):
             native = values.of(reference.given_in(feeds, dtype))
         return {r.name: Expected(wide[r.start], native[r.start]) for _, r in values.pairs}

@@ -42,6 +42,7 @@ class Named:
 def value_sketches(graph: ValueGraph, runs: Sequence[Feeds]) -> SketchBook:
     """A sketch of every value that says by its numbers which one it is, in each run."""
     found: dict[str, list[Any]] = {}
+    graph.keep(runs)
     outputs = set(graph.outputs.values())
     for feeds in runs:
         for name in graph.inputs:

@@ -33,6 +33,14 @@ _QUICK = 4.0
 _APART = 1e-7
 _MOST = 1e30
 _SEED = 3
+# Of an axis that an elementwise piece is looked at along, so many places.
+_MOST_PLACES = 8
+_ELEMENTWISE = frozenset(
+    ("abs", "add", "addtensor", "clamp", "clip", "div", "elu", "erf", "exp", "gelu", "hardsigmoid",
+     "hardswish", "hardtanh", "leakyrelu", "log", "max", "maximum", "min", "minimum", "mish", "mul",
+     "neg", "pow", "reciprocal", "relu", "relu6", "round", "rsub", "selu", "sigmoid", "sign",
+     "silu", "softplus", "sqrt", "square", "sub", "tanh")
+)  # fmt: skip
 
 Function = Callable[[Inputs, Jitter | None], Array]
 
@@ -89,6 +97,37 @@ def side_function(graph: ValueGraph, piece: Piece, side: int) -> Function:
         return graph.compute(operators, given, piece.ends[side], jitter)
 
     return run
+
+
+def sampled(piece: Piece, base: Inputs, sides: tuple[Function, Function]) -> Inputs:
+    """Fewer places of what goes into a piece that treats each place alone, else all of it.
+
+    Those of the largest and smallest values are among them. That it does so is known where its
+    operators do, and all that goes in has one shape.
+    """
+    shapes = {value.shape for value in base.values()}
+    kinds = {op.kind.replace("_", "").lower() for op in (*piece.candidate, *piece.reference)}
+    (shape,) = shapes if len(shapes) == 1 else ((),)
+    if len(shape) < 3 or not kinds <= _ELEMENTWISE or math.prod(shape) == 0:
+        return base
+    chosen = [_places(base, axis, size) for axis, size in enumerate(shape) if axis > 1]
+    index = np.ix_(*(range(size) for size in shape[:2]), *chosen)
+    few = {name: np.ascontiguousarray(value[index]) for name, value in base.items()}
+    wanted = next(iter(few.values())).shape
+    try:
+        fits = all(side(few, None).shape == wanted for side in sides)
+    except Exception:  # a constant has the shape of the whole
+        return base
+    return few if fits else base
+
+
+def _places(base: Inputs, axis: int, size: int) -> list[int]:
+    """Places along an axis: the extremes of each input, and evenly spread ones."""
+    found = {int(k) for k in np.linspace(0, size - 1, min(size, _MOST_PLACES))}
+    for value in base.values():
+        for flat in (int(value.argmax()), int(value.argmin())):
+            found.add(int(np.unravel_index(flat, value.shape)[axis]))
+    return sorted(found)
 
 
 def compare(expected: Function, found: Function, inputs: Inputs, unit: float, draw: str) -> Finding:

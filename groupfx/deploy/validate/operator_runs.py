@@ -12,6 +12,7 @@ import torch
 
 from ...errors import kind_and_line
 from ...tracing import CannotTrace
+from .drawn_batches import has_large_rows
 from .narrowing import value_sketches
 from .onnx_values import OnnxGraph
 from .operator_checks import OperatorCheck
@@ -45,17 +46,19 @@ def look_at_operators(
     reference: Side,
     candidate: Side,
     pairs: tuple[Mapping[str, str], Mapping[str, str]],
-    runs: Sequence[Feeds],
+    runs: Sequence[tuple[Feeds, Feeds]],
     dtype: torch.dtype,
     judged: Collection[str],
 ) -> OperatorReport:
     """Judge the operators of `candidate`; `pairs` are inputs and outputs, the reference's first.
 
-    `judged` are sites that were looked at already. Does not raise: a note says why not.
+    `runs` are inputs of the reference and what it gives in float64. `judged` are sites that were
+    looked at already. Does not raise: a note says why not.
     """
     try:
         graph = reference.values
-        chosen = [feeds for feeds in runs if _is_true(reference, graph, feeds)]
+        graph.known([feeds for feeds, _ in runs], value_sketches)
+        chosen = [feeds for feeds, wide in runs if _is_true(graph, feeds, wide)]
         if not chosen:
             return _none("torch.export gives a graph that computes something else")
         own: ValueGraph
@@ -77,39 +80,40 @@ def _none(why: str) -> OperatorReport:
     return OperatorReport(notes=(f"the operators are not looked at one by one: {why}",))
 
 
-def chosen_runs(runs: Sequence[Run], broken: Collection[str]) -> list[Feeds]:
+def chosen_runs(runs: Sequence[Run], broken: Collection[str]) -> list[Run]:
     """The smallest run of several rows, and one of other shapes: a `broken` one before all.
 
-    Each value is looked at in both, so that what is wrong in a single size is seen.
+    Each value is looked at in both, so that what is wrong in a single size is seen. Where a row is
+    large, it is the smallest run alone, and a broken one.
     """
     if not runs:
         return []
-    ordered = sorted((run.feeds for run in runs), key=_size)
-    telling = [run.feeds for run in runs if run.name in broken]
-    several = [feeds for feeds in ordered if all(_rows(array) != 1 for array in feeds.values())]
-    first = (several or ordered)[0]
-    others = [*sorted(telling, key=_size), *several, *ordered]
-    different = [feeds for feeds in others if _shapes(feeds) != _shapes(first)]
+    ordered = sorted(runs, key=_size)
+    telling = [run for run in ordered if run.name in broken]
+    several = [run for run in ordered if all(_rows(each) != 1 for each in run.feeds.values())]
+    large = has_large_rows((several or ordered)[0].feeds)
+    first = (ordered if large else several or ordered)[0]
+    others = telling if large else [*telling, *several, *ordered]
+    different = [run for run in others if _shapes(run) != _shapes(first)]
     return [first, *different[:1]]
 
 
-def _size(feeds: Feeds) -> int:
-    return sum(array.size for array in feeds.values())
+def _size(run: Run) -> int:
+    return sum(array.size for array in run.feeds.values())
 
 
-def _shapes(feeds: Feeds) -> list[tuple[int, ...]]:
-    return [array.shape for array in feeds.values()]
+def _shapes(run: Run) -> list[tuple[int, ...]]:
+    return [array.shape for array in run.feeds.values()]
 
 
 def _rows(array: Array) -> int:
     return array.shape[0] if array.ndim else 0
 
 
-def _is_true(reference: Side, graph: ValueGraph, feeds: Feeds) -> bool:
+def _is_true(graph: ValueGraph, feeds: Feeds, wanted: Feeds) -> bool:
     """Whether the graph computes what the reference does."""
     if not isinstance(graph, TorchGraph):
         return True
-    wanted = reference.wide(feeds)
     found = graph.values_at(set(graph.outputs.values()), feeds)
     for name, value in graph.outputs.items():
         array = found.get(value)

@@ -7,8 +7,10 @@
    it can be reached, and where ONNX Runtime computes the same as the float64 evaluator.
 3. Where values part for good, the operator is looked for at which they do (`suspects`).
 
-The values of both sides are held as sketches, and numbers only as long as a piece still reads them:
-beyond the weights, memory is that of the model's own run in float64, on the smallest inputs.
+The values of both sides are held as sketches, and their numbers up to 256 MB a side, so that each
+operator runs once; what has no room is computed again. Beyond that and the weights, memory is that
+of the model's own run in float64, on the smallest inputs. A piece that treats each place alone is
+looked at in some places.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import torch
 from ..running.float64_nodes import RuntimeNode
 from .matching import Matching, Piece
 from .narrowing import Named, named, narrowed, value_sketches
-from .node_stress import Finding, Inputs, compare, draws, side_function
+from .node_stress import Finding, Inputs, compare, draws, sampled, side_function
 from .onnx_values import OnnxGraph
 from .operator_checks import OperatorCheck
 from .sketches import SketchBook
@@ -160,6 +162,7 @@ class OperatorWork:
 
     def _findings(self, piece: Piece, base: Inputs) -> Iterator[tuple[Inputs, Finding]]:
         found, expected = self._functions(piece)
+        base = sampled(piece, base, (found, expected))
         linear = all(op.kind in _LINEAR for op in piece.candidate)
         few = linear or sum(value.size for value in base.values()) > _LARGE
         for draw, inputs in draws(base, few):

@@ -20,7 +20,7 @@ from ..export.graph_sites import tensor_at
 from ..graph.conv_nodes import constant_of
 from .domain import Domain
 from .sides import OnnxSide, Side
-from .torch_values import value_graph
+from .torch_values import graph_of
 
 Array = npt.NDArray[Any]
 
@@ -38,8 +38,10 @@ def read_domains(side: Side) -> Mapping[str, Domain]:
     if isinstance(side, OnnxSide):
         given = {v.name: v for v in side.model.graph.inputs if v.name in side.inputs}
         return dict(_told((name or "", _onnx_tables(value)) for name, value in given.items()))
+    if all(tensor.is_floating_point() for tensor in side.example.tensors()):
+        return {}
     try:
-        graph = value_graph(side.model, side.example)
+        graph = graph_of(side.program)
     except CannotTrace:
         return {}
     nodes = [node for node in graph.graph.nodes if node.op == "placeholder"]

@@ -38,7 +38,7 @@ from .runs import perturbed
 from .site_functions import SiteFunction, Unchecked, torch_site_functions
 from .torch_draws import Draws
 from .torch_graph import TorchGraph
-from .torch_values import fixed_outputs
+from .torch_values import fixed_outputs, value_program
 
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
@@ -154,14 +154,30 @@ class TorchSide:
     def site_functions(self) -> tuple[tuple[SiteFunction, ...], tuple[Unchecked, ...]]:
         """What each convolution computes, and what is left out and why."""
         try:
-            return torch_site_functions(self.model, self.example)
+            return torch_site_functions(self.model, self.example, lambda: self.program)
         except (CannotTrace, GroupfxError) as error:
             return (), (Unchecked(f"sites are not checked on their own: {error}"),)
+
+    @property
+    def program(self) -> torch.export.ExportedProgram:
+        """The model as `torch.export` sees it. Raises CannotTrace where it does not take it."""
+        found = self._program
+        if isinstance(found, CannotTrace):
+            raise found
+        return found
+
+    @cached_property
+    def _program(self) -> torch.export.ExportedProgram | CannotTrace:
+        """Once, for it takes as long as many runs of the model: also where it fails."""
+        try:
+            return value_program(self.model, self.example)
+        except CannotTrace as error:
+            return error
 
     @cached_property
     def values(self) -> TorchGraph:
         """Its operators one by one. Raises CannotTrace where `torch.export` does not take it."""
-        return TorchGraph(self.model, self.example, self.inputs)
+        return TorchGraph(self.model, self.program, self.inputs)
 
     @cached_property
     def has_float64(self) -> bool:
@@ -176,7 +192,7 @@ class TorchSide:
     def fixed_outputs(self) -> frozenset[str]:
         """Outputs that no value of an input reaches; none where `torch.export` cannot tell."""
         try:
-            return fixed_outputs(self.model, self.example)
+            return fixed_outputs(self.program)
         except CannotTrace:
             return frozenset()
 

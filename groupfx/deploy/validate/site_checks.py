@@ -87,7 +87,7 @@ def _of_run(
         reason = f"an input of shape {list(x.shape)} does not fit a {function.spec.describe()}"
         return SiteCheck(name, False, math.inf, run=run, seen=True, reason=reason)
     try:
-        expected, magnitudes = function.value(x), function.magnitudes(x)
+        expected, magnitudes = function.value(x), function.magnitudes(x, dtype)
     except RuntimeError as error:
         reason = f"an input of shape {list(x.shape)} does not fit it: {first_line(error)}"
         return SiteCheck(name, False, math.inf, run=run, seen=True, reason=reason)

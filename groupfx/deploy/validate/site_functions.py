@@ -10,6 +10,7 @@ to probabilistic rounding error analysis, 2019), and never by more than g_K time
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +35,8 @@ from ..running.float64_windows import convolve, convolve_transposed
 # Roundings besides those of the sum: the bias, the scale and its own two, the offset.
 _MORE_TERMS = 5
 _LEAST_FACTOR = 4.0
+# Sums of magnitudes beyond it are not left to float32.
+_MOST_FLOAT = 1e30
 
 
 @dataclass(frozen=True)
@@ -86,10 +89,16 @@ class SiteFunction:
             result = (result - mean) * scale + beta
         return result
 
-    def magnitudes(self, x: Tensor) -> Tensor:
-        """|s| (|W| * |x| + |b| + |mean|) + |beta|: what rounding errors are relative to."""
-        bias = None if self.bias is None else self.bias.abs()
-        result = self._convolve(x.abs(), self.weight.abs(), bias)
+    def magnitudes(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """|s| (|W| * |x| + |b| + |mean|) + |beta|: what rounding errors are relative to.
+
+        In float32, for nothing cancels, unless it does not hold them or `dtype` is finer.
+        """
+        sizes = [x.abs(), self.weight.abs(), *([] if self.bias is None else [self.bias.abs()])]
+        large = math.prod(float(size.max()) if size.numel() else 0.0 for size in sizes[:2])
+        coarse = dtype != torch.float64 and large * self.terms < _MOST_FLOAT
+        narrow = [size.float() for size in sizes] if coarse else sizes
+        result = self._convolve(narrow[0], narrow[1], narrow[2] if sizes[2:] else None).double()
         for norm in self.norms:
             scale, mean, beta = (_channels(v.abs(), result) for v in _fields(norm))
             result = (result + mean) * scale + beta
@@ -139,16 +148,21 @@ def _channels(vector: Tensor, like: Tensor) -> Tensor:
 
 
 def torch_site_functions(
-    model: nn.Module, inputs: ExampleInputs
+    model: nn.Module,
+    inputs: ExampleInputs,
+    known: Callable[[], torch.export.ExportedProgram],
 ) -> tuple[tuple[SiteFunction, ...], tuple[Unchecked, ...]]:
     """The sites of a torch model, in the order of its graph, and why others cannot be computed.
+
+    `known` gives what `torch.export` makes of the model as it stands.
 
     Names are those of the exported file: sites that a rewrite split count as one. Raises
     `CannotTrace` where `torch.export` does not take the model.
     """
     merged = merge_sites(model, inputs)
     own = merged.model
-    program = export_program(own, in_order(own, inputs), lambda _: ())
+    shared = own is model
+    program = known() if shared else export_program(own, in_order(own, inputs), lambda _: ())
     graph = program.module(check_guards=False)
     assert isinstance(graph, fx.GraphModule)
     state = named_state(own)

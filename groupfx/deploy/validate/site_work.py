@@ -11,6 +11,7 @@ import torch
 from ...errors import kind_and_line
 from ...tracing import CannotTrace
 from ..running.runtime import Session
+from .drawn_batches import has_large_rows
 from .locating import locate
 from .onnx_sites import Region, candidate_regions, some_names
 from .runs import Run
@@ -24,7 +25,7 @@ Feeds = Mapping[str, Array]
 
 # Runs on which sites are looked at one by one: the first ordinary ones, and these.
 _RUNS = ("large",)
-_MOST_RUNS = 4
+_MOST_RUNS, _MOST_OF_LARGE_ROWS = 4, 2
 
 
 class SiteWork:
@@ -65,7 +66,7 @@ class SiteWork:
 
     def _of_torch(self, side: TorchSide, functions: Sequence[SiteFunction]) -> Sequence[str]:
         try:
-            values = TorchValues(side.model, side.example, functions)
+            values = TorchValues(side.program, functions)
         except CannotTrace as error:
             return [f"sites are not checked on their own: {error}"]
         self.pairs = values.pairs
@@ -83,7 +84,8 @@ class SiteWork:
 
     def look(self, run: Run, feeds: Feeds) -> None:
         """Check every site on one run, if it is one of those that are for that."""
-        wanted = run.name in _RUNS or (run.ordinary and self._runs < _MOST_RUNS)
+        most = _MOST_OF_LARGE_ROWS if has_large_rows(run.feeds) else _MOST_RUNS
+        wanted = run.name in _RUNS or (run.ordinary and self._runs < most)
         if not wanted or not self.pairs:
             return
         self._runs += run.ordinary

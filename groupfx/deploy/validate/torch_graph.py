@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from functools import cache, cached_property
 from typing import Any
@@ -15,13 +14,11 @@ from torch import Tensor, fx, nn
 from ...convs.names import module_path
 from ...learned.groups import deciding_tensors
 from ...running.float64 import Float64, named_state
-from ...running.inputs import ExampleInputs, in_order
 from ...tracing import CannotTrace
-from ...tracing.exporting import all_axes, export_program
 from ..export.graph_sites import tensor_at
 from ..export.io_names import output_names, unique
-from ..export.torch_export import Dynamic
 from .torch_operators import split_operators
+from .torch_values import graph_of
 from .value_graph import Jitter, Operator, ValueGraph, Values
 
 Array = npt.NDArray[Any]
@@ -32,10 +29,12 @@ _CALLS = ("call_function", "call_method")
 
 
 class TorchGraph(ValueGraph):
-    """A torch model in eval mode. Raises CannotTrace where `torch.export` does not take it."""
+    """A torch model in eval mode, of which `torch.export` made `program`."""
 
-    def __init__(self, model: nn.Module, example: ExampleInputs, inputs: tuple[str, ...]) -> None:
-        program = _program(model, example)
+    def __init__(
+        self, model: nn.Module, program: torch.export.ExportedProgram, inputs: tuple[str, ...]
+    ) -> None:
+        """Raises CannotTrace where the program has other inputs than the model."""
         graph = _graph(program)
         state = named_state(model)
         self._native = [state[name] for name in deciding_tensors(model)]
@@ -119,35 +118,19 @@ class TorchGraph(ValueGraph):
         return torch.from_numpy(np.array(wide, order="C", copy=None))
 
 
-def _program(model: nn.Module, example: ExampleInputs) -> torch.export.ExportedProgram:
-    """With all sizes open, or the batch alone, or none, as far as the model lets it."""
-    pair = in_order(model, example)
-    ways = [(all_axes, 2), (Dynamic().axes(pair), 2), (lambda _: (), None)]
-    for axes, batch in ways:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch's own, of what is in the program
-                return export_program(model, pair, axes, batch=batch)
-        except CannotTrace as error:
-            reason = error
-    raise reason
-
-
 # The exporter has no translation of these, and writes what torch's own decomposition says.
 _BY_TORCH = ("upsample_linear1d", "upsample_trilinear3d")
 
 
 def _graph(program: torch.export.ExportedProgram) -> fx.GraphModule:
     """The operators of a program, none of them in place, in the pieces that files have them in."""
-    graph = program.module(check_guards=False)
-    assert isinstance(graph, fx.GraphModule)
+    graph = graph_of(program)
     names = {
         str(node.target).split(".")[1] for node in graph.graph.nodes if "." in str(node.target)
     }
     if names.isdisjoint(_BY_TORCH) and split_operators(graph):
         return graph
-    functional = program.run_decompositions(dict(_by_torch())).module(check_guards=False)
-    assert isinstance(functional, fx.GraphModule)
+    functional = graph_of(program.run_decompositions(dict(_by_torch())))
     split_operators(functional)
     return functional
 

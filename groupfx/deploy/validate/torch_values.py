@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,7 @@ from ...tracing import CannotTrace
 from ...tracing.exporting import Axes, all_axes, export_program
 from ..export.graph_sites import GraphSite, graph_sites
 from ..export.io_names import output_names, unique
+from ..export.torch_export import Dynamic
 from .onnx_sites import Region
 from .site_functions import SiteFunction
 
@@ -30,14 +32,13 @@ class TorchValues:
     """The graph of a torch model, run node by node.
 
     A convolution has the region of the site of its name; one called `name.k` is group `k` of a
-    split site `name`. `found` are the names of the sites that are there, in whatever form. Raises
-    `CannotTrace` where `torch.export` does not take the model.
+    split site `name`. `found` are the names of the sites that are there, in whatever form.
     """
 
     def __init__(
-        self, model: nn.Module, example: ExampleInputs, functions: Sequence[SiteFunction]
+        self, program: torch.export.ExportedProgram, functions: Sequence[SiteFunction]
     ) -> None:
-        graph = value_graph(model, example)
+        graph = graph_of(program)
         self._graph = graph
         found = list(_pairs(graph_sites(graph, {}), {f.name: f for f in functions}))
         self.found = frozenset(name for name, _ in found)
@@ -53,7 +54,7 @@ class TorchValues:
         return recorder.values
 
 
-def value_graph(model: nn.Module, example: ExampleInputs) -> fx.GraphModule:
+def value_program(model: nn.Module, example: ExampleInputs) -> torch.export.ExportedProgram:
     """The model as `torch.export` sees it, with as many open sizes as it takes.
 
     A model that computes with its sizes (a U-Net) is exported with an open batch alone, else with
@@ -63,27 +64,31 @@ def value_graph(model: nn.Module, example: ExampleInputs) -> fx.GraphModule:
     ways: tuple[tuple[Axes, int | None], ...] = (
         (all_axes, 2),
         (lambda tensor: (0,) if tensor.dim() else (), 2),
+        (Dynamic().axes(inputs), 2),
         (lambda _: (), None),
     )
     reason: CannotTrace | None = None
     for axes, batch in ways:
         try:
-            graph = export_program(model, inputs, axes, batch).module(check_guards=False)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's own, of what is in the program
+                return export_program(model, inputs, axes, batch)
         except CannotTrace as error:
             reason = reason or error
-            continue
-        assert isinstance(graph, fx.GraphModule)
-        return graph
     assert reason is not None
     raise reason
 
 
-def fixed_outputs(model: nn.Module, example: ExampleInputs) -> frozenset[str]:
-    """Outputs of a model that no value of an input reaches, but its sizes at most.
+def graph_of(program: torch.export.ExportedProgram) -> fx.GraphModule:
+    """A graph of its own that can be run, with any sizes that it takes."""
+    graph = program.module(check_guards=False)
+    assert isinstance(graph, fx.GraphModule)
+    return graph
 
-    Raises `CannotTrace` where `torch.export` does not take it.
-    """
-    graph = value_graph(model, example)
+
+def fixed_outputs(program: torch.export.ExportedProgram) -> frozenset[str]:
+    """Outputs of a model that no value of an input reaches, but its sizes at most."""
+    graph = graph_of(program)
     reached: set[fx.Node] = set()
     for node in graph.graph.nodes:
         known = isinstance(node.meta.get("val"), Tensor)

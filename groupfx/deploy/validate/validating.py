@@ -104,6 +104,7 @@ class _Comparison:
         self.refused: GroupfxError | None = None
         self.overflowing: Run | None = None
         self._near: dict[str, Sequence[tuple[Values, Values]]] = {}
+        self._wide: dict[str, Values] = {}
         self._too_slow = False
 
     def run(self, progress: Progress | None) -> Validation:
@@ -194,10 +195,11 @@ class _Comparison:
         """What is between the sites, looked at on ordinary runs, one of them a `wrong` one."""
         # A side has draws of its own; what leaves the range of a dtype is wrong on both sides.
         drawn = bool(self.drawn or self.random)
-        feeds = chosen_runs([run for run in runs if run.ordinary], wrong)
-        if not feeds or self.names is None or drawn or self.overflowing is not None:
+        chosen = chosen_runs([run for run in runs if run.ordinary], wrong)
+        if not chosen or self.names is None or drawn or self.overflowing is not None:
             return OperatorReport()
         pairs = self.inputs, {n: o for n, o in self.names.items() if not n.startswith(PREFIX)}
+        feeds = [(run.feeds, self._wide[run.name]) for run in chosen]
         return look_at_operators(self.reference, self.candidate, pairs, feeds, self.dtype, judged)
 
     def _runs(self, *, bound: bool) -> list[Run]:
@@ -262,12 +264,11 @@ class _Comparison:
         except Exception as error:
             self._refused(run, error)
             return None
+        self._wide[run.name] = wide
         found = {}
+        small = sum(array.size for array in run.feeds.values()) <= _SMALL_ELEMENTS
         for runtime, call in runtimes.items():
-            small = sum(array.size for array in run.feeds.values()) <= _SMALL_ELEMENTS
-            if runtime == EVALUATOR and not (run.ordinary and small):
-                continue
-            if runtime == EVALUATOR and self._too_slow:
+            if runtime == EVALUATOR and (self._too_slow or not (run.ordinary and small)):
                 continue
             started = time.perf_counter()
             try:

@@ -17,9 +17,13 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 Values = dict[str, Any]
+Key = tuple[tuple[str, tuple[int, ...], bytes], ...]
+"""What a run is told by: the names, shapes and numbers of its inputs."""
 Jitter = Callable[[Array], Array]
 """Moves the numbers of a constant by a rounding."""
 
+# Of the values that are kept: 256 MB in float64.
+_MOST_KEPT = 1 << 25
 # An integer tensor of fewer elements says how large something is, more often than what it is.
 _LEAST_INTEGERS = 16
 
@@ -68,12 +72,19 @@ class ValueGraph(ABC):
 
     def known(self, runs: Sequence[Mapping[str, Array]], work: Callable[..., Any]) -> Any:
         """What `work` makes of the graph and these runs, done once: many are compared with it."""
-        key = tuple((n, a.shape, a.tobytes()) for feeds in runs for n, a in feeds.items())
+        key = [_key(feeds) for feeds in runs]
         if self._known is None or self._known[0] != key:
             self._known = key, work(self, runs)
         return self._known[1]
 
     _known: tuple[Any, Any] | None = None
+
+    def keep(self, runs: Sequence[Mapping[str, Array]]) -> None:
+        """Keep the values of these runs, outputs first of all, as far as there is room."""
+        self._kept, self._room = {_key(feeds): {} for feeds in runs}, _MOST_KEPT
+
+    _kept: dict[Key, dict[str, Array]] | None = None
+    _room = 0
 
     @cached_property
     def producer(self) -> Mapping[str, Operator]:
@@ -129,14 +140,30 @@ class ValueGraph(ABC):
         """
         put = {name: self.value(array) for name, array in (instead or {}).items()}
         values: Values = {name: self.value(feeds[name]) for name in self.inputs}
-        kept = set(self.outputs.values())
+        kept = self._kept.get(_key(feeds)) if self._kept else None
+        ends = set(self.outputs.values())
         for op in self.operators:
-            values.update(self._ran(op, values))
+            known = kept is not None and all(
+                n in kept and not any(self.depends(n, other) for other in put) for n in op.outputs
+            )
+            if known and kept is not None:
+                values.update({name: self.value(kept[name]) for name in op.outputs})
+            else:
+                values.update(self._ran(op, values))
             values.update({name: put[name] for name in op.outputs if name in put})
+            if kept is not None and not (known or put):
+                self._add(kept, {name: values[name] for name in op.outputs if name in values}, ends)
             yield op, values
             for name in op.inputs:
-                if self.last_use[name] == op.index and name not in kept:
+                if self.last_use[name] == op.index and name not in ends:
                     values.pop(name, None)
+
+    def _add(self, kept: dict[str, Array], made: Values, ends: Collection[str]) -> None:
+        for name, value in made.items():
+            array = self.array(value)
+            if array is not None and (name in ends or array.size <= self._room):
+                kept[name] = array
+                self._room -= array.size
 
     def _ran(self, op: Operator, values: Mapping[str, Any]) -> Values:
         if not all(name in values for name in op.inputs):
@@ -167,12 +194,20 @@ class ValueGraph(ABC):
         self, names: Collection[str], feeds: Mapping[str, Array]
     ) -> Mapping[str, Array | None]:
         """The values of these names, None for what is no tensor; what does not run is missing."""
+        kept = self._kept.get(_key(feeds), {}) if self._kept else {}
         found: dict[str, Array | None] = {n: feeds[n] for n in names if n in self.inputs}
+        found.update({name: kept[name] for name in names if name in kept})
+        if len(found) == len(names):
+            return found
         for op, values in self.forward(feeds):
             for name in op.outputs:
                 if name in names and name in values:
                     found[name] = self.array(values[name])
         return found
+
+
+def _key(feeds: Mapping[str, Array]) -> Key:
+    return tuple((name, array.shape, array.tobytes()) for name, array in feeds.items())
 
 
 class Part(ValueGraph):
