@@ -24,6 +24,7 @@ from . import (
     rewrite_time,
     source1_groups,
     tuned_speed,
+    validate_time,
 )
 
 BENCHMARKS: dict[str, Callable[[Console, bool], None]] = {
@@ -39,6 +40,7 @@ BENCHMARKS: dict[str, Callable[[Console, bool], None]] = {
     "form-speed": form_speed.run,
     "tuned-speed": tuned_speed.run,
     "self-race": tuned_speed.run_itself,
+    "validate-time": validate_time.run,
 }
 
 
