@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..errors import UsageError, no_exit
 
@@ -57,6 +57,9 @@ class ExampleInputs:
     def call(self, model: Callable[..., Any]) -> Any:
         """`model(*args, **kwargs)`."""
         with no_exit(getattr(model, "__name__", type(model).__name__)):
+            if isinstance(model, fx.GraphModule) and fx.GraphModule in type(model).__bases__:
+                # Its own __call__ does the same, and prints a traceback of what it raises.
+                return nn.Module.__call__(model, *self.args, **self.kwargs)
             return model(*self.args, **self.kwargs)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> ExampleInputs:

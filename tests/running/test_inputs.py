@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from groupfx.errors import ModelError, UsageError
 from groupfx.running.guess import infer_inputs
@@ -309,3 +309,18 @@ def test_unchanged_puts_everything_back() -> None:
     with pytest.raises(RuntimeError), unchanged(model):
         norm.running_mean.add_(7).view(-1, 2)
     assert before.changes(model) == ()
+
+
+def test_a_graph_that_does_not_take_inputs_prints_nothing(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    model = fx.symbolic_trace(nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(4, 3)))
+    seen: list[nn.Module] = []
+    model.register_forward_pre_hook(lambda module, _: seen.append(module))
+    assert ExampleInputs.of(torch.zeros(2, 4)).call(model).shape == (2, 3)
+    # Raised by a line of the graph itself, which torch would explain on stderr.
+    graph = fx.symbolic_trace(lambda x: torch.reshape(x, (7, 11)))
+    with pytest.raises(RuntimeError, match="shape"):
+        ExampleInputs.of(torch.zeros(2, 4)).call(graph)
+    assert capfd.readouterr() == ("", "")
+    assert seen == [model]
