@@ -21,6 +21,7 @@ from ..running.inputs import ExampleInputs
 from ..state.map import Entry, Requirement
 from ..tracing import Fragment, Program
 from ..verify import (
+    Proved,
     Region,
     SiteVerdict,
     compare_models,
@@ -93,6 +94,7 @@ def _checked_sites(
     rows = {key: entry for key, entry in entries.items() if isinstance(entry, Entry)}
     native = deciding_tensors(program.model)
     checked: list[RewrittenSite] = []
+    proved: Proved = {}
     for site, twin in zip(sites, compared, strict=True):
         outer = _outer(site, checked)
         if site.verdict is not None:
@@ -100,7 +102,7 @@ def _checked_sites(
         elif outer is not None and outer.verdict is not None:
             verdict = outer.verdict
         else:
-            verdict = _check_site(twin, nodes[id(twin.fragment)], rows, native)
+            verdict = _check_site(twin, nodes[id(twin.fragment)], rows, native, proved)
         checked.append(replace(site, verdict=verdict, observable=seen.get(site.name)))
         if progress is not None:
             progress(len(checked), len(sites))
@@ -148,6 +150,7 @@ def _check_site(
     nodes: Mapping[str, fx.Node],
     rows: Mapping[str, Entry],
     native: Collection[str],
+    proved: Proved,
 ) -> SiteVerdict:
     fragment = site.fragment
     if site.start is None or site.end is None:
@@ -171,6 +174,7 @@ def _check_site(
         # there, gradients are compared at the input alone.
         rows=rows if site.exact or site.kind == "learned" else None,
         native=native,
+        proved=proved,
     )
 
 

@@ -10,7 +10,7 @@ from .measures import Difference, difference
 from .models import Float64Runner, ModelVerdict, OutputVerdict, compare_models, other_spatial
 from .observable import observable_sites
 from .region import Region, RegionCopy, run_region
-from .sites import SiteVerdict, compare_regions
+from .sites import Proved, SiteVerdict, compare_regions
 from .structure import Change
 from .untouched import Fingerprint
 
@@ -22,6 +22,7 @@ __all__ = [
     "Float64Runner",
     "ModelVerdict",
     "OutputVerdict",
+    "Proved",
     "Region",
     "RegionCopy",
     "SiteVerdict",

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from ..state import Entry, Picked, Rows, coverage
 from .measures import identical
-from .region import RegionCopy
+from .region import RegionCopy, RegionState
 
 Draw = Callable[[str, Tensor], object]
 """Writes numbers into a tensor of the original, given its full name."""
 
 
-class Carrier:
+class TensorMap:
     """Which elements of the original's tensors each of the rewritten ones is.
 
     `entries` maps names in the rewritten model to elements of the original's tensors, as
@@ -26,15 +26,14 @@ class Carrier:
 
     def __init__(
         self,
-        original: RegionCopy,
-        rewritten: RegionCopy,
+        original: RegionState,
+        rewritten: RegionState,
         entries: Mapping[str, Entry],
         native: Collection[str] = (),
     ) -> None:
-        self._original = original
-        self._rewritten = rewritten
+        self._before, self._after = original, rewritten
         self._native = frozenset(native)
-        self._entries = {name: entries.get(name, Rows(name)) for name in rewritten.tensors}
+        self._entries = {name: entries.get(name, Rows(name)) for name in rewritten.originals}
         self._by_key: dict[str, list[Entry]] = {}
         for _, entry in self.pairs():
             self._by_key.setdefault(entry.key, []).append(entry)
@@ -42,13 +41,13 @@ class Carrier:
     def pairs(self) -> Iterator[tuple[str, Entry]]:
         """Every tensor of the rewritten region that comes from one of the original's."""
         for name, entry in self._entries.items():
-            if entry.key in self._original.tensors:
+            if entry.key in self._before.originals:
                 yield name, entry
 
     def problem(self) -> str | None:
         """What is wrong with the rewritten tensors as they are; None if nothing is."""
-        for name, tensor in self._rewritten.originals.items():
-            source = self._original.originals.get(self._entries[name].key)
+        for name, tensor in self._after.originals.items():
+            source = self._before.originals.get(self._entries[name].key)
             if source is None and isinstance(tensor, nn.Parameter):
                 return f"parameter {name} comes from no parameter of the original"
             found = None if source is None else self._tensor_problem(name, source, tensor)
@@ -64,7 +63,7 @@ class Carrier:
             return f"{name} does not hold the values of {entry}"
         if tensor.requires_grad != source.requires_grad:
             return f"{name} has requires_grad={tensor.requires_grad}, and {entry} has not"
-        mode, kept = self._rewritten.modes[name], self._original.modes.get(entry.key)
+        mode, kept = self._after.modes[name], self._before.modes.get(entry.key)
         if None not in (mode, kept) and mode != kept:
             modes = {True: "train", False: "eval"}
             return (
@@ -75,7 +74,7 @@ class Carrier:
 
     def _missing_rows(self) -> str | None:
         """A row that no branch holds. Where elements are picked, what is left out is the pass's."""
-        for key, source in self._original.originals.items():
+        for key, source in self._before.originals.items():
             entries = self._by_key.get(key, [])
             if not isinstance(source, nn.Parameter) or key in self._native:
                 continue
@@ -90,6 +89,25 @@ class Carrier:
     def has_padding(self) -> bool:
         """Whether some rewritten tensor has elements that come from nowhere."""
         return any(isinstance(entry, Picked) and entry.is_padded for _, entry in self.pairs())
+
+    def is_free(self, name: str, tensor: Tensor) -> bool:
+        """Whether any number may stand in a tensor: it is floating, and decides nothing."""
+        return name not in self._native and (tensor.is_floating_point() or tensor.is_complex())
+
+
+class Carrier(TensorMap):
+    """Writes numbers into copies of both sides, the same elements on either."""
+
+    def __init__(
+        self,
+        original: RegionCopy,
+        rewritten: RegionCopy,
+        entries: Mapping[str, Entry],
+        native: Collection[str] = (),
+    ) -> None:
+        super().__init__(original.state, rewritten.state, entries, native)
+        self._original = original
+        self._rewritten = rewritten
 
     def restore(self) -> None:
         """Give both copies the values of the tensors that they were copied from."""
@@ -130,10 +148,6 @@ class Carrier:
                     tensor.data = value  # the same memory: a second copy would be the largest thing
                 else:
                     tensor.copy_(value)
-
-    def is_free(self, name: str, tensor: Tensor) -> bool:
-        """Whether any number may stand in a tensor: it is floating, and decides nothing."""
-        return name not in self._native and (tensor.is_floating_point() or tensor.is_complex())
 
 
 def placed(entry: Entry, like: Tensor) -> Tensor | None:

@@ -108,6 +108,29 @@ def run_region(
     return found[region.output]
 
 
+class RegionState:
+    """The modules and tensors that a region uses, as they are.
+
+    `parts` has them by the targets that name them, `originals` every parameter and buffer by its
+    full name, and `modes` the `training` flag that its module has (None: it has no module).
+    """
+
+    def __init__(self, region: Region) -> None:
+        self.region = region
+        self.nodes = region.nodes()
+        targets = dict.fromkeys(
+            str(node.target) for node in self.nodes if node.op in ("get_attr", "call_module")
+        )
+        self.parts = {target: _part(region.module, target) for target in targets}
+        state = list(_state(region, self.parts))
+        self.originals = {name: tensor for name, tensor, _ in state}
+        self.modes = {name: mode for name, _, mode in state}
+
+    def count(self) -> int:
+        """How many numbers the tensors hold."""
+        return sum({id(t): t.numel() for t in self.originals.values()}.values())
+
+
 class RegionCopy:
     """Copies, on the CPU, of the modules and tensors that a region uses.
 
@@ -117,30 +140,26 @@ class RegionCopy:
     copies live as long as this object.
 
     `tensors` has every parameter and buffer by its full name, `originals` what it is a copy of, and
-    `modes` the `training` flag that its module has in the region (None: it has no module).
+    `state` all of what the region itself has.
     """
 
-    def __init__(self, region: Region, native: Collection[str] = (), *, wide: bool = True) -> None:
-        self._region = region
-        self._nodes = region.nodes()
+    def __init__(
+        self, region: Region | RegionState, native: Collection[str] = (), *, wide: bool = True
+    ) -> None:
+        state = region if isinstance(region, RegionState) else RegionState(region)
+        self.state, self.originals = state, state.originals
+        self._region, self._nodes = state.region, state.nodes
         self.wide = wide
-        state = list(_state(region, self._nodes))
-        self.originals = {name: tensor for name, tensor, _ in state}
-        self.modes = {name: mode for name, _, mode in state}
         memo: dict[int, Any] = {}
-        targets = dict.fromkeys(
-            str(node.target) for node in self._nodes if node.op in ("get_attr", "call_module")
-        )
-        parts = {target: _part(region.module, target) for target in targets}
         kept = {id(tensor) for name, tensor in self.originals.items() if name in native}
-        for part in parts.values():
+        for part in state.parts.values():
             for tensor in _every_tensor(part):
                 narrow = not wide or id(tensor) in kept
                 memo.setdefault(id(tensor), _copied(tensor, narrow=narrow))
         self.tensors: dict[str, Tensor] = {
             name: memo[id(tensor)] for name, tensor in self.originals.items()
         }
-        self._parts = {target: copy.deepcopy(part, memo) for target, part in parts.items()}
+        self._parts = {target: copy.deepcopy(part, memo) for target, part in state.parts.items()}
         self._kept = [memo[id(t)] for name, t in self.originals.items() if name in native]
 
     def run(self, values: Sequence[Any], *, training: bool) -> Any:
@@ -174,11 +193,7 @@ class RegionCopy:
             node.op == "call_module" or (node.op, node.target) in _KEEP_DTYPE
             for node in self._nodes
         )
-        known = _WITHOUT_MODES | _NORMS
-        return plain and all(
-            type(module) in known and not (module._forward_hooks or module._forward_pre_hooks)
-            for module in self.modules()
-        )
+        return plain and all(map(is_plain, self.modules()))
 
     def modules(self) -> Iterator[nn.Module]:
         """Every copied module, submodules included."""
@@ -200,6 +215,12 @@ class RegionCopy:
                 yield module
 
 
+def is_plain(module: nn.Module) -> bool:
+    """Whether nothing in a module makes or asks for a dtype, and no hook does."""
+    known = type(module) in _WITHOUT_MODES or type(module) in _NORMS
+    return known and not (module._forward_hooks or module._forward_pre_hooks)
+
+
 def _part(module: nn.Module, target: str) -> Any:
     path, _, name = target.rpartition(".")
     try:
@@ -208,21 +229,12 @@ def _part(module: nn.Module, target: str) -> Any:
         raise InternalError(f"the graph reads {target}, which the model does not have") from error
 
 
-def numbers_in(region: Region) -> int:
-    """How many numbers the tensors of a region hold."""
-    tensors = {id(tensor): tensor for _, tensor, _ in _state(region, region.nodes())}
-    return sum(tensor.numel() for tensor in tensors.values())
-
-
-def _state(region: Region, nodes: Sequence[fx.Node]) -> Iterator[tuple[str, Tensor, bool | None]]:
-    """Every parameter, buffer and constant that the nodes use: full name, itself, and the mode.
+def _state(region: Region, parts: Mapping[str, Any]) -> Iterator[tuple[str, Tensor, bool | None]]:
+    """Every parameter, buffer and constant that the parts hold: full name, itself, and the mode.
 
     The mode is the `training` flag of the module that it belongs to; None for what a node reads.
     """
-    for target in dict.fromkeys(
-        str(node.target) for node in nodes if node.op in ("get_attr", "call_module")
-    ):
-        part = _part(region.module, target)
+    for target, part in parts.items():
         if isinstance(part, Tensor):
             yield region.full_name(target), part, None
         if not isinstance(part, nn.Module):

@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 from . import (
+    check_share,
     export_time,
     files,
     files_of_a_call,
@@ -29,6 +30,7 @@ from . import (
 
 BENCHMARKS: dict[str, Callable[[Console, bool], None]] = {
     "rewrite-time": rewrite_time.run,
+    "check-share": check_share.run,
     "peak-memory": peak_memory.run,
     "inspect-cost": inspect_cost.run,
     "files": files.run,
