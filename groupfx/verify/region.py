@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,6 +38,9 @@ _KEEP_DTYPE = frozenset(
     ("call_function", function)
     for function in (operator.getitem, torch.cat, torch.index_select, torch.narrow, torch.chunk)
 )
+# What a copy of a module may share with it: it does not change, or it is empty.
+_VALUES = frozenset([bool, int, float, str, tuple, type(None)])
+_CONTAINERS = frozenset([dict, OrderedDict, set, list])
 
 
 def _same_name(path: str) -> str:
@@ -159,7 +163,7 @@ class RegionCopy:
         self.tensors: dict[str, Tensor] = {
             name: memo[id(tensor)] for name, tensor in self.originals.items()
         }
-        self._parts = {target: copy.deepcopy(part, memo) for target, part in state.parts.items()}
+        self._parts = {target: _twin(part, memo) for target, part in state.parts.items()}
         self._kept = [memo[id(t)] for name, t in self.originals.items() if name in native]
 
     def run(self, values: Sequence[Any], *, training: bool) -> Any:
@@ -259,6 +263,21 @@ def _every_tensor(part: Any) -> Iterator[Tensor]:
         yield from (tensor for tensor in module._parameters.values() if tensor is not None)
         yield from (tensor for tensor in module._buffers.values() if tensor is not None)
         yield from (value for value in vars(module).values() if isinstance(value, Tensor))
+
+
+def _twin(part: Any, memo: dict[int, Any]) -> Any:
+    """`copy.deepcopy(part, memo)`, without its many steps for a module that holds plain values."""
+    if id(part) in memo or not (isinstance(part, nn.Module) and is_plain(part)):
+        return copy.deepcopy(part, memo)
+    held = (part._parameters, part._buffers)
+    fields = {key: value for key, value in vars(part).items() if all(value is not h for h in held)}
+    # An empty one may be shared: nothing here registers a hook or a module on a copy.
+    if not all(type(v) in _VALUES or (type(v) in _CONTAINERS and not v) for v in fields.values()):
+        return copy.deepcopy(part, memo)
+    twin = memo[id(part)] = object.__new__(type(part))
+    copies = [{name: memo.get(id(t)) for name, t in tensors.items()} for tensors in held]
+    vars(twin).update(fields, _parameters=copies[0], _buffers=copies[1])
+    return twin
 
 
 def _copied(tensor: Tensor, *, narrow: bool) -> Tensor:

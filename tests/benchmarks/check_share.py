@@ -105,7 +105,7 @@ def run(console: Console, quick: bool) -> None:
     for name, (width, groups, size) in cases.items():
         model, x = resnext(width, groups).eval(), torch.randn(1, 3, size, size)
         runs: dict[bool, list[dict[str, float]]] = {False: [], True: []}
-        for _ in range(1 if quick else 3):
+        for _ in range(1 if quick else 2):
             for verify, found in runs.items():
                 found.append(once(model, x, verify=verify))
         plain, checked = (
