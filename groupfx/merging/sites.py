@@ -22,6 +22,7 @@ from torch import fx, nn
 from ..convs.names import joined, unnumbered
 from ..errors import UsageError
 from ..nn.swapped import SwappedConv
+from ..plan.channel_order import ChannelOrders, FoldNote, fold_note
 from ..plan.forms import FormPlan
 from ..plan.site_plan import plan_of, site_of
 from ..running.inputs import ExampleInputs
@@ -32,16 +33,24 @@ from .regions import Region, UnfitError, read_region
 from .shapes import known_shapes
 from .whole import ComputedConv, whole_conv, whole_norm
 
+FOLDED = "folded"
+"""Ends the name of a site that a fold left another function than the original's site was."""
+
 _SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Merged:
-    """A model with its sites in one piece, how each was executed, and what the user should know."""
+    """A model with its sites in one piece, how each was executed, and what the user should know.
+
+    `orders` are those of the channels of convolutions that a fold has changed, by their paths in
+    `model`.
+    """
 
     model: nn.Module
     planned: tuple[PlannedSite, ...] = ()
     notes: tuple[str, ...] = ()
+    orders: Mapping[str, ChannelOrders] = field(default_factory=dict)
 
 
 def merge_sites(model: nn.Module, inputs: ExampleInputs) -> Merged:
@@ -56,10 +65,20 @@ def merge_sites(model: nn.Module, inputs: ExampleInputs) -> Merged:
     shapes = known_shapes(model, unknown, inputs) if unknown else {}
     readings = [_Reading.of(path, graph, shapes) for path, graph in graphs.items()]
     made = {r.root: rewritten(r.root, r.found) for r in readings if r.found.calls}
+    orders = {path: found for reading in readings for path, found in reading.orders()}
     if not made:
-        return Merged(model, notes=tuple(_notes(readings)))
+        return Merged(model, notes=tuple(_notes(readings)), orders=orders)
     planned = tuple(site for reading in readings for site in reading.found.planned)
-    return Merged(_with(model, made), planned, tuple(_notes(readings)))
+    return Merged(_with(model, made), planned, tuple(_notes(readings)), orders)
+
+
+def noted_orders(model: nn.Module) -> dict[str, ChannelOrders]:
+    """What folds have written on the graphs of `model`: orders by the paths of convolutions."""
+    notes = {
+        p: fold_note(m.meta) for p, m in model.named_modules() if isinstance(m, fx.GraphModule)
+    }
+    held = {path: note.orders for path, note in notes.items() if note is not None}
+    return {joined(p, path): found for p, own in held.items() for path, found in own.items()}
 
 
 def _with(model: nn.Module, made: Mapping[fx.GraphModule, fx.GraphModule]) -> nn.Module:
@@ -95,6 +114,8 @@ class _Reading:
     found: Gathered = field(default_factory=Gathered)
     unfit: dict[str, str] = field(default_factory=dict)
     recognised: list[str] = field(default_factory=list)
+    alone: dict[str, str] = field(default_factory=dict)
+    """the places of sites that are one convolution, and its path"""
 
     @classmethod
     def of(cls, path: str, root: fx.GraphModule, shapes: Shapes) -> _Reading:
@@ -151,9 +172,28 @@ class _Reading:
                 yield region
 
     def _name(self, region: Region) -> str:
-        """The site's name in the whole model."""
+        """The site's name in the whole model.
+
+        One that is recognised in a folded graph is not what it was: its gathers are gone.
+        """
         # A convolution that is the whole model has no path: its weight's name stands for it.
-        return joined(self.path, unnumbered(region.plan.site)) or "weight"
+        name = joined(self.path, unnumbered(region.plan.site)) or "weight"
+        moved = self.fold is not None and plan_of(region.end.meta) is None
+        return joined(name, FOLDED) if moved else name
+
+    def orders(self) -> Iterator[tuple[str, ChannelOrders]]:
+        """The orders of the channels of convolutions, by their paths in the whole model."""
+        known = {} if self.fold is None else dict(self.fold.orders)
+        for place, piece in self.alone.items():
+            if piece in known:
+                known[place] = known[piece]
+        for path, found in known.items():
+            yield joined(self.path, path), found
+
+    @property
+    def fold(self) -> FoldNote | None:
+        """What a fold of the graph has written on it."""
+        return fold_note(self.root.meta)
 
     def _merge(self, regions: Sequence[Region], others: Mapping[str, int]) -> None:
         """Put the calls of one site in. Raises `UnfitError` where they are not all there is."""
@@ -166,6 +206,8 @@ class _Reading:
         if first.convs:
             place = place_of(_home(first.convs, frozen=isinstance(first.form, FormPlan)))
             conv = whole_conv(first, self.root)
+            if len(first.convs) == 1:
+                self.alone[place] = first.convs[0]
         else:
             place = f"{WHOLE}_{len(self.found.planned)}"
             conv = ComputedConv(regions[0])

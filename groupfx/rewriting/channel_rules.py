@@ -68,6 +68,15 @@ _PER_CHANNEL = (
 )  # fmt: skip
 
 
+def tensor_keys(module: nn.Module) -> dict[int, str]:
+    """The first name of each stored tensor, by its identity: the key of its parameter."""
+    named = (
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    )
+    return {id(tensor): name for name, tensor in reversed(named)}
+
+
 class TorchRules:
     """The operations of a graph whose nodes know their shapes."""
 
@@ -82,13 +91,7 @@ class TorchRules:
         self._shapes = shapes
         self._fixed = fixed
         self._hooks = hooks
-        self._keys: dict[int, str] = {}
-        named = (
-            *module.named_parameters(remove_duplicate=False),
-            *module.named_buffers(remove_duplicate=False),
-        )
-        for name, tensor in named:
-            self._keys.setdefault(id(tensor), name)
+        self._keys = tensor_keys(module)
 
     def operation(self, node: fx.Node) -> Operation | None:
         """`node` as the rules see it; None for what is no operation."""

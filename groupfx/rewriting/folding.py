@@ -12,7 +12,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from ..convs.calls import attribute
+from ..convs.calls import ConvCall, Stored, attribute, convs
+from ..convs.names import call_name
 from ..errors import ModelError
 from ..folding.algebra import apply
 from ..folding.edits import Edit
@@ -20,6 +21,7 @@ from ..folding.fold import Fold, FoldedLink
 from ..folding.problem import Problem
 from ..folding.spelling import Piece
 from ..folding.wiring import Graph
+from ..plan.channel_order import AS_THEY_WERE, FoldNote, fold_note
 from ..plan.gathers import GatherPlan
 from ..plan.site_plan import NOTE, site_of
 from ..running.inputs import ExampleInputs, in_order
@@ -29,7 +31,7 @@ from ..tracing.program import Fragment, Program
 from ..verify import Change
 from ..verify.alike import same_bits
 from .channel_calls import changed_in_place
-from .channel_rules import TorchRules
+from .channel_rules import TorchRules, tensor_keys
 from .leaves import gather_module
 from .report import RewrittenSite
 from .store import Store
@@ -103,6 +105,7 @@ def _shapes(
 
 def carry_out(fragment: Fragment, store: Store, plan: Fold) -> None:
     """Do to the working graph what `plan` says of it."""
+    _tell(fragment.working, plan)
     for edit in plan.edits:
         tensor = attribute(fragment.working, str(edit.key))
         store.reorder(str(edit.key), _picked(edit, tuple(tensor.shape)))
@@ -142,6 +145,24 @@ def _picked(edit: Edit, shape: tuple[int, ...]) -> Picked:
     if 1 not in edit.axes:
         return Picked("", (Part(rows),), shape[:1])
     return Picked("", (Part(rows, tuple(edit.axes[1].tolist())),), shape[:2])
+
+
+def _tell(working: fx.GraphModule, plan: Fold) -> None:
+    """Write on the graph how the channels of each convolution will lie."""
+    known = fold_note(working.meta) or FoldNote()
+    orders, keys = dict(known.orders), tensor_keys(working)
+    for call in convs(working).values():
+        if not isinstance(call, ConvCall) or not isinstance(call.weight, Stored):
+            continue
+        key = keys.get(id(attribute(working, call.weight.key)))
+        sides = None if key is None else plan.sides(key, call.spec.transposed)
+        if sides is not None:
+            path = call_name(call)
+            before = known.orders.get(path, AS_THEY_WERE)
+            orders[path] = before.then(*(side.tolist() for side in sides))
+    FoldNote({path: found for path, found in orders.items() if found != AS_THEY_WERE}).write(
+        working.meta
+    )
 
 
 def _forget_plans(fragment: Fragment, plan: Fold) -> None:

@@ -25,13 +25,14 @@ from onnxscript.optimizer import fold_constants
 
 from ...convs.names import module_path, numbered, unnumbered
 from ...errors import InternalError, ModelError, UsageError
-from ...merging.graph import PlannedSite
+from ...plan.channel_order import AS_THEY_WERE
 from ...plan.forms import FormPlan
 from ...version import __version__
 from ..forms.fastest import Fastest, fastest_forms
 from ..forms.forming import apply_form
 from ..forms.splitting import split_conv
 from ..graph.batchnorm import fold_batchnorms
+from ..graph.channel_order import write_orders
 from ..graph.conv_nodes import CONVS, ConvNode, conv_nodes
 from ..graph.files import PRODUCER
 from ..graph.metadata import mark, strip
@@ -196,9 +197,10 @@ def _mark_convs(model: ir.Model, traced: TracedModel) -> Mapping[str, Any]:
     if len(nodes) != len(names) or any(
         name.groups not in (None, _groups(node)) for node, name in zip(nodes, names, strict=True)
     ):
-        names = _names_by_weight(nodes, traced.planned)
+        names = _names_by_weight(nodes, traced)
     for node, name in zip(nodes, names, strict=True):
         mark(node, name.name)
+        write_orders(node, name.orders)
         _mark_pad(node, name)
         node.name = name.name
         if not name.bias:
@@ -225,10 +227,8 @@ def _require_kernels(nodes: Sequence[ir.Node]) -> None:
             )
 
 
-def _names_by_weight(
-    nodes: Sequence[ir.Node], planned: Sequence[PlannedSite]
-) -> tuple[ConvName, ...]:
-    plans = {plan.path: plan for plan in planned}
+def _names_by_weight(nodes: Sequence[ir.Node], traced: TracedModel) -> tuple[ConvName, ...]:
+    plans = {plan.path: plan for plan in traced.planned}
     weights = [node.inputs[1] for node in nodes]
     paths = [
         (w.name if w is not None and w.name else "conv").removesuffix(_WEIGHT) for w in weights
@@ -236,8 +236,8 @@ def _names_by_weight(
     bases = [plans[path].name if path in plans else path for path in paths]
     forms = [plans[path].form if path in plans else None for path in paths]
     return tuple(
-        ConvName(name, form, True, _groups(node))
-        for name, form, node in zip(numbered(bases), forms, nodes, strict=True)
+        ConvName(name, form, True, _groups(node), orders=traced.orders.get(path, AS_THEY_WERE))
+        for name, form, node, path in zip(numbered(bases), forms, nodes, paths, strict=True)
     )
 
 

@@ -17,7 +17,8 @@ from torch import Tensor, fx, nn
 from ...convs.calls import ConvCall
 from ...errors import ModelError, UsageError
 from ...merging.graph import PlannedSite
-from ...merging.sites import merge_sites
+from ...merging.sites import Merged, merge_sites
+from ...plan.channel_order import AS_THEY_WERE, ChannelOrders
 from ...running.inputs import ExampleInputs, in_order
 from ...tracing import CannotTrace
 from ...tracing.exporting import export_program
@@ -31,7 +32,7 @@ class ConvName:
     """A convolution of the exported graph: its site, the form it gets, and whether it has a bias.
 
     `same` says that it pads by itself to the size of its input, for which the exporter may put a
-    node of its own in front.
+    node of its own in front. `orders` are those of its channels, where a fold has changed them.
     """
 
     name: str
@@ -39,6 +40,7 @@ class ConvName:
     bias: bool
     groups: int | None
     same: bool = False
+    orders: ChannelOrders = AS_THEY_WERE
 
 
 Sizes = Mapping[tuple[int, int], int]
@@ -50,7 +52,8 @@ class TracedModel:
     """A model as `torch.export` left it. Inputs and outputs are tensors, in the order of ONNX.
 
     `sizes` were to stay open, and the model fixes them; `fixed` says so in words. `notes` say how
-    sites were found that are executed in pieces.
+    sites were found that are executed in pieces. `orders` are those of convolutions' channels, by
+    path.
     """
 
     program: torch.export.ExportedProgram
@@ -61,6 +64,7 @@ class TracedModel:
     planned: tuple[PlannedSite, ...] = ()
     sizes: Sizes = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    orders: Mapping[str, ChannelOrders] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,26 +99,24 @@ def trace_model(model: nn.Module, inputs: ExampleInputs, dynamic: Dynamic) -> Tr
     with warnings.catch_warnings():
         # An old `weight_norm` or a pruning assigns its weight in each call; nothing is lost.
         warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during export")
-        traced = _traced_open(merged.model, inputs, dynamic, merged.planned)
+        traced = _traced_open(merged, inputs, dynamic)
     return replace(traced, notes=merged.notes)
 
 
-def _traced_open(
-    model: nn.Module, inputs: ExampleInputs, dynamic: Dynamic, planned: Sequence[PlannedSite]
-) -> TracedModel:
+def _traced_open(merged: Merged, inputs: ExampleInputs, dynamic: Dynamic) -> TracedModel:
     """With open sizes where that can be, else with those of the inputs."""
     try:
-        return _traced(model, inputs, dynamic, planned)
+        return _traced(merged, inputs, dynamic)
     except CannotTrace as error:
         reason = error
     try:
         # A model whose first dimension is no batch, or that computes with its sizes.
-        found = _traced(model, inputs, Dynamic(batch=False), planned)
+        found = _traced(merged, inputs, Dynamic(batch=False))
     except CannotTrace as error:
         why = "; a forward that depends on values of tensors cannot be exported"
         more = why if "data-dependent" in str(error) else ""
         raise ModelError(
-            f"torch.export does not take {type(model).__name__}: {error}{more}"
+            f"torch.export does not take {type(merged.model).__name__}: {error}{more}"
         ) from error
     return replace(found, fixed=(f"all, since with open ones torch.export says: {reason}",))
 
@@ -124,9 +126,8 @@ def site_names(planned: Iterable[PlannedSite]) -> Mapping[str, str]:
     return {plan.path: plan.name for plan in planned}
 
 
-def _traced(
-    model: nn.Module, inputs: ExampleInputs, dynamic: Dynamic, planned: Sequence[PlannedSite]
-) -> TracedModel:
+def _traced(merged: Merged, inputs: ExampleInputs, dynamic: Dynamic) -> TracedModel:
+    model, planned = merged.model, merged.planned
     pair = in_order(model, inputs.with_batch(2) if dynamic.batch else inputs)
     axes = dynamic.axes(pair)
     program = export_program(model, pair, axes, batch=None)
@@ -136,7 +137,7 @@ def _traced(
     names = _output_names(program, graph)
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     tensors = [node for node in placeholders if _is_tensor(node)]
-    convs = tuple(_conv_name(site, planned) for site in sites)
+    convs = tuple(_conv_name(site, merged) for site in sites)
     folded = fold_constants(graph, sites)
     if folded or len(tensors) != len(placeholders) or not _plain_outputs(graph):
         flat = _flattened(graph)
@@ -150,11 +151,12 @@ def _traced(
         tuple(f"{tensors[k].target}: dimension {axis} = {n}" for (k, axis), n in sizes.items()),
         tuple(planned),
         sizes,
+        orders=merged.orders,
     )
 
 
-def _conv_name(site: GraphSite, planned: Sequence[PlannedSite]) -> ConvName:
-    plan = next((entry for entry in planned if entry.path == site.path), None)
+def _conv_name(site: GraphSite, merged: Merged) -> ConvName:
+    plan = next((entry for entry in merged.planned if entry.path == site.path), None)
     spec = site.call.spec if isinstance(site.call, ConvCall) else None
     return ConvName(
         name=site.name,
@@ -162,6 +164,7 @@ def _conv_name(site: GraphSite, planned: Sequence[PlannedSite]) -> ConvName:
         bias=spec is None or spec.bias,
         groups=site.call.groups if spec is None else spec.groups,  # type: ignore[union-attr]
         same=spec is not None and spec.padding == "same",
+        orders=merged.orders.get(site.path, AS_THEY_WERE),
     )
 
 

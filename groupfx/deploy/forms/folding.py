@@ -21,8 +21,9 @@ from ...folding.fold import Fold, FoldedLink
 from ...folding.problem import Problem
 from ...folding.spelling import Piece
 from ...folding.wiring import Graph
+from ...plan.channel_order import AS_THEY_WERE
 from ...plan.gathers import GatherPlan
-from ..graph.channel_order import note_orders
+from ..graph.channel_order import orders_of, write_orders
 from ..graph.conv_nodes import CONVS, FIRST_IR_WITH_DEFAULTS, constant_of
 from ..graph.initializers import constant
 from ..graph.metadata import mark_of, unmark
@@ -64,15 +65,19 @@ def _tell(graph: ir.Graph, plan: Fold) -> None:
         found = mark_of(node)
         if found is not None:
             sites[found.site].append(node)
-        if node.op_type in CONVS and node.inputs[1] is not None:
+    pieces = {node for nodes in sites.values() if len(nodes) > 1 for node in nodes}
+    for node in graph:
+        if node.op_type in CONVS and node.inputs[1] is not None and node not in pieces:
             orders = plan.sides(root_of(node.inputs[1]), node.op_type == "ConvTranspose")
             if orders is not None:
-                note_orders(node, *(order.tolist() for order in orders))
+                inputs, outputs = (order.tolist() for order in orders)
+                write_orders(node, orders_of(node).then(inputs, outputs))
     moved = {folded.link.place.node for folded in plan.links if not folded.untouched}
     for nodes in sites.values():
         if len(nodes) > 1 and any(node in moved for node in nodes):
             for node in nodes:
                 unmark(node)
+                write_orders(node, AS_THEY_WERE)
 
 
 def _name(node: ir.Node) -> str:

@@ -119,6 +119,7 @@ class _Emission:
             inputs,
             [*attributes.values(), ir.AttrInt64("group", plan.groups)],
             name=f"{self.conv.name}.{position}",
+            metadata_props=dict(self.old.metadata_props),
         )
         return self._added(node, position)
 

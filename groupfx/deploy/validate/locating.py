@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from ...errors import kind_and_line
+from ...merging.sites import noted_orders
 from ...verify.yardstick import rms, rms_limit
 from ..running.runtime import Session
 from .onnx_sites import Region, candidate_regions
@@ -92,12 +93,12 @@ def _starts(
 ) -> Mapping[str, Expected]:
     """What goes into each site of the reference, by the site's name."""
     if not isinstance(reference, OnnxSide):
-        values = TorchValues(reference.program, functions)
+        values = TorchValues(reference.program, functions, noted_orders(reference.model))
         with reference.playing(feeds):
             wide = values.of(reference.given(feeds), wide=True)
         if dtype != reference.dtype:
             twin, example = reference.in_dtype(dtype), reference.example_in(dtype)
-            values = TorchValues(value_program(twin, example), functions)
+            values = TorchValues(value_program(twin, example), functions, noted_orders(twin))
         with reference.playing(feeds):
             native = values.of(reference.given_in(feeds, dtype))
         return {r.name: Expected(wide[r.start], native[r.start]) for _, r in values.pairs}

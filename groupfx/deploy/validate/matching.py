@@ -85,13 +85,21 @@ class Matching:
         self.partner[value], self.back[other] = other, value
 
     def paired_behind(self, value: str) -> Iterator[str]:
-        """The first paired values of the candidate that are computed from a value."""
-        for op in self.candidate.consumers.get(value, ()):
-            for name in op.outputs:
-                if name in self.partner:
-                    yield name
-                else:
-                    yield from self.paired_behind(name)
+        """The first paired values of the candidate that are computed from a value, each once.
+
+        Each value is looked at once: the ways through a residual network are without number.
+        """
+        pending, seen = [value], {value}
+        while pending:
+            for op in self.candidate.consumers.get(pending.pop(), ()):
+                for name in op.outputs:
+                    if name in seen:
+                        continue
+                    seen.add(name)
+                    if name in self.partner:
+                        yield name
+                    else:
+                        pending.append(name)
 
     def unpair(self, value: str) -> None:
         """Forget the pair of a value of the candidate."""

@@ -13,8 +13,9 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from ...plan.channel_order import AS_THEY_WERE, ChannelOrders
 from ..graph.batchnorm import epsilon_of, norm_behind
-from ..graph.channel_order import AS_THEY_WERE, ChannelOrders, orders_of
+from ..graph.channel_order import orders_of
 from ..graph.conv_nodes import CONVS, ConvNode, constant_of, conv_nodes, is_convolution
 from ..graph.metadata import mark_of
 from .folded import constant_values, folded_weights
@@ -184,7 +185,7 @@ def _marked_region(
         return Region(name, "", "", problem=problem)
     (start,), (end,) = starts, ends
     convs = [node for node in nodes if node.op_type in CONVS]
-    orders = orders_of(convs[0]) if len(convs) == 1 else AS_THEY_WERE
+    orders = orders_of(convs[0]) if convs else AS_THEY_WERE
     return _region(name, start, end, with_norm, orders)
 
 

@@ -76,6 +76,12 @@ def look_at_operators(
         return _none(f"{kind_and_line(error)}, which is a bug of ours")
 
 
+MOVED = OperatorReport(
+    notes=("the operators are not looked at one by one: a fold has moved channels between them",)
+)
+"""Values are paired by their numbers, channel by channel."""
+
+
 def _none(why: str) -> OperatorReport:
     return OperatorReport(notes=(f"the operators are not looked at one by one: {why}",))
 

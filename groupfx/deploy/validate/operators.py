@@ -230,9 +230,7 @@ class OperatorWork:
         It must depend on them, for what is behind a branch times 0 agrees whatever is wrong.
         """
         matching = self.matching
-        ends = [
-            (name, matching.partner[name]) for name in dict.fromkeys(matching.paired_behind(value))
-        ]
+        ends = [(name, matching.partner[name]) for name in matching.paired_behind(value)]
         matching.unpair(value)
         try:
             pieces = [matching.piece(*pair) for pair in ends]

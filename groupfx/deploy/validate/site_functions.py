@@ -22,13 +22,13 @@ from ...convs.sources import in_running_order
 from ...convs.spec import ConvSpec
 from ...learned.groups import deciding_tensors
 from ...merging.sites import merge_sites
+from ...plan.channel_order import AS_THEY_WERE, ChannelOrders
 from ...plan.channels import group_slices
 from ...running.float64 import Float64, named_state, widen
 from ...running.inputs import ExampleInputs, in_order
 from ...tracing.exporting import export_program
 from ..export.graph_sites import GraphSite, graph_sites, tensor_at
 from ..export.torch_export import site_names
-from ..graph.channel_order import AS_THEY_WERE, ChannelOrders
 from ..graph.pads import Window
 from ..running.float64_windows import convolve, convolve_transposed
 
@@ -175,7 +175,8 @@ def torch_site_functions(
         if isinstance(function, str):
             left.append(Unchecked(function, site.name))
             continue
-        found.append(function)
+        orders = merged.orders.get(site.path, AS_THEY_WERE)
+        found.append(replace(function, orders=orders))
     return tuple(found), tuple(left)
 
 

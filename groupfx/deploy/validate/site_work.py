@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from ...errors import kind_and_line
+from ...merging.sites import noted_orders
 from ...tracing import CannotTrace
 from ..running.runtime import Session
 from .drawn_batches import has_large_rows
@@ -66,7 +67,7 @@ class SiteWork:
 
     def _of_torch(self, side: TorchSide, functions: Sequence[SiteFunction]) -> Sequence[str]:
         try:
-            values = TorchValues(side.program, functions)
+            values = TorchValues(side.program, functions, noted_orders(side.model))
         except CannotTrace as error:
             return [f"sites are not checked on their own: {error}"]
         self.pairs = values.pairs
@@ -110,6 +111,11 @@ class SiteWork:
         except Exception as error:
             return f"at a place that cannot be told ({kind_and_line(error)})"
         return locate(self._reference, self._functions, regions, values, run, self.dtype)
+
+    @property
+    def reordered(self) -> bool:
+        """Whether the channels of a site lie in another order than those of the reference's."""
+        return any(function.orders != region.orders for function, region in self.pairs)
 
     def checks(self) -> tuple[SiteCheck, ...]:
         """What was found, in the order of the graph."""

@@ -251,7 +251,7 @@ def sandwiched(matching: Matching, suspect: Suspect, expected: str) -> Piece | N
     value = suspect.value
     if value in matching.partner or expected in matching.back:
         return None
-    ends = list(dict.fromkeys(matching.paired_behind(value)))
+    ends = list(matching.paired_behind(value))
     if not ends:
         return None
     before = [matching.piece(name, matching.partner[name]) for name in ends]

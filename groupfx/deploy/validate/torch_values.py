@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from ...convs.calls import ConvCall
 from ...convs.names import split_number, with_number
+from ...plan.channel_order import AS_THEY_WERE, ChannelOrders
 from ...running.float64 import Float64, widen
 from ...running.inputs import ExampleInputs, in_order
 from ...tracing import CannotTrace
@@ -32,15 +33,19 @@ class TorchValues:
     """The graph of a torch model, run node by node.
 
     A convolution has the region of the site of its name; one called `name.k` is group `k` of a
-    split site `name`. `found` are the names of the sites that are there, in whatever form.
+    split site `name`. `found` are the names of the sites that are there, in whatever form;
+    `orders` are those of the channels of convolutions that a fold has moved, by their paths.
     """
 
     def __init__(
-        self, program: torch.export.ExportedProgram, functions: Sequence[SiteFunction]
+        self,
+        program: torch.export.ExportedProgram,
+        functions: Sequence[SiteFunction],
+        orders: Mapping[str, ChannelOrders],
     ) -> None:
         graph = graph_of(program)
         self._graph = graph
-        found = list(_pairs(graph_sites(graph, {}), {f.name: f for f in functions}))
+        found = list(_pairs(graph_sites(graph, {}), {f.name: f for f in functions}, orders))
         self.found = frozenset(name for name, _ in found)
         self.pairs = tuple(pair for _, pair in found)
         names = (name for _, region in self.pairs for name in region.values)
@@ -121,7 +126,9 @@ class _Recorder(fx.Interpreter):
 
 
 def _pairs(
-    sites: Sequence[GraphSite], functions: Mapping[str, SiteFunction]
+    sites: Sequence[GraphSite],
+    functions: Mapping[str, SiteFunction],
+    noted: Mapping[str, ChannelOrders],
 ) -> Iterator[tuple[str, Pair]]:
     """The name of the site of the reference, and what is compared with it."""
     for site in sites:
@@ -130,11 +137,12 @@ def _pairs(
             continue
         whole, function = matched
         start, end = site.call.input.name, site.call.node.name
+        orders = noted.get(site.path, AS_THEY_WERE)
         if function.norms:
-            yield whole, (function, Region(function.name, start, site.end.name))
+            yield whole, (function, Region(function.name, start, site.end.name, orders=orders))
         else:
             behind = site.end.name if site.norms else None
-            yield whole, (function, Region(function.name, start, end, behind))
+            yield whole, (function, Region(function.name, start, end, behind, orders=orders))
 
 
 def _function_for(

@@ -19,7 +19,7 @@ from .coverage import Coverage
 from .drawn_batches import batches
 from .draws import PREFIX, settle_draws
 from .example_feeds import example_feeds, input_domains, require_fit
-from .operator_runs import OperatorReport, chosen_runs, look_at_operators
+from .operator_runs import MOVED, OperatorReport, chosen_runs, look_at_operators
 from .opinions import EVALUATOR, Runtime, runtimes_of
 from .output_checks import OutputCheck, OutputRun, check_outputs
 from .runs import Open, Run, make_runs, perturbed
@@ -142,7 +142,8 @@ class _Comparison:
         checks = sites.checks()
         first, worst = first_and_worst(checks)
         off = {check.run for check in outputs if not check.ok}
-        operators = self._operators(done, off, [check.name for check in checks if check.seen])
+        seen = [check.name for check in checks if check.seen]
+        operators = MOVED if sites.reordered else self._operators(done, off, seen)
         judged = [check for check in outputs if check.runtime != EVALUATOR]
         # Who says how far off an output may be allows what makes it so.
         right = first is None and (operators.first is None or bool(self.options.atol))

@@ -12,9 +12,10 @@ import torch
 import groupfx
 from groupfx.api.onnx import rewrite_onnx
 from groupfx.deploy.forms.rewrite_onnx import OnnxRewrite, rewrite_graph
-from groupfx.deploy.graph.channel_order import ChannelOrders, arranged, note_orders, orders_of
+from groupfx.deploy.graph.channel_order import arranged, orders_of, write_orders
 from groupfx.files.models import read_model
 from groupfx.passes import FoldPermutations
+from groupfx.plan.channel_order import ChannelOrders
 
 DIGITS = Path(__file__).parents[3] / "examples" / "flgc_digits.pt"
 
@@ -142,10 +143,10 @@ def test_a_weight_that_is_an_output_stays() -> None:
 
 def test_orders_compose_and_what_is_no_permutation_counts_for_nothing() -> None:
     node = ir.Node("", "Conv", [])
-    note_orders(node, [2, 0, 1], [0, 1])
-    note_orders(node, [1, 0, 2], [1, 0])
+    for inputs, outputs in (([2, 0, 1], [0, 1]), ([1, 0, 2], [1, 0])):
+        write_orders(node, orders_of(node).then(inputs, outputs))
     assert orders_of(node) == ChannelOrders((0, 2, 1), (1, 0))
-    note_orders(node, [0, 2, 1], [1, 0])
+    write_orders(node, orders_of(node).then([0, 2, 1], [1, 0]))
     assert orders_of(node) == ChannelOrders()
     node.metadata_props["groupfx.input-channels"] = "0,0,1"
     assert orders_of(node) == ChannelOrders()
