@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 Array = npt.NDArray[Any]
 
-ALWAYS, OF_LARGE_ROWS = (1, 2, 7), (1, 2, 3)
+ALWAYS, OF_LARGE_ROWS = (1, 2, 7), (1, 2)
 _DRAWN, _LEAST, _MOST = 1, 3, 16
 _MOST_TOLD = 6
 # Of a constant that may be a number of rows.

@@ -26,7 +26,7 @@ Feeds = Mapping[str, Array]
 
 # Runs on which sites are looked at one by one: the first ordinary ones, and these.
 _RUNS = ("large",)
-_MOST_RUNS, _MOST_OF_LARGE_ROWS = 4, 2
+_MOST_RUNS, _MOST_OF_LARGE_ROWS = 4, 1
 
 
 class SiteWork:
