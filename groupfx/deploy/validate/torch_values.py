@@ -59,8 +59,12 @@ class TorchValues:
         return recorder.values
 
 
-def value_program(model: nn.Module, example: ExampleInputs) -> torch.export.ExportedProgram:
+def value_program(
+    model: nn.Module, example: ExampleInputs, *, sizes: bool = True
+) -> torch.export.ExportedProgram:
     """The model as `torch.export` sees it, with as many open sizes as it takes.
+
+    Without `sizes`, that of the batch at most.
 
     A model that computes with its sizes (a U-Net) is exported with an open batch alone, else with
     the example's sizes. Raises `CannotTrace`, with the first reason, where nothing helps.
@@ -73,7 +77,7 @@ def value_program(model: nn.Module, example: ExampleInputs) -> torch.export.Expo
         (lambda _: (), None),
     )
     reason: CannotTrace | None = None
-    for axes, batch in ways:
+    for axes, batch in ways if sizes else ways[1:]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch's own, of what is in the program

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from .opinions import EVALUATOR, Runtime, runtimes_of
 from .output_checks import OutputCheck, OutputRun, check_outputs
 from .runs import Open, Run, make_runs, perturbed
 from .settled import settled_outputs
-from .sides import OnnxSide, Side, Values, open_axes, paired
+from .sides import OnnxSide, Side, TorchSide, Values, open_axes, paired
 from .site_checks import first_and_worst
 from .site_work import SiteWork
 from .verdict import Unseen, Validation, Verdict
@@ -97,6 +97,8 @@ class _Comparison:
         self.draws = settle_draws(reference, candidate, feeds, self.dtype)
         self.drawn = self.draws.names
         self.reference, self.candidate = self.draws.reference, self.draws.candidate
+        if isinstance(self.reference, TorchSide) and not any(_open_beside_batch(self.candidate)):
+            self.reference.with_fixed_sizes()
         self.notes += self.draws.notes
         self.failed += [self.draws.wrong] if self.draws.wrong else []
         self.random: list[Unseen] = []
@@ -400,6 +402,12 @@ class _Comparison:
             for (name, runtime), runs in sorted(self.taken.items())
             for check in check_outputs(name, runtime, runs, self.dtype, atol=atol.get(name))
         )
+
+
+def _open_beside_batch(side: Side) -> Iterator[bool]:
+    """Whether each size is open but the first of each input."""
+    for _, sizes in open_axes(side):
+        yield from sizes[1:]
 
 
 def _dtypes(side: Side) -> Mapping[str, np.dtype[Any]]:

@@ -62,6 +62,7 @@ def test_a_model_is_exported_once(
     verdict = groupfx.validate(*large, (LARGE,))
     assert verdict.ok, verdict.blame
     assert len(made) == 1
+    assert len(made[0].range_constraints) == 1, "the file leaves the batch open alone"
     assert len(verdict.runs) == 8, "one row each, but for a batch of 2"
 
 
