@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -150,6 +150,20 @@ class TorchSide:
                 raise ModelError(
                     f"{self.source} does not run on {shapes}: {first_line(error)}"
                 ) from error
+
+    def moved(self, dtype: torch.dtype, seed: int) -> TorchSide:
+        """A copy with each parameter one unit of `dtype` in the last place away."""
+        twin = copied(self.model, share=False)
+        generator = torch.Generator().manual_seed(seed)
+        unit = torch.finfo(dtype).eps
+        with torch.no_grad():
+            for tensor in twin.parameters():
+                if tensor.is_floating_point():
+                    signs = torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1
+                    tensor.mul_(1 + unit * signs.to(tensor.device))
+        side = replace(self, model=twin)
+        side.__dict__["has_float64"] = self.has_float64
+        return side
 
     def site_functions(self) -> tuple[tuple[SiteFunction, ...], tuple[Unchecked, ...]]:
         """What each convolution computes, and what is left out and why."""

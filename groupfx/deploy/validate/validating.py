@@ -145,7 +145,9 @@ class _Comparison:
         first, worst = first_and_worst(checks)
         off = {check.run for check in outputs if not check.ok}
         seen = [check.name for check in checks if check.seen]
-        operators = MOVED if sites.reordered else self._operators(done, off, seen)
+        operators = (
+            MOVED if sites.reordered else self._operators(done, off, seen, self._tied(outputs))
+        )
         judged = [check for check in outputs if check.runtime != EVALUATOR]
         # Who says how far off an output may be allows what makes it so.
         right = first is None and (operators.first is None or bool(self.options.atol))
@@ -194,14 +196,28 @@ class _Comparison:
             operators=operators.checks,
         )
 
-    def _operators(self, runs: Sequence[Run], wrong: set[str], judged: list[str]) -> OperatorReport:
+    def _tied(self, outputs: Sequence[OutputCheck]) -> set[str]:
+        """Outputs of whole numbers that differ and are right: any of several equal ones is."""
+        right = {c.name for c in outputs} - {c.name for c in outputs if not c.ok}
+        return {
+            name
+            for (name, _), runs in self.taken.items()
+            if name in right and any(_differ(run) for run in runs)
+        }
+
+    def _operators(
+        self, runs: Sequence[Run], wrong: set[str], judged: list[str], tied: set[str]
+    ) -> OperatorReport:
         """What is between the sites, looked at on ordinary runs, one of them a `wrong` one."""
         # A side has draws of its own; what leaves the range of a dtype is wrong on both sides.
         drawn = bool(self.drawn or self.random)
         chosen = chosen_runs([run for run in runs if run.ordinary], wrong)
         if not chosen or self.names is None or drawn or self.overflowing is not None:
             return OperatorReport()
-        pairs = self.inputs, {n: o for n, o in self.names.items() if not n.startswith(PREFIX)}
+        pairs = (
+            self.inputs,
+            {n: o for n, o in self.names.items() if not n.startswith(PREFIX) and o not in tied},
+        )
         feeds = [(run.feeds, self._wide[run.name]) for run in chosen]
         return look_at_operators(self.reference, self.candidate, pairs, feeds, self.dtype, judged)
 
@@ -355,11 +371,19 @@ class _Comparison:
         """
         if run.name not in self._near:
             pairs = []
-            for feeds in perturbed(run.feeds, _NEARBY_RUNS):
+            for side, feeds in self._neighbours(run.feeds):
                 with contextlib.suppress(Exception):  # a run less
-                    pairs.append(self._yardstick(feeds))
+                    pairs.append((side.wide(feeds), side.native(feeds, self.dtype)))
             self._near[run.name] = pairs
         return self._near[run.name]
+
+    def _neighbours(self, feeds: Feeds) -> Iterator[tuple[Side, Feeds]]:
+        """Inputs one rounding away; where all are whole numbers, models that are."""
+        side = self.reference
+        if any(array.dtype.kind == "f" for array in feeds.values()):
+            yield from ((side, moved) for moved in perturbed(feeds, _NEARBY_RUNS))
+        elif isinstance(side, TorchSide):
+            yield from ((side.moved(self.dtype, seed), feeds) for seed in range(_NEARBY_RUNS))
 
     def _paired_outputs(self, wide: Values, found: Values) -> dict[str, str]:
         """The outputs that can be compared: those that nothing random reaches."""
@@ -408,6 +432,10 @@ def _open_beside_batch(side: Side) -> Iterator[bool]:
     """Whether each size is open but the first of each input."""
     for _, sizes in open_axes(side):
         yield from sizes[1:]
+
+
+def _differ(run: OutputRun) -> bool:
+    return run.wide.dtype.kind != "f" and not np.array_equal(run.wide, run.candidate)
 
 
 def _dtypes(side: Side) -> Mapping[str, np.dtype[Any]]:
