@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .matching import Matching, Piece
-from .sketches import SketchBook, sketched
+from .sketches import SketchBook, distance, sketched
 from .suspects import SITE_KINDS, Culprit, Suspect, Trial, plain_kind
 from .value_graph import END, Operator, Part, ValueGraph, is_anchor, names_of
 
@@ -27,6 +27,8 @@ _MOVING = frozenset(
     ("Reshape", "Squeeze", "Unsqueeze", "Transpose", "Flatten", "Identity", "Cast", "Shape",
      "CastLike", "Expand", "Constant", "ConstantOfShape", "Range")
 )  # fmt: skip
+# What these give is known from what they read: no number is computed.
+_IDLE = frozenset(("CastLike", "Shape", "Constant", "ConstantOfShape", "Identity"))
 _WITH_BIAS = frozenset(("Gemm", "MatMul", "Conv", "ConvTranspose"))
 
 
@@ -91,11 +93,16 @@ def named(matching: Matching, culprit: Culprit, feeds: Sequence[tuple[Feeds, Fee
     """The operator of a culprit, and what is wrong about it."""
     suspect = culprit.suspect
     piece = matching.piece(suspect.value, culprit.expected)
-    op = odd_one(suspect.operators, () if piece is None else piece.reference)
+    acting = _acting(matching, suspect.operators)
+    op = odd_one(acting or suspect.operators, () if piece is None else piece.reference)
     if culprit.spare:
         return Named(op, "nothing", "the reference has nothing in its place")
     expected = matching.reference.producer[culprit.expected]
     lacking = _lacking(matching, suspect, culprit.expected, feeds)
+    if lacking is None and not acting:
+        lost = f"not what {expected} of the reference does, which the reference has there"
+        reason = f"it gives what it reads, {lost}"
+        return Named(op, str(expected), reason)
     if lacking is None:
         return Named(op, str(expected), "")
     wanted = matching.reference.producer[lacking.wanted]
@@ -108,6 +115,20 @@ def named(matching: Matching, culprit: Culprit, feeds: Sequence[tuple[Feeds, Fee
         return Named(source, str(wanted), f"what {wanted} of the reference adds is missing")
     reason = f"it computes what {expected} of the reference does, but does not read what {wanted} "
     return Named(op, str(wanted), f"{reason}gives, which the reference has there")
+
+
+def _acting(matching: Matching, operators: Sequence[Operator]) -> list[Operator]:
+    """Those that change what they read, as a product with 1 does not; of a site all."""
+    found = matching.found.of
+
+    def passes(op: Operator) -> bool:
+        return op.kind in _IDLE or any(
+            given in found and made in found and distance(found[given], found[made]) <= _SAME
+            for given in op.inputs
+            for made in op.outputs
+        )
+
+    return [op for op in operators if op.site is not None or not passes(op)]
 
 
 def odd_one(operators: Sequence[Operator], reference: Sequence[Operator]) -> Operator:

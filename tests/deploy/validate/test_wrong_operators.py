@@ -4,14 +4,18 @@
 of the mistakes do not show on ordinary inputs (`operator_draws` says what is wrong before).
 """
 
+import copy
 import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
+from onnx import helper, numpy_helper
 
+from groupfx.deploy import Validation
 from tests.deploy.validate.corruption_draws import locked
 from tests.deploy.validate.corruption_models import TINY
 from tests.deploy.validate.operator_draws import OperatorDraws, is_named
@@ -42,6 +46,31 @@ def test_operators_of_the_honest_file_are_right(tiny: OperatorDraws) -> None:
     assert verdict.ok, verdict.blame
     assert [check.kind for check in verdict.operators] == ["Relu", "Relu"]
     assert all(check.ratio <= 1 for check in verdict.operators)
+
+
+def behind_a_product_with_1(tiny: OperatorDraws, kind: str) -> tuple[str, Validation]:
+    """The name of a ReLU that is of another kind, and the verdict."""
+    proto = copy.deepcopy(tiny.honest)
+    nodes = list(proto.graph.node)
+    wrong = next(node for node in nodes if node.op_type == "Relu")
+    proto.graph.initializer.append(numpy_helper.from_array(np.float32(1), "one"))
+    product = helper.make_node("Mul", [wrong.input[0], "one"], ["same"], name="product")
+    wrong.op_type, wrong.input[0] = kind, "same"
+    nodes.insert(nodes.index(wrong), product)
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    return wrong.name, tiny.verdict(proto)
+
+
+def test_a_product_with_1_is_not_named_for_what_is_behind_it(tiny: OperatorDraws) -> None:
+    name, verdict = behind_a_product_with_1(tiny, "Selu")
+    assert verdict.first_operator is not None
+    assert verdict.first_operator.name == name
+
+
+def test_what_is_left_out_behind_a_product_with_1_is_said(tiny: OperatorDraws) -> None:
+    _, verdict = behind_a_product_with_1(tiny, "Identity")
+    assert "it gives what it reads, not what relu" in str(verdict.blame)
 
 
 @dataclass(frozen=True)
