@@ -20,7 +20,7 @@ from .operators import OperatorWork
 from .runs import Run
 from .sides import OnnxSide, Side
 from .torch_graph import TorchGraph
-from .value_graph import ValueGraph
+from .value_graph import ValueGraph, names_of
 
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
@@ -31,10 +31,14 @@ _SAME = 1e-9
 
 @dataclass(frozen=True)
 class OperatorReport:
-    """What was found at each operator that was looked at, and notes on what was not."""
+    """What was found at each operator that was looked at, and notes on what was not.
+
+    `unseen` says in words what no output sees and nobody recomputed.
+    """
 
     checks: tuple[OperatorCheck, ...] = ()
     notes: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
 
     @property
     def first(self) -> OperatorCheck | None:
@@ -68,7 +72,10 @@ def look_at_operators(
             own = candidate.values
         known = graph.known(chosen, value_sketches)
         work = OperatorWork(own, graph, *pairs, chosen, known, dtype, judged)
-        return OperatorReport(work.checks())
+        checks = work.checks()
+        hidden = work.unseen()
+        said = f"no output sees {names_of(hidden)}, and nobody recomputed it" if hidden else None
+        return OperatorReport(checks, unseen=() if said is None else (said,))
     except CannotTrace as error:
         return _none(str(error))
     except Exception as error:

@@ -31,6 +31,7 @@ from .onnx_values import OnnxGraph
 from .operator_checks import OperatorCheck
 from .sketches import SketchBook
 from .suspects import Culprit, Suspect, Trial, reaches, sandwiched
+from .unseen_parts import unseen_operators
 from .value_graph import Operator, ValueGraph, names_of
 
 Array = npt.NDArray[Any]
@@ -95,6 +96,15 @@ class OperatorWork:
         for check in (*wrong, *right):
             first.setdefault(check.position, check)
         return tuple(sorted(first.values(), key=lambda check: check.position))
+
+    def unseen(self) -> tuple[Operator, ...]:
+        """The operators that no output sees and nobody recomputed; for after `checks`."""
+        floats = {name for name, each in self.matching.found.of.items() if each[0].kind == "f"}
+        own = [op for op in self.candidate.operators if not self._in_site(op)]
+        judged = [piece for _, piece in self._ratios]
+        return tuple(
+            unseen_operators(self.candidate, own, floats, judged, self._agreeing, self._own[0])
+        )
 
     # What is paired
 

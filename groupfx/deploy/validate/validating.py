@@ -161,7 +161,8 @@ class _Comparison:
             proved = settled_outputs(self.candidate, self.names or {}, checks)
             return self.reference.fixed_outputs() | proved
 
-        unseen = (*self.random, *self.coverage.unseen(settled))
+        hidden = map(Unseen, operators.unseen)
+        unseen = (*self.random, *self.coverage.unseen(settled), *hidden)
         verdict: Verdict = "different" if wrong else "same"
         evidence = Evidence(
             reference=self.reference,
