@@ -40,13 +40,17 @@ def graph_sites(graph: fx.GraphModule, named: Mapping[str, str]) -> tuple[GraphS
     paths = [call_name(call) for call in found]
     names = numbered(named.get(path, path) for path in paths)
     return tuple(
-        GraphSite(name, path, call, tuple(_norms_behind(call.node, graph)))
+        GraphSite(name, path, call, tuple(_norms_behind(call, graph)))
         for name, path, call in zip(names, paths, found, strict=True)
     )
 
 
-def _norms_behind(node: fx.Node, graph: fx.GraphModule) -> Iterator[fx.Node]:
-    norm = norm_behind(node, graph)
+def _norms_behind(call: ConvCall | Unreadable, graph: fx.GraphModule) -> Iterator[fx.Node]:
+    value = call.node.meta.get("val")
+    # Behind a convolution without a batch, a BatchNorm takes its channels for the batch.
+    if isinstance(call, ConvCall) and value is not None and value.dim() < call.spec.dims + 2:
+        return
+    norm = norm_behind(call.node, graph)
     while norm is not None:
         yield norm
         norm = norm_behind(norm, graph)

@@ -29,6 +29,8 @@ REFUSED = {
 }
 # The file has the batch of the example: there is no other.
 FIXED = ("unbatched", "bn-unbatched")
+# Its forward draws a number that no operator of a graph draws: two runs of it are not the same.
+RANDOM = ("draws-random",)
 RUNTIMES = {"onnxruntime, optimisations off", "onnxruntime, optimisations on"}
 EXAMPLES = {name: zoo.EXAMPLES / f"{name}.pt" for name in ("flgc_digits", "shufflenet_v1_g3")}
 
@@ -43,7 +45,7 @@ def validated(reference: Any, path: Path, inputs: Any, *, fixed: bool = False) -
     verdict = groupfx.validate(reference, path, inputs)
     assert verdict.ok, verdict.blame
     batches = {name.rpartition("batch ")[2] for name in verdict.runs if "batch " in name}
-    assert batches == (set() if fixed else {"1", "2", "7"})
+    assert not batches if fixed else batches >= {"1", "2", "7"}
     assert set(verdict.runtimes) >= RUNTIMES
     assert {check.runtime for check in verdict.outputs} >= RUNTIMES
     return verdict
@@ -127,6 +129,11 @@ def test_every_other_model_of_the_zoo(name: str, tmp_path: Path) -> None:
     assert len(grouped) == zoo.count_grouped_calls(case.build(), inputs).total()
     assert len(export.sites) == len(grouped)
     assert_clean(path)
+    if name in RANDOM:
+        found = groupfx.validate(case.build(), path, inputs)
+        assert found.verdict == "not comparable"
+        assert "other values each time" in str(found.blame)
+        return
     validated(case.build(), path, inputs, fixed=name in FIXED)
 
 
