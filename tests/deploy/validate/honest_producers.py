@@ -30,7 +30,7 @@ from tests.deploy.validate.operator_models import OPERATOR_MODELS
 from tests.models import zoo
 
 _SILENT = 4
-_FOREIGN = (UserWarning, FutureWarning, DeprecationWarning)
+_FOREIGN = (UserWarning, FutureWarning, DeprecationWarning, torch.jit.TracerWarning)
 # By how much of an output's largest number an honest file may be off.
 _OFF = {"float32": 1e-4, "float16": 5e-2}
 # And in how many of its places an integer output may be, where numbers nearly tie.
