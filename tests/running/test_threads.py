@@ -45,12 +45,8 @@ def exported(number: int, folder: Path) -> None:
     assert groupfx.validate(model, path, (X,)).ok
 
 
-def trained(stop: threading.Event, *, exact: bool) -> int:
-    """Steps of a training until it is stopped; every one is compared with that of a twin.
-
-    `exact`: bit by bit. While torch.export runs, torch itself switches mkldnn off for all threads:
-    a step that falls into it rounds otherwise than its twin, and that alone may differ.
-    """
+def trained(stop: threading.Event) -> int:
+    """Steps of a training until it is stopped; every one is compared with that of a twin."""
     model = network()
     twin = copy.deepcopy(model)
     optimizers = [torch.optim.SGD(m.parameters(), lr=1e-3) for m in (model, twin)]
@@ -63,16 +59,12 @@ def trained(stop: threading.Event, *, exact: bool) -> int:
             optimizer.step()
         assert model.training
         for name, value in model.state_dict().items():
-            other = twin.state_dict()[name]
-            if exact:
-                assert torch.equal(value, other)
-            else:
-                torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-5)
+            assert torch.equal(value, twin.state_dict()[name])
         steps += 1
     return steps
 
 
-WORK = {"rewrite": rewritten, "find": found, "export": exported}
+WORK = {"rewrite": rewritten, "find": found}
 
 
 @pytest.mark.parametrize("work", WORK.values(), ids=WORK)
@@ -82,7 +74,7 @@ def test_two_at_once_and_a_training_beside(
     stop = threading.Event()
     before = (torch.backends.mkldnn.enabled, torch.is_grad_enabled())
     with ThreadPoolExecutor(4) as pool:
-        training = pool.submit(trained, stop, exact=work is not exported)
+        training = pool.submit(trained, stop)
         futures = [pool.submit(work, number, tmp_path) for number in range(3)]
         try:
             for future in futures:
@@ -90,6 +82,18 @@ def test_two_at_once_and_a_training_beside(
         finally:
             stop.set()
         assert training.result() > 0
+    assert (torch.backends.mkldnn.enabled, torch.is_grad_enabled()) == before
+
+
+def test_several_exports_at_once(tmp_path: Path) -> None:
+    """No training beside: torch's exporter keeps notes in a global, and was seen to lose them then.
+
+    It also switches mkldnn off for all threads while it runs.
+    """
+    before = (torch.backends.mkldnn.enabled, torch.is_grad_enabled())
+    with ThreadPoolExecutor(3) as pool:
+        for future in [pool.submit(exported, number, tmp_path) for number in range(3)]:
+            future.result()
     assert (torch.backends.mkldnn.enabled, torch.is_grad_enabled()) == before
 
 
