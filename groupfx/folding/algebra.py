@@ -206,7 +206,6 @@ def _project(
     """`y = W x + b` along channels: the columns follow the input, and y follows the rows."""
     parameter, axis = columns
     graph.bind(op, slot, state, [(parameter, axis)])
-    graph.problem.use_all(state.axis.variable)
     given = [(p, d) for p, d in rows if p is not None]
     made = graph.fresh(given[0][0].shape[given[0][1]])
     for p, d in given:
@@ -258,7 +257,6 @@ def _grouped(graph: Graph, op: Operation) -> None:
     if bias is not None:
         graph.follow(bias, 0, outputs)
     graph.lead(op, slot, graph.read(op, slot, 1), inputs)
-    graph.problem.use_all(inputs.variable)
     give(graph, op, Tracked(1, outputs))
 
 

@@ -9,9 +9,8 @@ the orders on its two sides make it nothing, a slice, or a plain concatenation.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -106,7 +105,6 @@ class Problem:
         self._parents: list[int] = []
         self._fixed: dict[int, str] = {}
         self._groups: dict[int, dict[int, str]] = defaultdict(dict)
-        self._used: set[int] = set()
 
     # Variables
 
@@ -153,8 +151,6 @@ class Problem:
         if gone in self._fixed:
             self._fixed.setdefault(keep, self._fixed.pop(gone))
         self._groups[keep].update(self._groups.pop(gone, {}))
-        if gone in self._used:
-            self._used.add(keep)
 
     def fix(self, variable: int, reason: str) -> None:
         """Leave the order of a variable as it is."""
@@ -170,10 +166,6 @@ class Problem:
         self.keep_groups(second, groups, reason)
         self.pairs.append(Together(first, second, groups))
 
-    def use_all(self, variable: int) -> None:
-        """Something reads every channel of a variable: none of them is dead."""
-        self._used.add(self.find(variable))
-
     def fixed(self, variable: int) -> str | None:
         """Why a variable must stay as it is, or None."""
         return self._fixed.get(self.find(variable))
@@ -185,10 +177,6 @@ class Problem:
     def constrained(self, variable: int) -> bool:
         """Whether some orders of a variable are not allowed."""
         return self.fixed(variable) is not None or bool(self.groups(variable))
-
-    def all_used(self, variable: int) -> bool:
-        """Whether something beside links reads every channel."""
-        return self.find(variable) in self._used
 
     def allows(self, variable: int, order: Order) -> bool:
         """Whether a variable may have this order, as far as it alone decides."""
@@ -257,8 +245,3 @@ def _laid_out(problem: Problem, link: Link, orders: Orders) -> Order:
 
 def _units(problem: Problem, axis: Axis) -> int:
     return problem.units(axis.variable)
-
-
-def bytes_of(shape: Sequence[int], itemsize: int) -> int:
-    """Bytes of one sample of a tensor with a batch in front."""
-    return math.prod(shape[1:]) * itemsize

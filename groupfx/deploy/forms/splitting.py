@@ -277,10 +277,6 @@ def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
     return constant_of(value, FIRST_IR_WITH_DEFAULTS)
 
 
-def _is_constant(value: ir.Value | None) -> bool:
-    return _constant(value) is not None
-
-
 def _parameter_name(name: str, position: int) -> str:
     """`layer.weight` -> `layer.3.weight`, as torch names the branches; else `name.3`."""
     layer, dot, last = name.rpartition(".")
