@@ -1,4 +1,4 @@
-"""Split a grouped convolution into one `groups=1` convolution a group.
+"""Split a grouped convolution into branches: one `groups=1` convolution a group, or fewer.
 
 Before:  y = conv(x)                                        groups = g
 After:   y = cat([conv_k(x[:, k*n : (k+1)*n]) for k in range(g)], dim=1)
@@ -11,14 +11,19 @@ bias goes by m in both. No number is computed anew, so the result is the same to
 A BatchNorm that follows acts on each channel alone and is cut along with the convolution:
 
          bn(cat([y_0, y_1, ...])) = cat([bn_0(y_0), bn_1(y_1), ...])
+
+A device whose memory holds some of the groups, but not all, takes a partial split: a branch then
+holds several groups that follow one another, and stays a grouped convolution with those. The
+algebra is the same, with n and m the channels of a branch.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 from groupfx.convs.calls import Recomputed
+from groupfx.convs.spec import describe_branches
 from groupfx.errors import UsageError
-from groupfx.plan.channels import Slice, group_slices
+from groupfx.plan.branches import Branches
 from groupfx.plan.site_plan import SitePlan
 from groupfx.rewriting import BatchNorm, Convolution, Note, Pass, Rewritten, Site, Skip, unwanted
 from groupfx.rewriting.site import modules_called
@@ -26,10 +31,9 @@ from groupfx.rewriting.site import modules_called
 
 @dataclass(frozen=True)
 class Split:
-    """The channels of each branch: of the input, and of the output."""
+    """The groups of each branch, and a BatchNorm that is cut along."""
 
-    inputs: tuple[Slice, ...]
-    outputs: tuple[Slice, ...]
+    branches: Branches
     batchnorm: BatchNorm | None
     notes: tuple[str, ...] = ()
 
@@ -55,6 +59,17 @@ class SplitGroupedConv(Pass[Split]):
     frozen: Literal["keep", "split"] = "split"
     """keep leaves the grouped convolutions that freeze-learned-groups made"""
 
+    branches: int | None = None
+    """how many branches to make of a site, each of which stays grouped if it holds more than one
+    group; as many as it has groups where those are fewer"""
+
+    groups_per_branch: int | None = None
+    """how many groups a branch holds; the last one holds the rest"""
+
+    max_channels: int | None = None
+    """the most input channels, and the most output channels, of a branch: it holds as many groups
+    as that allows"""
+
     max_groups: int | None = None
     """sites with more groups than this are skipped"""
 
@@ -67,37 +82,70 @@ class SplitGroupedConv(Pass[Split]):
     def __post_init__(self) -> None:
         if self.max_groups is not None and self.max_groups < 2:
             raise UsageError(f"max_groups={self.max_groups}: a site has at least 2 groups")
+        given = self._sizes()
+        for name, number in given.items():
+            least = 2 if name == "branches" else 1
+            if number < least:
+                raise UsageError(f"{name}={number}: it must be at least {least}")
+        if len(given) > 1:
+            text = " and ".join(f"{name}={number}" for name, number in given.items())
+            raise UsageError(f"{text}: each says how large a branch is; give one of them")
 
-    def plan(self, conv: Convolution) -> int | Skip:
+    def plan(self, conv: Convolution) -> Branches | Skip:
         refusal = self._declines(conv)
-        return conv.spec.groups if refusal is None else Skip(refusal)
+        return self._branches(conv) if refusal is None else Skip(refusal)
+
+    def _sizes(self) -> dict[str, int]:
+        """The options that say how large a branch is, and are given."""
+        sizes = {
+            "branches": self.branches,
+            "groups_per_branch": self.groups_per_branch,
+            "max_channels": self.max_channels,
+        }
+        return {name: number for name, number in sizes.items() if number is not None}
+
+    def _branches(self, conv: Convolution) -> Branches | Skip:
+        groups, spec = conv.spec.groups, conv.spec
+        if not self._sizes():
+            return Branches.one_each(groups)
+        if self.branches is not None:
+            if conv.branch_of is not None:
+                return Skip(f"{conv.branch_of} was split into it and others before")
+            return Branches.even(groups, min(self.branches, groups))
+        size, limit = self.groups_per_branch, f"groups_per_branch={self.groups_per_branch}"
+        if self.max_channels is not None:
+            own = max(spec.in_channels, spec.out_channels) // groups
+            size, limit = self.max_channels // own, f"max_channels={self.max_channels}"
+            if not size:
+                return Skip(f"one group has {own} channels, and {limit}: no branch is that small")
+        assert size is not None
+        if size >= groups:
+            return Skip(f"all its {groups} groups fit one branch, {limit}")
+        return Branches.at_most(groups, size)
 
     @property
     def moves_norms(self) -> bool:  # type: ignore[override]
         return self.batchnorm == "branches"
 
     def match(self, site: Site) -> Split | Skip:
-        groups = self.plan(site)
-        if isinstance(groups, Skip):
-            return groups
+        branches = self.plan(site)
+        if isinstance(branches, Skip):
+            return branches
         refusal = _not_possible(site)
         if refusal is not None:
             return Skip(refusal)
-        spec = site.spec
-        inputs = group_slices(spec.in_channels, spec.groups)
-        outputs = group_slices(spec.out_channels, spec.groups)
         norm = site.following_batchnorm() if self.batchnorm == "branches" else None
         if self.batchnorm == "branches" and site.may_have_hidden_batchnorm():
-            return Split(inputs, outputs, None, (_OUT_OF_SIGHT,))
+            return Split(branches, None, (_OUT_OF_SIGHT,))
         if isinstance(norm, str):
-            return Split(inputs, outputs, None, (Note("BatchNorm stays after the concat", norm),))
-        return Split(inputs, outputs, norm)
+            return Split(branches, None, (Note("BatchNorm stays after the concat", norm),))
+        return Split(branches, norm)
 
     def rewrite(self, site: Site, description: Split) -> Rewritten:
-        inputs, outputs, norm = description.inputs, description.outputs, description.batchnorm
-        rows = inputs if site.spec.transposed else outputs
-        branch = site.spec.with_channels(len(inputs[0]), len(outputs[0]), groups=1)
-        convs = site.conv_branches(rows, outputs, branch)
+        spec, norm, branches = site.spec, description.batchnorm, description.branches
+        inputs, outputs = (branches.slices(n) for n in (spec.in_channels, spec.out_channels))
+        fields = spec.branches(branches)
+        convs = site.conv_branches(inputs if spec.transposed else outputs, outputs, fields)
         norms = site.batchnorm_branches(norm, outputs) if norm else None
         results, values = [], []
         for position, part in enumerate(inputs):
@@ -106,15 +154,15 @@ class SplitGroupedConv(Pass[Split]):
         return Rewritten(
             output=site.concat(values),
             end=norm.node if norm else site.call.node,
-            form=f"{len(values)} x {branch.describe()}" + (" + BatchNorm" if norm else ""),
-            brief=f"{len(values)} x {branch.channels()}" + (" + BN" if norm else ""),
+            form=describe_branches(b.describe() for b in fields) + (" + BatchNorm" if norm else ""),
+            brief=describe_branches(b.brief() for b in fields) + (" + BN" if norm else ""),
             branches=len(values),
             notes=description.notes,
             plan=SitePlan(
                 site.local_name,
-                site.spec.in_channels,
-                site.spec.out_channels,
-                form=len(inputs),
+                spec.in_channels,
+                spec.out_channels,
+                form=branches,
                 convs=modules_called(results),
                 norms=modules_called(values) if norms else (),
             ),
@@ -134,7 +182,8 @@ class SplitGroupedConv(Pass[Split]):
             return "depthwise=keep"
         if self.max_groups is not None and spec.groups > self.max_groups:
             limit = f"max_groups={self.max_groups}"
-            return f"{spec.groups} groups would make {spec.groups} branches, {limit}"
+            made = "" if self._sizes() else f" would make {spec.groups} branches"
+            return f"{spec.groups} groups{made}, {limit}"
         return None
 
 

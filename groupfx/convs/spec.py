@@ -6,6 +6,7 @@ function of `torch.nn.functional`, or an `aten` operator that `torch.export` lef
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -13,6 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
+
+from ..plan.branches import Branches
 
 Kind = Literal["dense", "grouped", "depthwise", "depthwise-multiplier", "transposed"]
 
@@ -88,6 +91,14 @@ class ConvSpec:
         """The same convolution on other channels."""
         return replace(self, in_channels=in_channels, out_channels=out_channels, groups=groups)
 
+    def branches(self, shared: Branches) -> tuple["ConvSpec", ...]:
+        """The convolution of each branch, where its groups are shared out to them."""
+        sides = zip(shared.slices(self.in_channels), shared.slices(self.out_channels), strict=True)
+        return tuple(
+            self.with_channels(len(i), len(o), groups=groups)
+            for (i, o), groups in zip(sides, shared.groups, strict=True)
+        )
+
     @property
     def type_name(self) -> str:
         """Name of the `torch.nn` class, such as `Conv2d`."""
@@ -97,11 +108,20 @@ class ConvSpec:
         """What goes in and out, such as `64->32`."""
         return f"{self.in_channels}->{self.out_channels}"
 
+    def brief(self) -> str:
+        """The channels, and the groups if there are several, such as `64->64 /32`."""
+        return self.channels() + (f" /{self.groups}" if self.groups > 1 else "")
+
     def describe(self) -> str:
         """One line, such as `Conv2d 64->64, kernel 3x3, groups 32`."""
         kernel = "x".join(map(str, self.kernel_size))
         groups = f", groups {self.groups}" if self.groups > 1 else ""
         return f"{self.type_name} {self.channels()}, kernel {kernel}{groups}"
+
+
+def describe_branches(texts: Iterable[str]) -> str:
+    """`2 x Conv2d 32->32, kernel 3x3`: the texts of branches, alike ones as one with a count."""
+    return " + ".join(f"{number} x {text}" for text, number in Counter(texts).items())
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from ..plan.branches import Branches
 from ..plan.forms import FormPlan
 
 WHOLE = "whole"
@@ -23,12 +24,12 @@ class PlannedSite:
     """A site that is exported as one convolution, and the form that it gets in the ONNX graph.
 
     `path` is the module that stands for the site in the exported model, `name` the site's name.
-    `form` is a number of groups to split into, or a plan.
+    `form` are the branches to split it into, or a plan of its blocks.
     """
 
     path: str
     name: str
-    form: int | FormPlan
+    form: Branches | FormPlan
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from ..convs.spec import norm_channels, spec_of_module
 from ..nn import ConstantChannels
 from ..nn.marks import FROZEN_MARK
 from ..nn.swapped import SwappedConv
+from ..plan.branches import Branches
 from ..plan.channels import Slice
 from ..plan.forms import ConvPlan, FormPlan
 from ..plan.gathers import plan_gather
@@ -73,32 +74,38 @@ def _split(node: fx.Node, root: fx.GraphModule) -> SitePlan | None:
     if any(value.op != "call_module" for value in convs):
         return None
     paths = [str(value.target) for value in convs]
-    home, first = _numbered_home(paths), spec_of_module(root.get_submodule(paths[0]))
-    if home is None or first is None:
+    home = _numbered_home(paths)
+    specs = [spec_of_module(root.get_submodule(path)) for path in paths]
+    known = [spec for spec in specs if spec is not None]
+    if home is None or len(known) < len(specs):
         return None
     name = home if home == "weight" else home.removesuffix(".weight")
-    inputs, outputs = (len(paths) * n for n in (first.in_channels, first.out_channels))
-    return SitePlan(name, inputs, outputs, len(paths), tuple(paths), tuple(norms))
+    inputs = sum(spec.in_channels for spec in known)
+    outputs = sum(spec.out_channels for spec in known)
+    form = Branches(tuple(spec.groups for spec in known))
+    return SitePlan(name, inputs, outputs, form, tuple(paths), tuple(norms))
 
 
 def _split_rows(convs: Sequence[fx.Node], norms: Sequence[str], root: nn.Module) -> SitePlan | None:
     """As `_split`, of function calls on rows of one weight."""
     try:
-        first = read_branch(convs[0])
+        branches = [read_branch(node) for node in convs]
     except UnfitError:
         return None
-    step, groups = sliced(first.input), len(convs)
+    first, form = branches[0], Branches(tuple(branch.groups for branch in branches))
+    step = sliced(first.input)
     if step is None:
         return None
     height = len(first.rows)
     if first.call.transposed:
-        height = 1 if first.bias_rows is None else len(first.bias_rows)
+        height = first.groups if first.bias_rows is None else len(first.bias_rows)
     if norms:
         height = norm_channels(root.get_submodule(norms[0]))
+    inputs, outputs = (n * form.total // first.groups for n in (len(step[1]), height))
     # Where a convolution module was swapped, its path says all.
     owner = weight_owner(first.call.weight) or convs[0].name
     name = "" if isinstance(root, SwappedConv) else owner
-    return SitePlan(name, groups * len(step[1]), groups * height, groups, (), tuple(norms))
+    return SitePlan(name, inputs, outputs, form, (), tuple(norms))
 
 
 def _numbered_home(paths: Sequence[str]) -> str | None:

@@ -22,7 +22,8 @@ from torch import Tensor, fx, nn
 
 from ..errors import UsageError
 from ..nn import ChannelGather, ChannelShuffle, ChannelTranspose
-from ..plan.channels import Slice, group_slices, shuffle_permutation
+from ..plan.branches import Branches
+from ..plan.channels import Slice, shuffle_permutation
 from ..plan.forms import FormPlan
 from ..plan.gathers import GatherPlan
 from ..plan.site_plan import SitePlan
@@ -186,11 +187,14 @@ class _Reader:
 
     def _row_calls(self, results: Sequence[fx.Node]) -> tuple[RowCall, list[tuple[Any, ...]]]:
         branches = [read_branch(node) for node in results]
-        call, plan = branches[0].call, self.plan
+        call, plan, form = branches[0].call, self.plan, self.plan.form
         if any(branch.call != call for branch in branches):
             raise UnfitError("its convolutions are not called alike")
-        outputs = group_slices(plan.out_channels, len(branches))
-        rows = group_slices(plan.in_channels, len(branches)) if call.transposed else outputs
+        groups = tuple(branch.groups for branch in branches)
+        if not isinstance(form, Branches) or groups != form.groups:
+            raise UnfitError("its convolutions have other groups")
+        outputs = form.slices(plan.out_channels)
+        rows = form.slices(plan.in_channels) if call.transposed else outputs
         for branch, part, bias in zip(branches, rows, outputs, strict=True):
             if branch.rows != part or branch.bias_rows not in (None, bias):
                 raise UnfitError("its rows of the weight are not those of its groups")
@@ -216,6 +220,7 @@ class Branch:
 
     call: RowCall
     input: fx.Node
+    groups: int
     rows: Slice
     bias_rows: Slice | None
     nodes: tuple[fx.Node, ...]
@@ -230,7 +235,9 @@ def read_branch(node: fx.Node) -> Branch:
         nodes.append(data)
         data, *pad = data.args
     held, offset = _rows(weight), _rows(bias)
-    readable = isinstance(data, fx.Node) and held is not None and "groups" not in node.kwargs
+    options = dict(node.kwargs)
+    groups: Any = options.pop("groups", 1)
+    readable = isinstance(data, fx.Node) and held is not None and isinstance(groups, int)
     if not readable or (offset is None and bias is not None):
         raise UnfitError(f"{node.name} is no convolution on rows of a weight")
     assert isinstance(data, fx.Node)
@@ -238,8 +245,8 @@ def read_branch(node: fx.Node) -> Branch:
     bias_node, bias_rows = offset or (None, None)
     nodes += [part for part in (weight, bias) if isinstance(part, fx.Node)]
     function: Any = node.target
-    call = RowCall(function, dict(node.kwargs), pad, held[0], bias_node)
-    return Branch(call, data, held[1], bias_rows, tuple(nodes))
+    call = RowCall(function, options, pad, held[0], bias_node)
+    return Branch(call, data, groups, held[1], bias_rows, tuple(nodes))
 
 
 def _rows(node: Any) -> tuple[fx.Node, Slice] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from ..convs.spec import (
 )
 from ..nn import ConstantChannels
 from ..nn.masked_conv import MASKED
+from ..plan.branches import Branches
 from ..plan.forms import ConvPlan, FormPlan
 from ..plan.site_plan import SitePlan
 from ..state import Entry, Part, Picked, Rows, put_together
@@ -38,11 +40,11 @@ class ComputedConv(nn.Module):
     def __init__(self, region: Region) -> None:
         super().__init__()
         assert region.rows is not None
-        assert isinstance(region.plan.form, int)
+        assert isinstance(region.plan.form, Branches)
         self.function = region.rows.function
         self.options = dict(region.rows.options)
         self.pad = region.rows.pad
-        self.groups = region.plan.form
+        self.groups = region.plan.form.total
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """`function(x, weight, bias, groups=groups)`, padded first where a mode asks for it."""
@@ -61,7 +63,7 @@ def whole_conv(plan: SitePlan, root: nn.Module) -> nn.Module:
     pieces, modules = plan.pieces(), [_conv_at(path, root) for path in plan.convs]
     spec = _common_spec(pieces, modules)
     constants = None if plan.constants is None else root.get_submodule(plan.constants)
-    groups = plan.form if isinstance(plan.form, int) else 1
+    groups = plan.form.total if isinstance(plan.form, Branches) else 1
     whole = replace(spec, bias=spec.bias or constants is not None)
     whole = whole.with_channels(plan.in_channels, plan.out_channels, groups=groups)
     made = module_from_spec(whole)
@@ -101,10 +103,10 @@ def _common_spec(pieces: Sequence[ConvPlan], modules: Sequence[_ConvNd]) -> Conv
 def _whole_weight(plan: SitePlan, pieces: Sequence[ConvPlan], modules: Sequence[_ConvNd]) -> Tensor:
     tensors = [_masked_weight(module) for module in modules]
     first = tensors[0]
-    if isinstance(plan.form, int):
-        height = len(first)
-        rows = [Rows("", k * height, (k + 1) * height) for k in range(len(tensors))]
-        made = first.new_zeros((height * len(tensors), *first.shape[1:]))
+    if isinstance(plan.form, Branches):
+        ends = list(accumulate(map(len, tensors)))
+        rows = [Rows("", end - len(part), end) for end, part in zip(ends, tensors, strict=True)]
+        made = first.new_zeros((ends[-1], *first.shape[1:]))
         return put_together(zip(rows, tensors, strict=True), made)
     size = (plan.out_channels, plan.in_channels)
     picks = [_picked(piece, size) for piece in pieces]

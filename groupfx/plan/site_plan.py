@@ -7,17 +7,21 @@ where the graph goes, in a copy as in a file. A graph that is traced anew carrie
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from ..errors import UsageError
+from .branches import Branches
 from .channels import Slice, group_slices
 from .forms import FORMS, ConvPlan, Form, FormPlan
 from .gathers import GatherPlan, plan_gather
 
 NOTE = "groupfx"
 """The one key of a node's `meta`, and of a graph module's, that is ours and travels in a file."""
+
+_MOST_BRANCHES = 1 << 20
+"""More than any graph holds: a note that names more would only fill the memory."""
 
 T = TypeVar("T")
 
@@ -28,8 +32,8 @@ class SitePlan:
 
     `site` is the site's name inside the graph's own module (`layer1.conv2#2` for a second call,
     nothing where that module is the site). It takes `in_channels` and gives `out_channels`. `form`
-    is a number of groups, each of which one convolution executes on its slice of the input, or the
-    plan of a block structure.
+    shares its groups out to convolutions, each on its slice of the input, or is the plan of a block
+    structure.
 
     `convs` are the paths of the convolutions in the order of the form; there are none where they
     are function calls on rows of one weight. `norms` are those of the BatchNorms behind each of
@@ -40,7 +44,7 @@ class SitePlan:
     site: str
     in_channels: int
     out_channels: int
-    form: int | FormPlan
+    form: Branches | FormPlan
     convs: tuple[str, ...] = ()
     norms: tuple[str, ...] = ()
     input_gather: str | None = None
@@ -57,11 +61,10 @@ class SitePlan:
         """What each convolution does. Raises UsageError where the groups do not divide channels."""
         if isinstance(self.form, FormPlan):
             return self.form.convs
-        inputs = group_slices(self.in_channels, self.form)
-        outputs = group_slices(self.out_channels, self.form)
+        sides = (self.form.slices(n) for n in (self.in_channels, self.out_channels))
         return tuple(
-            ConvPlan(i, tuple(range(o.start, o.stop)), (tuple(range(i.start, i.stop)),))
-            for i, o in zip(inputs, outputs, strict=True)
+            ConvPlan(i, tuple(range(o.start, o.stop)), _columns(i, groups))
+            for i, o, groups in zip(*sides, self.form.groups, strict=True)
         )
 
     def refined(self, conv: str | None, inner: SitePlan) -> SitePlan | None:
@@ -69,41 +72,36 @@ class SitePlan:
 
         None where one plan cannot say it: the second rewrite then stands alone.
         """
-        form = self.form
-        if not isinstance(form, FormPlan) or not isinstance(inner.form, int) or not inner.convs:
-            return None
-        if conv not in self.convs:
+        if not isinstance(inner.form, Branches) or not inner.convs or conv not in self.convs:
             return None
         place = self.convs.index(conv)
-        if form.convs[place].groups != inner.form:
+        piece = self.pieces()[place]
+        if piece.groups != inner.form.total:
             return None
         # A BatchNorm in place behind a single convolution is no piece until the second rewrite.
         alone = len(self.convs) == 1 and self.constants is None and self.output_gather is None
         if bool(self.norms) != bool(inner.norms) and not (alone and inner.norms):
             return None
-        plans = _inserted(form.convs, place, _one_a_group(form.convs[place]))
-        name: Form = "split" if all(plan.groups == 1 for plan in plans) else form.form
         return replace(
             self,
-            form=replace(form, form=name, convs=plans),
+            form=_refined(self.form, place, piece, inner.form),
             convs=_inserted(self.convs, place, inner.convs),
             norms=_inserted(self.norms, place, inner.norms),
         )
 
     def to_data(self) -> dict[str, object]:
         """The plan as strings, integers, tuples and tables."""
-        form = self.form if isinstance(self.form, int) else _form_data(self.form)
-        return {**vars(self), "form": form}
+        return {**vars(self), "form": _form_data(self.form)}
 
     @classmethod
     def of_data(cls, data: Any) -> SitePlan:
         """The plan that `to_data` gave. Raises UsageError for anything else."""
         try:
             form = data["form"]
-            plan = cls(**{**data, "form": form if type(form) is int else _form_of(form)})
+            plan = cls(**{**data, "form": _form_of(form)})
             _require(type(name) is str for name in (plan.site, *plan.modules))
             numbers = [plan.in_channels, plan.out_channels]
-            numbers += [] if isinstance(plan.form, FormPlan) else [plan.form]
+            numbers += [] if isinstance(plan.form, FormPlan) else plan.form.groups
             _require(type(number) is int and number > 0 for number in numbers)
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError("a note on the graph is no plan of a site") from error
@@ -133,18 +131,38 @@ def _inserted(items: tuple[T, ...], place: int, new: tuple[T, ...]) -> tuple[T, 
     return (*items[:place], *new, *items[place + 1 :])
 
 
-def _one_a_group(plan: ConvPlan) -> tuple[ConvPlan, ...]:
-    """The groups of a convolution, each as one of its own."""
-    inputs = group_slices(plan.in_channels, plan.groups)
-    rows = group_slices(plan.out_channels, plan.groups)
-    first = plan.inputs.start
+def _refined(
+    form: Branches | FormPlan, place: int, piece: ConvPlan, inner: Branches
+) -> Branches | FormPlan:
+    """The form with the groups of its convolution number `place` shared out as `inner` says."""
+    if isinstance(form, Branches):
+        return Branches(_inserted(form.groups, place, inner.groups))
+    plans = _inserted(form.convs, place, tuple(_shared_out(piece, inner)))
+    name: Form = "split" if all(plan.groups == 1 for plan in plans) else form.form
+    return replace(form, form=name, convs=plans)
+
+
+def _shared_out(plan: ConvPlan, branches: Branches) -> Iterator[ConvPlan]:
+    """The branches of a convolution, each as one of its own."""
+    first, group = plan.inputs.start, 0
+    sides = (branches.slices(n) for n in (plan.in_channels, plan.out_channels))
+    for i, r, groups in zip(*sides, branches.groups, strict=True):
+        columns = plan.columns[group : group + groups]
+        yield ConvPlan(Slice(first + i.start, first + i.stop), plan.rows[r.start : r.stop], columns)
+        group += groups
+
+
+def _columns(inputs: Slice, groups: int) -> tuple[tuple[int, ...], ...]:
+    """What each group of a convolution on these inputs reads."""
     return tuple(
-        ConvPlan(Slice(first + i.start, first + i.stop), plan.rows[r.start : r.stop], (columns,))
-        for i, r, columns in zip(inputs, rows, plan.columns, strict=True)
+        tuple(range(inputs.start + part.start, inputs.start + part.stop))
+        for part in group_slices(len(inputs), groups)
     )
 
 
-def _form_data(form: FormPlan) -> dict[str, object]:
+def _form_data(form: Branches | FormPlan) -> object:
+    if isinstance(form, Branches):
+        return len(form) if form.single else form.groups
     plans = form.convs
     return {
         "form": form.form,
@@ -155,7 +173,12 @@ def _form_data(form: FormPlan) -> dict[str, object]:
     }
 
 
-def _form_of(data: Any) -> FormPlan:
+def _form_of(data: Any) -> Branches | FormPlan:
+    if type(data) is int:  # a branch a group, however many there are
+        _require([0 < data <= _MOST_BRANCHES])
+        return Branches.one_each(data)
+    if isinstance(data, (tuple, list)):
+        return Branches(_whole(data))
     _require([data["form"] in FORMS])
     plans = tuple(
         ConvPlan(

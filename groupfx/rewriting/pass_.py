@@ -33,6 +33,7 @@ from ..convs.calls import ConvCall, Unreadable, convs
 from ..convs.names import unnumbered
 from ..convs.spec import ConvSpec
 from ..errors import RewriteError, UsageError
+from ..plan.branches import Branches
 from ..plan.forms import FormPlan
 from ..plan.site_plan import SitePlan
 from .site import Site
@@ -97,6 +98,10 @@ class Convolution(Protocol):
     def frozen(self) -> bool:
         """Whether freezing learned groups made it."""
 
+    @property
+    def branch_of(self) -> str | None:
+        """The site that it is a branch of, where splitting that site has made it."""
+
     def weight_array(self) -> npt.NDArray[Any] | None:
         """The stored weight, `[out, in / groups, *kernel]`; None if it is computed."""
 
@@ -119,8 +124,8 @@ class Pass(ABC, Generic[Description]):
     moves_norms: ClassVar[bool] = False
     """Whether a BatchNorm that follows goes along, where the realm can do that."""
 
-    def plan(self, conv: Convolution) -> int | FormPlan | Skip:
-        """How to execute `conv`: split into that many groups, or by blocks of its weight."""
+    def plan(self, conv: Convolution) -> Branches | FormPlan | Skip:
+        """How to execute `conv`: split into branches, or by blocks of its weight."""
         raise NotImplementedError(f"{self.pass_name()} has no plan without torch")
 
     @classmethod

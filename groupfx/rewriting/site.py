@@ -29,6 +29,7 @@ from ..convs.spec import (
 from ..nn import HookedWeight
 from ..nn.marks import FROZEN_MARK
 from ..plan.channels import Slice
+from ..plan.site_plan import site_of
 from ..state.map import Part, Picked
 from ..tracing.program import Fragment, Shapes
 from .store import Store
@@ -95,6 +96,11 @@ class Site:
     def frozen(self) -> bool:
         """Whether freezing learned groups made the convolution."""
         return bool(getattr(self.module, FROZEN_MARK, False))
+
+    @property
+    def branch_of(self) -> str | None:
+        """The site that was split into this convolution and others."""
+        return None if self.frozen else site_of(self.call.node.meta)
 
     def weight_array(self) -> npt.NDArray[Any] | None:
         """The stored weight, `[out, in / groups, *kernel]`; None if it is computed."""
@@ -193,11 +199,11 @@ class Site:
         return self.graph.call_function(torch.cat, (list(values),), {"dim": axis})
 
     def conv_branches(
-        self, weight_rows: Sequence[Slice], bias_rows: Sequence[Slice], fields: ConvSpec
+        self, weight_rows: Sequence[Slice], bias_rows: Sequence[Slice], fields: Sequence[ConvSpec]
     ) -> tuple[Emit, ...]:
-        """One `groups=1` convolution for each pair of row slices, as functions that emit its call.
+        """One convolution for each pair of row slices, as functions that emit its call.
 
-        `fields` are those of one branch. Its weights are rows of the site's own.
+        `fields` are those of each branch. Its weights are rows of the site's own.
         """
         if self.whole_weights is not None or self.call.computed:
             return self._functional_branches(weight_rows, bias_rows, fields)
@@ -269,25 +275,29 @@ class Site:
         return self.call.bias.key if isinstance(self.call.bias, Stored) else None
 
     def _place_modules(
-        self, home: str, weight_rows: Sequence[Slice], bias_rows: Sequence[Slice], fields: ConvSpec
+        self,
+        home: str,
+        weight_rows: Sequence[Slice],
+        bias_rows: Sequence[Slice],
+        fields: Sequence[ConvSpec],
     ) -> None:
         assert isinstance(self.call.weight, Stored)
         weight = attribute(self.root, self.call.weight.key)
         bias_key = self._bias_key()
         bias = None if bias_key is None else attribute(self.root, bias_key)
-        template = self.module or module_from_spec(fields)
+        template = self.module or module_from_spec(fields[0])
         if self.call.path is None:
             template.training = self.root.training
-        numbers: dict[str, object] = {
-            "in_channels": fields.in_channels,
-            "out_channels": fields.out_channels,
-            "groups": fields.groups,
-        }
-        # A forward reads the field `kernel_size` only for an `output_size`; then it stays.
-        if self.call.output_size is None:
-            numbers["kernel_size"] = fields.kernel_size
         branches = []
-        for rows, bias_part in zip(weight_rows, bias_rows, strict=True):
+        for own, rows, bias_part in zip(fields, weight_rows, bias_rows, strict=True):
+            numbers: dict[str, object] = {
+                "in_channels": own.in_channels,
+                "out_channels": own.out_channels,
+                "groups": own.groups,
+            }
+            # A forward reads the field `kernel_size` only for an `output_size`; then it stays.
+            if self.call.output_size is None:
+                numbers["kernel_size"] = own.kernel_size
             tensors = {
                 "weight": self.store.rows(weight, rows),
                 "bias": self.store.rows(bias, bias_part),
@@ -301,35 +311,39 @@ class Site:
             self.store.replace_tensors(self.fragment, keys, home, branches, rows_by_name)
 
     def _functional_branches(
-        self, weight_rows: Sequence[Slice], bias_rows: Sequence[Slice], fields: ConvSpec
+        self, weight_rows: Sequence[Slice], bias_rows: Sequence[Slice], fields: Sequence[ConvSpec]
     ) -> tuple[Emit, ...]:
         if self.call.path is not None:
             self.store.expose(self.fragment, self.call.path)
         weight = self._node_of(self.call.weight)
         bias = None if self.call.bias is None else self._node_of(self.call.bias)
-        function = _FUNCTIONAL[fields.dims, fields.transposed]
-        padded = None if fields.padding_mode == "zeros" else _edges(fields)
+        first = fields[0]
+        function = _FUNCTIONAL[first.dims, first.transposed]
+        padded = None if first.padding_mode == "zeros" else _edges(first)
         options: dict[str, Any] = {
-            "stride": fields.stride,
-            "padding": fields.padding if padded is None else 0,
-            "dilation": fields.dilation,
+            "stride": first.stride,
+            "padding": first.padding if padded is None else 0,
+            "dilation": first.dilation,
         }
-        if fields.transposed:
-            options["output_padding"] = fields.output_padding
+        if first.transposed:
+            options["output_padding"] = first.output_padding
 
-        def emitter(rows: Slice, bias_part: Slice) -> Emit:
+        def emitter(rows: Slice, bias_part: Slice, groups: int) -> Emit:
+            own = options if groups == 1 else options | {"groups": groups}
+
             def emit(value: fx.Node) -> fx.Node:
                 part = self._rows(weight, rows)
                 offset = None if bias is None else self._rows(bias, bias_part)
                 if padded is not None:
-                    arguments = (value, padded, fields.padding_mode)
+                    arguments = (value, padded, first.padding_mode)
                     value = self.graph.call_function(_PAD, arguments)
-                return self.graph.call_function(function, (value, part, offset), dict(options))
+                return self.graph.call_function(function, (value, part, offset), dict(own))
 
             return emit
 
         return tuple(
-            emitter(rows, bias_part) for rows, bias_part in zip(weight_rows, bias_rows, strict=True)
+            emitter(rows, bias_part, own.groups)
+            for rows, bias_part, own in zip(weight_rows, bias_rows, fields, strict=True)
         )
 
     def _rows(self, value: fx.Node, part: Slice) -> fx.Node:

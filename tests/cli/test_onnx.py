@@ -198,8 +198,8 @@ def test_a_failed_check_writes_nothing(
     import groupfx.deploy.export.onnx_graph as onnx_graph
     from groupfx.deploy.forms.splitting import split_conv
 
-    def wrong(model: object, conv: object, **options: object) -> None:
-        split_conv(model, conv, **options)  # type: ignore[arg-type]
+    def wrong(model: object, conv: object, *rest: object, **options: object) -> None:
+        split_conv(model, conv, *rest, **options)  # type: ignore[arg-type]
         splits = [n for n in model.graph if n.op_type == "Split"]  # type: ignore[attr-defined]
         (node,) = [n for n in splits if n.metadata_props["groupfx.site"] == conv.name]  # type: ignore[attr-defined]
         first, second = node.outputs[:2]

@@ -7,14 +7,16 @@ import pytest
 
 from groupfx.errors import UsageError
 from groupfx.plan.blocks import Block, BlockStructure
+from groupfx.plan.branches import Branches
 from groupfx.plan.channels import Slice
-from groupfx.plan.forms import FORMS, Form, plan
+from groupfx.plan.forms import FORMS, Form, FormPlan, plan
 from groupfx.plan.site_plan import NOTE, SitePlan, note, plan_of, site_of
 
 STRUCTURE = BlockStructure(
     5, 7, (Block((3, 0), (5, 1, 0)), Block((2,), (3, 2))), dead_inputs=(1, 4), bias_only=(4, 6)
 )
-SPLIT = SitePlan("a.b", 6, 9, 3, ("a.b.0", "a.b.1", "a.b.2"), ("n.0", "n.1", "n.2"))
+THREE = Branches.one_each(3)
+SPLIT = SitePlan("a.b", 6, 9, THREE, ("a.b.0", "a.b.1", "a.b.2"), ("n.0", "n.1", "n.2"))
 
 
 def frozen(form: Form = "bucketed", **fields: Any) -> SitePlan:
@@ -98,16 +100,42 @@ def grouped(**fields: Any) -> SitePlan:
     return replace(made, **fields)
 
 
-INNER = SitePlan("a.conv", 6, 4, 2, ("a.conv.0", "a.conv.1"), ("n.0", "n.1"))
+INNER = SitePlan("a.conv", 6, 4, Branches.one_each(2), ("a.conv.0", "a.conv.1"), ("n.0", "n.1"))
+
+
+@pytest.mark.parametrize("groups", [(1, 1, 1), (2, 1), (3,), (1, 5, 2)])
+def test_a_plan_of_branches_goes_both_ways(groups: tuple[int, ...]) -> None:
+    made = replace(SPLIT, form=Branches(groups))
+    assert SitePlan.of_data(made.to_data()) == made
+
+
+@pytest.mark.parametrize(
+    "form", [0, -1, True, 10**12, (), (0, 3), (2, -1), (1.5,), ("1", "2"), "3"]
+)
+def test_other_branches_are_no_plan(form: object) -> None:
+    with pytest.raises(UsageError, match=r"no plan of a site|at least one group"):
+        SitePlan.of_data(SPLIT.to_data() | {"form": form})
+
+
+def test_a_branch_that_is_split_again_makes_one_plan() -> None:
+    """Of eight groups two branches, then of the second one two of one and three groups."""
+    outer = SitePlan("a", 16, 24, Branches((4, 4)), ("a.0", "a.1"))
+    inner = SitePlan("a.1", 8, 12, Branches((1, 3)), ("a.1.0", "a.1.1"))
+    found = outer.refined("a.1", inner)
+    assert found == SitePlan("a", 16, 24, Branches((4, 1, 3)), ("a.0", "a.1.0", "a.1.1"))
+    assert [piece.inputs for piece in found.pieces()] == [Slice(0, 8), Slice(8, 10), Slice(10, 16)]
+    assert [piece.groups for piece in found.pieces()] == [4, 1, 3]
+    assert found.pieces()[2].columns == ((10, 11), (12, 13), (14, 15))
+    assert outer.refined("a.1", replace(inner, form=Branches((1, 2)))) is None
 
 
 def test_a_piece_that_is_split_makes_one_plan() -> None:
     outer = grouped()
-    assert not isinstance(outer.form, int)
+    assert isinstance(outer.form, FormPlan)
     (conv,) = outer.form.convs
     found = outer.refined("a.conv", INNER)
     assert found is not None
-    assert not isinstance(found.form, int)
+    assert isinstance(found.form, FormPlan)
     assert found.form.form == "split"
     assert [plan.inputs for plan in found.form.convs] == [Slice(0, 3), Slice(3, 6)]
     assert [plan.rows for plan in found.form.convs] == [conv.rows[:2], conv.rows[2:]]

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 import groupfx
 from groupfx.convs.names import joined
+from groupfx.plan.branches import Branches
 from groupfx.plan.forms import FormPlan
 from groupfx.plan.site_plan import SitePlan, plan_of, site_of
 from tests.models.frozen_cases import Layer
@@ -57,8 +58,10 @@ def test_a_split_site_says_what_it_was() -> None:
     model = groupfx.rewrite(two_sites(), X).model
     assert isinstance(model, fx.GraphModule)
     convs, norms = ([f"{path}.{k}" for k in range(4)] for path in "01")
-    assert plans(model)["0"] == SitePlan("0", 8, 12, 4, tuple(convs), tuple(norms))
-    assert plans(model)["3"] == SitePlan("3", 12, 6, 3, ("3.0", "3.1", "3.2"))
+    assert plans(model)["0"] == SitePlan(
+        "0", 8, 12, Branches.one_each(4), tuple(convs), tuple(norms)
+    )
+    assert plans(model)["3"] == SitePlan("3", 12, 6, Branches.one_each(3), ("3.0", "3.1", "3.2"))
     named = [name for name in members(model, "0") if name[0] in "01"]
     assert sorted(named) == sorted([*convs, *norms])
     assert len(members(model, "0")) == 4 + len(named) + 1
@@ -76,7 +79,7 @@ def test_each_call_of_a_module_has_a_plan() -> None:
 def test_a_weight_that_stays_whole_is_no_piece() -> None:
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 4, 3, groups=2)))
     (plan,) = plans(groupfx.rewrite(model.eval(), X).model).values()
-    assert (plan.form, plan.convs) == (2, ())
+    assert (plan.form, plan.convs) == (Branches.one_each(2), ())
 
 
 @pytest.mark.parametrize("form", ["auto", "dense", "bucketed", "padded", "split"])

@@ -14,6 +14,7 @@ from torch import fx, nn
 
 from ...errors import UsageError
 from ...nn import Flgc1d, Flgc2d, Flgc3d
+from ...plan.branches import Branches
 from ...plan.forms import FormPlan
 from ...running.alone import alone
 from ...running.inputs import ExampleInputs
@@ -268,9 +269,14 @@ def _sites(convs: Sequence[ConvName]) -> Iterator[ExportedSite]:
             number = len(conv.form.convs)
             yield ExportedSite(conv.name, _plan_text(conv.form), number)
         elif conv.form is not None:
-            yield ExportedSite(conv.name, f"split into {conv.form}", conv.form)
+            yield ExportedSite(conv.name, _split_text(conv.form), len(conv.form))
         elif conv.groups is not None and conv.groups > 1:
             yield ExportedSite(conv.name, f"one convolution, groups {conv.groups}", 1)
+
+
+def _split_text(branches: Branches) -> str:
+    text = f"split into {len(branches)}"
+    return text if branches.single else f"{text}, {max(branches.groups)} groups each at most"
 
 
 def _plan_text(plan: FormPlan) -> str:

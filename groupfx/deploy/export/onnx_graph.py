@@ -25,6 +25,7 @@ from onnxscript.optimizer import fold_constants
 
 from ...convs.names import module_path, numbered, unnumbered
 from ...errors import InternalError, ModelError, UsageError
+from ...plan.branches import Branches
 from ...plan.channel_order import AS_THEY_WERE
 from ...plan.forms import FormPlan
 from ...version import __version__
@@ -60,7 +61,7 @@ class OnnxGraph:
     """An ONNX model, the forms of its sites, notes on it, and what it is expected to take."""
 
     model: ir.Model
-    forms: Mapping[str, int | FormPlan]
+    forms: Mapping[str, Branches | FormPlan]
     notes: tuple[str, ...]
     fastest: Fastest | None
 
@@ -278,10 +279,11 @@ def _apply_forms(model: ir.Model, forms: Mapping[str, Any]) -> None:
             _split(model, conv, form)
 
 
-def _split(model: ir.Model, conv: ConvNode, groups: int) -> None:
+def _split(model: ir.Model, conv: ConvNode, branches: Branches) -> None:
+    groups = branches.total
     if conv.spec.groups != groups:
         raise InternalError(f"{conv.name} has {conv.spec.groups} groups in ONNX, not {groups}")
-    split_conv(model, conv)
+    split_conv(model, conv, branches)
 
 
 def _rename(model: ir.Model, traced: TracedModel) -> None:

@@ -1,7 +1,7 @@
 """Rewrite the convolutions of an ONNX model that came from anywhere.
 
-A pass says what it does to a convolution as a plan in integers: a number of groups to split it
-into, or how the blocks of its weight are executed. Here that is carried out on the nodes. The
+A pass says what it does to a convolution as a plan in integers: the branches to split it into, or
+how the blocks of its weight are executed. Here that is carried out on the nodes. The
 argument is never changed: the work is done on a clone, which shares the numbers of the weights that
 stay.
 """
@@ -16,7 +16,9 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
+from ...convs.spec import describe_branches
 from ...folding.fold import Fold
+from ...plan.branches import Branches
 from ...plan.forms import FormPlan
 from ...rewriting.graph_pass import GraphPass
 from ...rewriting.pass_ import Pass, Skip, require_named
@@ -38,7 +40,7 @@ from ..graph.tensors import nodes, tensors
 from .folding import carry_out, read_problem
 from .forming import apply_form
 from .quantized import kernels_lost, quantized_weights
-from .splitting import Names, split_conv
+from .splitting import Names, number_branches, split_conv
 
 _MOST_BYTES_OF_SCALES = 64
 _PARAMETER_TYPES = frozenset(
@@ -90,12 +92,12 @@ class OnnxRewrite:
 class _Planned:
     """A site, and where it is rewritten the convolution, its plan and a normalisation to go along.
 
-    The plan is a number of groups to split it into, or one of its blocks.
+    The plan are the branches to split it into, or how its blocks are executed.
     """
 
     site: OnnxSite
     conv: ConvNode | None = None
-    plan: int | FormPlan | None = None
+    plan: Branches | FormPlan | None = None
     norm: ir.Node | None = None
 
 
@@ -133,7 +135,8 @@ def rewrite_graph(model: ir.Model, passes: Sequence[Pass[Any]]) -> OnnxRewrite:
     convs, left = conv_nodes(work, shapes)
     # What stays in one piece is a site too: it is compared with the original's by its name.
     for conv in convs:
-        mark(conv.node, conv.name)
+        if mark_of(conv.node) is None:
+            mark(conv.node, conv.name)
     sites: list[OnnxSite] = []
     folds: list[Fold] = []
     for pass_ in passes:
@@ -192,7 +195,9 @@ def _carry_out(model: ir.Model, planned: Sequence[_Planned]) -> None:
         if isinstance(entry.plan, FormPlan):
             apply_form(model, entry.conv, entry.plan)
         else:
-            split_conv(model, entry.conv, norm=entry.norm, names=names)
+            split_conv(model, entry.conv, entry.plan, norm=entry.norm, names=names)
+    outer = [entry.conv.branch_of for entry in planned if entry.conv is not None]
+    number_branches(model, {site for site in outer if site is not None})
 
 
 def static_shapes(model: ir.Model, inputs: Mapping[str, tuple[int, ...]] | None = None) -> Shapes:
@@ -286,11 +291,13 @@ def _plan_site(conv: ConvNode, pass_: Pass[Any], shapes: Shapes) -> _Planned:
     if isinstance(plan, FormPlan) and not conv.constant:
         return _Planned(_declined(conv, _COMPUTED, shapes, pass_.pass_name()))
     spec = conv.spec
-    norm = norm_behind(conv.node) if isinstance(plan, int) and pass_.moves_norms else None
+    split = isinstance(plan, Branches)
+    norm = norm_behind(conv.node) if split and pass_.moves_norms else None
     moved = isinstance(norm, ir.Node)
-    if isinstance(plan, int):
-        branch = spec.with_channels(spec.in_channels // plan, spec.out_channels // plan, groups=1)
-        after = f"{plan} x {branch.describe()}" + (" + BatchNorm" if moved else "")
+    if isinstance(plan, Branches):
+        after = describe_branches(b.describe() for b in spec.branches(plan)) + (
+            " + BatchNorm" if moved else ""
+        )
     else:
         after = plan.describe()
     site = OnnxSite(
@@ -299,7 +306,7 @@ def _plan_site(conv: ConvNode, pass_: Pass[Any], shapes: Shapes) -> _Planned:
         groups=spec.groups,
         before=spec.describe(),
         after=after,
-        branches=plan if isinstance(plan, int) else len(plan.convs),
+        branches=len(plan if isinstance(plan, Branches) else plan.convs),
         macs=_macs(conv, shapes),
         notes=_notes(conv, norm),
         pass_name=pass_.pass_name(),

@@ -1,10 +1,10 @@
-"""Split a grouped convolution of an ONNX graph into one `group=1` convolution a group.
+"""Split a grouped convolution of an ONNX graph into branches, of one group each or of several.
 
 Before:  y = Conv(x, W, b)                                             group = g
-After:   x_0, ..., x_g = Split(x, axis=1)
-         y = Concat(Conv(x_0, W_0, b_0), ..., Conv(x_g, W_g, b_g), axis=1)
+After:   x_0, ..., x_n = Split(x, axis=1)
+         y = Concat(Conv(x_0, W_0, b_0), ..., Conv(x_n, W_n, b_n), axis=1)
 
-W_k are the rows of group k, of the output channels, or of the input channels where the
+W_k are the rows of branch k, of the output channels, or of the input channels where the
 convolution is transposed; b_k goes by output channels in both. No number is computed anew. A
 BatchNormalization that follows acts on each channel alone and may go into the branches.
 
@@ -14,19 +14,21 @@ set, and the users of the old output are turned to the new one once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from ...errors import InternalError
-from ...plan.channels import Slice, group_slices
+from ...plan.branches import Branches
+from ...plan.channels import Slice
 from ..graph.batchnorm import norm_behind
 from ..graph.conv_nodes import FIRST_IR_WITH_DEFAULTS, ConvNode, constant_of
-from ..graph.metadata import mark
+from ..graph.metadata import mark, mark_of
 
 _FIRST_OPSET_WITH_SIZES_AS_INPUT = 13
+_ROWS = "groupfx.rows"
 _PARAMETERS = frozenset({"weight", "bias", "running_mean", "running_var"})
 
 
@@ -53,26 +55,34 @@ class Names:
 
 
 def split_conv(
-    model: ir.Model, conv: ConvNode, *, norm: ir.Node | None = None, names: Names | None = None
+    model: ir.Model,
+    conv: ConvNode,
+    branches: Branches | None = None,
+    *,
+    norm: ir.Node | None = None,
+    names: Names | None = None,
 ) -> None:
     """Replace a grouped convolution of `model` by its branches; `model` is changed.
+
+    `branches` share out its groups; where they are not given, each group is a branch.
 
     `norm` is what `norm_behind` found, to go into the branches. The last value keeps its name.
     Raises InternalError where `conv` has one group, or `norm` is not its own.
     """
     if conv.spec.groups < 2:
         raise InternalError(f"{conv.name} has {conv.spec.groups} group: there is nothing to split")
+    branches = branches or Branches.one_each(conv.spec.groups)
     if norm is not None and norm_behind(conv.node) is not norm:
         raise InternalError(f"{norm.name} does not belong to {conv.name} alone: it cannot be split")
-    work = _Work(model, conv, names or Names(model))
-    branches = work.conv_branches()
-    nodes = [*work.before, *branches]
+    work = _Work(model, conv, branches, names or Names(model))
+    values = work.conv_branches()
+    nodes = [*work.before, *values]
     last = conv.node
     if norm is not None:
-        branches = work.norm_branches(norm, branches)
-        nodes += branches
+        values = work.norm_branches(norm, values)
+        nodes += values
         last = norm
-    concat = work.concat(branches, last.outputs[0])
+    concat = work.concat(values, last.outputs[0])
     model.graph.insert_before(conv.node, (*nodes, concat))
     _take_over(last.outputs[0], concat.outputs[0])
     inputs = _inputs(conv.node, norm)
@@ -81,29 +91,35 @@ def split_conv(
         _remove_unused(model.graph, value)
 
 
-@dataclass
-class _Rows:
-    """A parameter cut into pieces: their values, and the node that cuts it if the graph does."""
-
-    values: Sequence[ir.Value]
-    node: ir.Node | None = None
+def number_branches(model: ir.Model, sites: Collection[str]) -> None:
+    """Number the branches of `sites` anew, in their order, after some were split again."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for node in model.graph:
+        found = mark_of(node)
+        if found is not None and found.group is not None and found.site in sites:
+            kind = (found.site, node.op_type)
+            mark(node, found.site, counts[kind])
+            counts[kind] += 1
 
 
 class _Work:
     """What one split makes: names, new values and nodes; nothing that was there is changed."""
 
-    def __init__(self, model: ir.Model, conv: ConvNode, names: Names) -> None:
+    def __init__(self, model: ir.Model, conv: ConvNode, branches: Branches, names: Names) -> None:
         self.graph = model.graph
         versions = model.opset_imports
         self.opset = versions.get("", versions.get("ai.onnx", 1))
         self.conv = conv
+        # A branch of a site stays a part of it, however often it is split again.
+        self.site = conv.branch_of or conv.name
         self.names = names
-        self.inputs = group_slices(conv.spec.in_channels, conv.spec.groups)
-        self.outputs = group_slices(conv.spec.out_channels, conv.spec.groups)
+        self.groups = branches.groups
+        self.inputs = branches.slices(conv.spec.in_channels)
+        self.outputs = branches.slices(conv.spec.out_channels)
         self.before: list[ir.Node] = []
 
     def conv_branches(self) -> list[ir.Node]:
-        """One convolution a group; what cuts their inputs stands in `before`."""
+        """The convolution of each branch; what cuts their inputs stands in `before`."""
         conv = self.conv
         data = conv.node.inputs[0]
         rows = self.inputs if conv.spec.transposed else self.outputs
@@ -114,10 +130,9 @@ class _Work:
         if conv.bias is not None:
             parts.append(self._parameter(conv.bias, conv.bias_tensor, self.outputs))
         attributes = [a for a in conv.node.attributes.values() if a.name != "group"]
-        attributes.append(ir.AttrInt64("group", 1))
         return [
-            self._branch(conv.node, values, attributes, position)
-            for position, values in enumerate(zip(*parts, strict=True))
+            self._branch(conv.node, values, [*attributes, ir.AttrInt64("group", groups)], position)
+            for position, (groups, *values) in enumerate(zip(self.groups, *parts, strict=True))
         ]
 
     def norm_branches(self, norm: ir.Node, convs: Sequence[ir.Node]) -> list[ir.Node]:
@@ -143,7 +158,7 @@ class _Work:
             [ir.AttrInt64("axis", 1)],
             name=self.names.node(f"{self.conv.name}.concat"),
         )
-        mark(node, self.conv.name)
+        mark(node, self.site)
         new = node.outputs[0]
         new.shape, new.type, new.doc_string = old.shape, old.type, old.doc_string
         new.metadata_props.update(old.metadata_props)
@@ -159,7 +174,7 @@ class _Work:
         *,
         prefix: str | None = None,
     ) -> ir.Node:
-        """`old` on the channels of one group."""
+        """`old` on the channels of one branch."""
         name = f"{prefix or self.conv.name}.{position}"
         node = ir.Node(
             old.domain,
@@ -171,7 +186,7 @@ class _Work:
             doc_string=old.doc_string,
             metadata_props=dict(old.metadata_props),
         )
-        mark(node, self.conv.name, position)
+        mark(node, self.site, position)
         self._name_output(node.outputs[0], f"{old.outputs[0].name}.{position}", old.outputs[0])
         return node
 
@@ -181,25 +196,25 @@ class _Work:
         """The rows of a parameter, for each branch its own."""
         if tensor is None:
             return self._cut(value, rows, axis=0, name=f"{value.name}.split")
-        key = f"groupfx.rows.{len(rows)}"
-        made: Sequence[ir.Value] | None = value.meta.get(key)
         # Convolutions that share a weight go on sharing it. A clone's notes name another graph.
-        if made is None or any(part.graph is not self.graph for part in made):
-            made = self._copies(value, tensor, rows)
-            value.meta[key] = made
-        return made
+        known: tuple[Sequence[Slice], Sequence[ir.Value]] | None = value.meta.get(_ROWS)
+        if known is None or known[0] != rows or known[1][0].graph is not self.graph:
+            known = rows, self._copies(value, tensor, rows)
+            value.meta[_ROWS] = known
+        return known[1]
 
     def _copies(
         self, value: ir.Value, tensor: ir.TensorProtocol, rows: Sequence[Slice]
     ) -> Sequence[ir.Value]:
         array = tensor.numpy()
-        # One object for all: thousands of shapes would cost more than the copies.
-        shape = ir.Shape((len(rows[0]), *array.shape[1:]), frozen=True)
+        # One object for all of a height: thousands of shapes would cost more than the copies.
+        shapes = {n: ir.Shape((n, *array.shape[1:]), frozen=True) for n in set(map(len, rows))}
         result = []
         for position, part in enumerate(rows):
             name = self.names.value(_parameter_name(value.name or self.conv.name, position))
             # A copy: a view would keep the whole of the original in memory.
             numbers = array[part.start : part.stop].copy()
+            shape = shapes[len(part)]
             copy = ir.Tensor(numbers, dtype=tensor.dtype, shape=shape, name=name)
             result.append(self._initializer(name, copy, shape))
         return tuple(result)
@@ -224,7 +239,7 @@ class _Work:
             num_outputs=len(parts),
             name=self.names.node(name),
         )
-        mark(node, self.conv.name)
+        mark(node, self.site)
         for position, output in enumerate(node.outputs):
             self._name_output(output, f"{name}.{position}", value)
         self.before.append(node)

@@ -50,6 +50,12 @@ class ConvNode:
         return False
 
     @property
+    def branch_of(self) -> str | None:
+        """The site that was rewritten into this convolution and others."""
+        found = mark_of(self.node)
+        return None if found is None or found.group is None else found.site
+
+    @property
     def constant(self) -> bool:
         """Whether weight and bias are constants."""
         return self.weight_tensor is not None and (
