@@ -16,15 +16,18 @@ from groupfx.passes import SplitGroupedConv
 from groupfx.rewriting import Pipeline, Result
 
 
-def resnext_like() -> tuple[nn.Module, torch.Tensor]:
-    """As many weights and branches as ResNeXt-50 32x4d: 16 blocks of 32 groups, 512 branches."""
-    stages = ((3, 128, 256), (4, 256, 512), (6, 512, 1024), (3, 1024, 2048))
+def resnext_like(
+    blocks: tuple[int, ...] = (3, 4, 6, 3), groups: int = 32
+) -> tuple[nn.Module, torch.Tensor]:
+    """As many weights and groups as ResNeXt-50 32x4d: 16 blocks of 32 groups of 4 and more."""
+    widths = [groups * 4 * 2**stage for stage in range(len(blocks))]
+    stages = zip(blocks, widths, (256, 512, 1024, 2048), strict=True)
     parts: list[nn.Module] = [nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)]
     channels = 64
-    for blocks, width, out in stages:
-        for _ in range(blocks):
+    for depth, width, out in stages:
+        for _ in range(depth):
             parts += [nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-            parts += [nn.Conv2d(width, width, 3, padding=1, groups=32, bias=False)]
+            parts += [nn.Conv2d(width, width, 3, padding=1, groups=groups, bias=False)]
             parts += [nn.BatchNorm2d(width), nn.ReLU()]
             parts += [nn.Conv2d(width, out, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
             channels = out
