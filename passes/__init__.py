@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .discover_groups import DiscoverGroups
     from .fold_permutations import FoldPermutations
     from .freeze_learned_groups import FreezeLearnedGroups
+    from .merge_parallel_conv import MergeParallelConv
     from .split_grouped_conv import SplitGroupedConv
 
 # Name on the command line -> where the class is. Nothing is imported until it is asked for.
@@ -25,6 +26,7 @@ PASSES: Mapping[str, str] = {
     "discover-groups": "groupfx.passes.discover_groups:DiscoverGroups",
     "fold-permutations": "groupfx.passes.fold_permutations:FoldPermutations",
     "balance-groups": "groupfx.passes.balance_groups:BalanceGroups",
+    "merge-parallel-conv": "groupfx.passes.merge_parallel_conv:MergeParallelConv",
 }
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "DiscoverGroups",
     "FoldPermutations",
     "FreezeLearnedGroups",
+    "MergeParallelConv",
     "SplitGroupedConv",
     "make_pass",
     "name_and_options",

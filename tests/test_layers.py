@@ -19,6 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "schema", "version"),
     ("plan",),
     ("folding",),
+    ("parallel",),
     ("nn",),
     ("convs", "learned"),
     (
@@ -54,7 +55,7 @@ ONLY_IN = {
     "openvino": {"tuning"},
     "rich": {"cli"},
     "typer": {"cli"},
-    "torch": set(LEVEL) - {"errors", "folding", "schema", "version", "plan"},
+    "torch": set(LEVEL) - {"errors", "folding", "parallel", "schema", "version", "plan"},
 }
 
 

@@ -27,6 +27,7 @@ from ..graph.channel_order import orders_of, write_orders
 from ..graph.conv_nodes import CONVS, FIRST_IR_WITH_DEFAULTS, constant_of
 from ..graph.initializers import constant
 from ..graph.metadata import mark_of, unmark
+from ..graph.unused import remove_unused
 from .channel_rules import OnnxRules, Shapes, root_of
 from .splitting import Names
 
@@ -55,7 +56,7 @@ def carry_out(model: ir.Model, plan: Fold, shapes: Shapes) -> None:
     for folded in plan.links:
         if not folded.untouched:
             work.place(folded)
-    _remove_unused(model.graph)
+    remove_unused(model.graph)
 
 
 def _tell(graph: ir.Graph, plan: Fold) -> None:
@@ -234,13 +235,3 @@ class _Emission:
 
 
 _SIDES = {True: "output", False: "input"}
-
-
-def _remove_unused(graph: ir.Graph) -> None:
-    """Remove nodes and constants that nobody reads any more."""
-    for node in reversed(list(graph)):
-        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
-            graph.remove(node, safe=True)
-    for name, value in list(graph.initializers.items()):
-        if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
-            del graph.initializers[name]

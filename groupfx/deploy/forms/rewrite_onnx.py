@@ -8,20 +8,23 @@ stay.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import onnx
 import onnx_ir as ir
 
 from ...convs.spec import describe_branches
 from ...folding.fold import Fold
+from ...parallel.naming import joint_name
+from ...parallel.planning import ParallelConvs, Refusal
 from ...plan.branches import Branches
 from ...plan.forms import FormPlan
 from ...rewriting.graph_pass import GraphPass
 from ...rewriting.pass_ import Pass, Skip, require_named
+from ...rewriting.region_pass import RegionPass
 from ...rewriting.report import SkippedSite
 from ...running.totals import Totals
 from ...version import __version__
@@ -39,6 +42,7 @@ from ..graph.metadata import mark, mark_of
 from ..graph.tensors import nodes, tensors
 from .folding import carry_out, read_problem
 from .forming import apply_form
+from .merging import find_parallel, merge
 from .quantized import kernels_lost, quantized_weights
 from .splitting import Names, number_branches, split_conv
 
@@ -106,7 +110,7 @@ def find_onnx(model: ir.Model, passes: Sequence[Pass[Any]]) -> tuple[OnnxSite, .
 
     Dense ones are there where a pass would rewrite them.
     """
-    sited = [pass_ for pass_ in passes if not isinstance(pass_, GraphPass)]
+    sited = [p for p in passes if not isinstance(p, (GraphPass, RegionPass))]
     work = model.clone()
     _without_listed_initializers(work)
     shapes = static_shapes(work)
@@ -114,7 +118,12 @@ def find_onnx(model: ir.Model, passes: Sequence[Pass[Any]]) -> tuple[OnnxSite, .
     # A later pass may be about sites that an earlier one would make.
     for pass_ in passes[:1]:
         _require_sites(work, pass_, convs, left)
-    found = []
+    found = [
+        _merged_site(each, pass_, convs)
+        for pass_ in passes
+        if isinstance(pass_, RegionPass)
+        for each in find_parallel(work, shapes)
+    ]
     for conv in convs:
         planned = [_plan_site(conv, pass_, shapes).site for pass_ in sited if pass_.wants(conv)]
         taken = [site for site in planned if site.reason is None]
@@ -142,6 +151,11 @@ def rewrite_graph(model: ir.Model, passes: Sequence[Pass[Any]]) -> OnnxRewrite:
     for pass_ in passes:
         if isinstance(pass_, GraphPass):
             folds.append(_fold(work, pass_, shapes))
+            continue
+        if isinstance(pass_, RegionPass):
+            sites += _merge(work, pass_, shapes)
+            shapes = static_shapes(work)
+            convs, _ = conv_nodes(work, shapes)
             continue
         _require_sites(work, pass_, convs, left)
         planned = [_plan_site(c, pass_, shapes) for c in convs if pass_.wants(c)]
@@ -185,6 +199,52 @@ def _fold(model: ir.Model, pass_: GraphPass, shapes: Shapes) -> Fold:
     if fold.changes:
         carry_out(model, fold, shapes)
     return fold
+
+
+def _merge(model: ir.Model, pass_: RegionPass, shapes: Shapes) -> Iterator[OnnxSite]:
+    names, convs = Names(model), conv_nodes(model, shapes)[0]
+    for found in list(find_parallel(model, shapes)):
+        site = _merged_site(found, pass_, convs)
+        if isinstance(found, ParallelConvs) and site.reason is None:
+            merge(model, found, names)
+        yield site
+
+
+def _merged_site(
+    found: ParallelConvs | Refusal, pass_: RegionPass, convs: Sequence[ConvNode]
+) -> OnnxSite:
+    by_node = {conv.node: conv.spec for conv in convs}
+    named = [branch.conv.name for branch in found.branches]
+    name = joint_name(named)
+    specs = [
+        by_node[node] for b in found.branches if (node := cast(ir.Node, b.conv.node)) in by_node
+    ]
+    reason = pass_.declines((name, *named))
+    if isinstance(found, Refusal):
+        reason = found.reason
+    if len(specs) < len(named):
+        reason = "one of them does not fit its weight"
+    groups = sum(spec.groups for spec in specs)
+    sides = (sum(spec.in_channels for spec in specs), sum(spec.out_channels for spec in specs))
+    after = specs[0].with_channels(*sides, groups=groups).describe() if specs else None
+    return OnnxSite(
+        name=name,
+        kind="parallel",
+        groups=groups,
+        before=describe_branches(spec.describe() for spec in specs),
+        after=after if reason is None else None,
+        branches=1 if reason is None else 0,
+        macs=None,
+        notes=_gather_notes(found),
+        reason=reason,
+        pass_name=pass_.pass_name(),
+    )
+
+
+def _gather_notes(found: ParallelConvs | Refusal) -> tuple[str, ...]:
+    if isinstance(found, Refusal) or found.gather.kind == "identity":
+        return ()
+    return ("its parts are in another order than the channels: a gather stays in front of it",)
 
 
 def _carry_out(model: ir.Model, planned: Sequence[_Planned]) -> None:

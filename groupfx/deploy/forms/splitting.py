@@ -84,7 +84,7 @@ def split_conv(
         last = norm
     concat = work.concat(values, last.outputs[0])
     model.graph.insert_before(conv.node, (*nodes, concat))
-    _take_over(last.outputs[0], concat.outputs[0])
+    take_over(last.outputs[0], concat.outputs[0])
     inputs = _inputs(conv.node, norm)
     model.graph.remove([conv.node] if norm is None else [conv.node, norm], safe=True)
     for value in inputs:
@@ -260,7 +260,7 @@ class _Work:
         value.type = None if like is None else like.type
 
 
-def _take_over(old: ir.Value, new: ir.Value) -> None:
+def take_over(old: ir.Value, new: ir.Value) -> None:
     """Make `new` what `old` was, for its users, the graph's outputs and by name."""
     name = old.name
     old.replace_all_uses_with(new, replace_graph_outputs=True)

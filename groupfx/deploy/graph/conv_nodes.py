@@ -159,7 +159,7 @@ def _read(model: ir.Model, node: ir.Node, name: str, shapes: Shapes) -> ConvNode
     if len(shape) < 3 or 0 in shape or shape[0] % groups:
         reason = f"its weight has the shape {list(shape)}, which does not fit {groups} groups"
         return LeftNode(name, node.op_type, groups, reason)
-    window = _window(node)
+    window = window_of(node)
     spec = _spec(node, window, shape, groups, bias is not None)
     misfit = _misfit(node, spec, shape, shapes)
     if misfit is not None:
@@ -208,7 +208,8 @@ def _input(node: ir.Node, index: int) -> ir.Value | None:
     return node.inputs[index] if index < len(node.inputs) else None
 
 
-def _window(node: ir.Node) -> Window:
+def window_of(node: ir.Node) -> Window:
+    """What a node says of its windows."""
     return Window(
         strides=_ints(node, "strides"),
         dilations=_ints(node, "dilations"),

@@ -1,0 +1,186 @@
+"""Which branches are one grouped convolution, and why the others are not.
+
+Before:  y = cat([g(conv_k(f(x)[:, part_k])) for each branch k], dim=1)
+After:   y = g(conv(f(x)[:, order])),  groups = the sum of theirs
+
+The rows of the weight of `conv` are those of the branches one after another: a convolution with
+g groups is g convolutions side by side, so it is theirs as well. All groups of it must be of one
+size on both sides, and whatever else a convolution says, and what stands around it, must be the
+same in each branch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from ..folding.wiring import Operation, Value
+from ..plan.gathers import GatherPlan, plan_gather
+from .branches import CHANNELS, Branch, Read, Reader, common_read
+
+Alike = Callable[[Operation], Hashable]
+"""Everything that an operation says but its channels and per-channel parameters; None if it may not
+be merged at all."""
+
+
+@dataclass(frozen=True)
+class ParallelConvs:
+    """Branches that are one grouped convolution.
+
+    It reads `source`, of which `gather` puts the channels in the order of the branches; `front`
+    are the operations between them, of the first branch.
+    """
+
+    concat: Operation
+    source: Value
+    front: tuple[Operation, ...]
+    gather: GatherPlan
+    branches: tuple[Branch, ...]
+
+    @property
+    def groups(self) -> int:
+        """Of the merged convolution."""
+        return sum(branch.groups for branch in self.branches)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Branches that look alike, and why they are left as they are."""
+
+    concat: Operation
+    branches: tuple[Branch, ...]
+    reason: str
+
+
+class _RefusedError(Exception):
+    """Why branches are not one convolution."""
+
+
+def parallel_convs(
+    operations: Iterable[Operation], alike: Alike
+) -> Iterator[ParallelConvs | Refusal]:
+    """All concatenations of convolutions on parts of one value, in order.
+
+    Convolutions that read the whole of a value each, as those of an Inception block do, are
+    something else, and not spoken of.
+    """
+    reader = Reader(operations)
+    for op in reader.operations:
+        if op.rule not in ("concat", "barrier") or len(op.outputs) != 1 or len(op.inputs) < 2:
+            continue
+        found = [reader.branch(value) for value in op.values.values()]
+        branches = tuple(branch for branch in found if branch is not None)
+        if not _share_a_value(branches):
+            continue
+        try:
+            _require_joined(op, found)
+            reads = common_read(branches)
+            if reads is None:
+                raise _RefusedError("they do not all read one value")
+            yield _planned(reader, op, branches, reads, alike)
+        except _RefusedError as refused:
+            yield Refusal(op, branches, str(refused))
+
+
+def _share_a_value(branches: Sequence[Branch]) -> bool:
+    """Whether two branches read the same value, and at least one of them a part of it."""
+    for one, other in pairwise(branches):
+        reads = common_read((one, other))
+        if reads is not None and any(read.is_part for read in reads):
+            return True
+    return False
+
+
+def _require_joined(op: Operation, found: Sequence[Branch | None]) -> None:
+    if op.rule != "concat":
+        raise _RefusedError(f"{op.name} is no concatenation of different values along channels")
+    if op.numbers["dim"] != CHANNELS:
+        raise _RefusedError(f"{op.name} concatenates along axis {op.numbers['dim']}, not channels")
+    if len(op.values) < len(op.inputs) or None in found:
+        other = next((k for k, b in enumerate(found) if b is None), len(found))
+        raise _RefusedError(f"input {other} of {op.name} comes from no convolution")
+
+
+def _planned(
+    reader: Reader,
+    op: Operation,
+    branches: tuple[Branch, ...],
+    reads: Sequence[Read],
+    alike: Alike,
+) -> ParallelConvs:
+    first = branches[0]
+    _require_alone(reader, branches, reads)
+    _require_alike("the convolutions", [(b.conv,) for b in branches], alike)
+    _require_alike("what stands behind them", [_ops(b) for b in branches], alike)
+    _require_alike("what stands in front of them", [r.front for r in reads], alike)
+    if len({branch.bias is None for branch in branches}) > 1:
+        raise _RefusedError("some of them have a bias, and some have none")
+    odd = next((b for b in branches if b.sizes != first.sizes), None)
+    if odd is not None:
+        raise _RefusedError(
+            f"a group of {first.conv.name} has {_sizes(first)} channels, and one of "
+            f"{odd.conv.name} {_sizes(odd)}: one convolution has groups of one size"
+        )
+    gather = _gathered(reads)
+    return ParallelConvs(op, reads[0].value, reads[0].front, gather, branches)
+
+
+def _ops(branch: Branch) -> tuple[Operation, ...]:
+    return tuple(stage.op for stage in branch.behind)
+
+
+def _sizes(branch: Branch) -> str:
+    return "->".join(map(str, branch.sizes))
+
+
+def _require_alone(reader: Reader, branches: Sequence[Branch], reads: Sequence[Read]) -> None:
+    for branch, read in zip(branches, reads, strict=True):
+        for value in (*branch.inner, *read.parts):
+            if reader.uses[value.key] != 1:
+                maker = reader.made[value.key][0].name
+                raise _RefusedError(f"what {maker} gives is used elsewhere too")
+        for parameter in branch.parameters:
+            if parameter.fixed is not None:
+                raise _RefusedError(f"{_called(parameter.key)} stays: {parameter.fixed}")
+    tied = [p.key for b in branches for p in b.parameters if reader.uses[p.key] != 1]
+    if tied:
+        raise _RefusedError(f"{_called(tied[0])} is used more than once")
+
+
+def _require_alike(what: str, chains: Sequence[tuple[Operation, ...]], alike: Alike) -> None:
+    for other in chains[1:]:
+        if len(other) != len(chains[0]):
+            counts = f"{len(chains[0])} and {len(other)}"
+            raise _RefusedError(f"{what} differ: {counts} operations")
+    for first, *others in zip(*chains, strict=True):
+        said = alike(first)
+        if said is None:
+            raise _RefusedError(f"{first.name} may not be merged")
+        for other in others:
+            if alike(other) != said:
+                raise _RefusedError(f"{what} differ: {first.name} and {other.name}")
+
+
+def _gathered(reads: Sequence[Read]) -> GatherPlan:
+    """The channels of the source in the order of the branches."""
+    order = np.concatenate([read.channels for read in reads])
+    values, counts = np.unique(order, return_counts=True)
+    if counts.max() > 1:
+        twice = values[counts > 1]
+        raise _RefusedError(
+            f"channel {twice[0]} of {_called(reads[0].value.key)} is read by two of them"
+        )
+    if values[-1] - values[0] + 1 != len(values):
+        missing = np.setdiff1d(np.arange(values[0], values[-1]), values)
+        raise _RefusedError(
+            f"channel {missing[0]} of {_called(reads[0].value.key)} is read by none of them"
+        )
+    return plan_gather(tuple(order.tolist()), reads[0].value.shape[CHANNELS])
+
+
+def _called(key: Hashable) -> str:
+    """The name of a tensor: that of the node or value that its key is, or the key itself."""
+    return str(getattr(key, "name", None) or key)

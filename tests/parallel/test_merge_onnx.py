@@ -1,0 +1,274 @@
+"""`merge-parallel-conv` on ONNX files: branches that are one convolution, and those that are not.
+
+Whole numbers go in, so that a merged graph gives the same bits, whatever the order of its sums.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from groupfx.deploy.forms.rewrite_onnx import OnnxRewrite, find_onnx, rewrite_graph
+from groupfx.deploy.graph.files import check_onnx, proto_of
+from groupfx.passes import MergeParallelConv, SplitGroupedConv
+from tests.deploy.forms.foreign_onnx import CASES, run
+from tests.parallel.onnx_branches import Branched, build
+
+MERGE = [MergeParallelConv()]
+
+
+def merged(case: Branched) -> tuple[onnx.ModelProto, OnnxRewrite]:
+    """The model and its rewrite, which gives the same bits on whole numbers."""
+    before = build(case)
+    result = rewrite_graph(ir.from_proto(before), MERGE)
+    check_onnx(result.model)
+    after = proto_of(result.model)
+    for batch in (1, 3):
+        shape = (batch, case.channels, *(9, 7, 5)[: case.dims])
+        x = np.random.default_rng(batch).integers(-4, 5, shape).astype(np.float32)
+        for one, other in zip(run(before, x=x), run(after, x=x), strict=True):
+            np.testing.assert_array_equal(one, other)
+    return before, result
+
+
+def operators(model: ir.Model) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph)
+
+
+HONEST: dict[str, Branched] = {
+    "slices": Branched(),
+    "split": Branched(cut="split"),
+    "gathers": Branched(cut="gather"),
+    "slices-of-slices": Branched(cut="nested"),
+    "one-group-each": Branched(groups=1),
+    "depthwise": Branched(channels=6, size=2, starts=(0, 2, 4), groups=2, outs=2),
+    "no-bias": Branched(bias=False),
+    "1-d": Branched(dims=1),
+    "3-d": Branched(dims=3),
+    "transposed": Branched(transposed=True),
+    "padded-in-front": Branched(pad=True),
+    "norm": Branched(behind=("norm",)),
+    "bias-as-add": Branched(bias=False, behind=("bias",)),
+    "bias-added-first": Branched(bias=False, behind=("bias",), seed=1),
+    "norm-relu": Branched(behind=("norm", "relu")),
+    "relu-norm-clip": Branched(behind=("relu", "norm", "clip")),
+    "pool-behind": Branched(behind=("pool", "relu")),
+    "everything": Branched(cut="split", pad=True, behind=("bias", "norm", "clip")),
+}
+
+
+@pytest.mark.parametrize("case", HONEST.values(), ids=HONEST)
+def test_branches_become_one_convolution(case: Branched) -> None:
+    _, result = merged(case)
+    (site,) = result.sites
+    assert (site.name, site.groups) == ("convs", 3 * case.groups)
+    assert not result.skipped
+    counts = operators(result.model)
+    kind = "ConvTranspose" if case.transposed else "Conv"
+    assert counts[kind] == 1
+    assert not {"Concat", "Split", "Slice", "Gather"} & counts.keys()
+    assert {"convs.weight"} <= result.model.graph.initializers.keys()
+
+
+ORDERS: dict[str, tuple[Branched, tuple[int, ...]]] = {
+    "parts": (
+        Branched(cut="split", change="swapped parts"),
+        (4, 5, 6, 7, 0, 1, 2, 3, 8, 9, 10, 11),
+    ),
+    "starts": (Branched(starts=(8, 0, 4)), (8, 9, 10, 11, 0, 1, 2, 3, 4, 5, 6, 7)),
+    "some": (Branched(starts=(4, 0)), (4, 5, 6, 7, 0, 1, 2, 3)),
+    "middle": (Branched(starts=(4, 8)), (4, 5, 6, 7, 8, 9, 10, 11)),
+}
+
+
+@pytest.mark.parametrize(("case", "order"), ORDERS.values(), ids=ORDERS)
+def test_another_order_leaves_a_gather(case: Branched, order: tuple[int, ...]) -> None:
+    _, result = merged(case)
+    (site,) = result.sites
+    (gather,) = [node for node in result.model.graph if node.op_type == "Gather"]
+    indices = gather.inputs[1]
+    assert indices is not None
+    assert indices.const_value is not None
+    assert tuple(indices.const_value.numpy().tolist()) == order
+    assert "a gather stays" in site.notes[0]
+
+
+def test_swapped_outputs_put_the_weights_in_their_order() -> None:
+    _, result = merged(Branched(change="swapped outputs"))
+    assert operators(result.model)["Gather"] == 1
+
+
+REFUSED: dict[str, tuple[Branched, str]] = {
+    "shifted": (Branched(change="shifted"), "channel 8 of x is read by two of them"),
+    "shifted-last": (Branched(channels=14, change="shifted", at=2), "8 of x is read by none"),
+    "read-twice": (Branched(change="read twice"), "channel 0 of x is read by two of them"),
+    "joined-twice": (Branched(change="joined twice"), "is used"),
+    "other-join": (Branched(change="something else joined"), "input 1 of y comes from no conv"),
+    "part-used": (Branched(change="part used"), "what part1 gives is used elsewhere too"),
+    "inside-used": (Branched(change="inside used"), "what convs.1 gives is used elsewhere too"),
+    "inside-given": (Branched(change="inside given"), "what convs.1 gives is used elsewhere too"),
+    "behind-used": (
+        Branched(change="inside used", behind=("norm", "relu")),
+        "what relus.1 gives is used elsewhere too",
+    ),
+    "other-value": (Branched(change="another value", at=2), "they do not all read one value"),
+    "other-groups": (Branched(change="other groups"), "a group of convs.0 has 2->3 channels, and"),
+    "other-kernel": (Branched(change="other kernel"), "the convolutions differ: convs.0 and"),
+    "other-dilation": (Branched(change="other dilation"), "the convolutions differ: convs.0 and"),
+    "other-pads": (Branched(pad=True, change="other pads"), "what stands in front of them differ"),
+    "no-bias": (Branched(change="no bias"), "some of them have a bias, and some have none"),
+    "tied": (Branched(change="tied"), "convs.0.weight is used more than once"),
+    "computed": (Branched(change="computed"), "input 1 of y comes from no convolution"),
+    "one-more": (Branched(change="one more"), "what stands behind them differ: 0 and 1 operations"),
+    "other-epsilon": (
+        Branched(behind=("norm",), change="other epsilon"),
+        "what stands behind them differ: norms.0 and norms.1",
+    ),
+    "other-clip": (
+        Branched(behind=("clip",), change="other clip"),
+        "what stands behind them differ: clips.0 and clips.1",
+    ),
+    "other-activation": (
+        Branched(behind=("relu",), change="other activation"),
+        "what stands behind them differ: relus.0 and relus.1",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("case", "reason"), REFUSED.values(), ids=REFUSED)
+def test_near_patterns_are_left_with_their_reason(case: Branched, reason: str) -> None:
+    before, result = merged(case)
+    assert not result.sites
+    (skipped,) = result.skipped
+    assert reason in skipped.reason
+    kinds = Counter(node.op_type for node in before.graph.node)
+    assert operators(result.model) == kinds
+
+
+def test_another_axis_is_something_else() -> None:
+    # Of equal sizes on every axis, so that it could be joined either way.
+    _, result = merged(Branched(change="another axis"))
+    assert "concatenates along axis 2, not channels" in result.skipped[0].reason
+
+
+def test_channels_between_parts_that_nobody_reads() -> None:
+    _, result = merged(Branched(starts=(0, 8)))
+    assert "channel 4 of x is read by none of them" in result.skipped[0].reason
+
+
+def test_whole_reads_are_no_parts() -> None:
+    """The branches of an Inception block read all of a value each."""
+    _, result = merged(Branched(channels=4, starts=(0, 0, 0)))
+    assert not result.sites
+    assert not result.skipped
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_split_comes_back(case: object) -> None:
+    """Names, weights to the bit and numbers of nodes are those of the file before the split."""
+    model = ir.from_proto(case.model)  # type: ignore[attr-defined]
+    split = rewrite_graph(model, [SplitGroupedConv(depthwise="split")])
+    back = rewrite_graph(split.model, MERGE)
+    assert len(back.sites) == len(split.sites)
+    kept = [node for node in model.graph if node.op_type not in ("Constant", "Identity")]
+    assert [n.op_type for n in back.model.graph] == [n.op_type for n in kept]
+    for old, new in zip(kept, back.model.graph, strict=True):
+        for one, other in zip(old.inputs[1:], new.inputs[1:], strict=True):
+            assert one is not None
+            assert other is not None
+            if one.is_initializer():
+                assert one.const_value is not None
+                assert other.const_value is not None
+                np.testing.assert_array_equal(one.const_value.numpy(), other.const_value.numpy())
+
+
+def test_a_merge_is_split_into_what_it_was() -> None:
+    before = build(Branched(groups=1, behind=("norm",)))
+    there = rewrite_graph(ir.from_proto(before), MERGE)
+    back = rewrite_graph(there.model, [SplitGroupedConv()])
+    held = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in before.graph.initializer}
+    for name, array in held.items():
+        if not name.startswith("part"):
+            value = back.model.graph.initializers[name].const_value
+            assert value is not None
+            np.testing.assert_array_equal(value.numpy(), array)
+
+
+def test_find_tells_what_a_merge_would_do() -> None:
+    found = find_onnx(ir.from_proto(build(Branched())), MERGE)
+    assert [(site.name, site.kind, site.after) for site in found if site.reason is None] == [
+        ("convs", "parallel", "Conv2d 12->18, kernel 3x3, groups 6")
+    ]
+
+
+def test_options_name_branches_or_what_they_become() -> None:
+    model = ir.from_proto(build(Branched()))
+    assert rewrite_graph(model, [MergeParallelConv(only=("convs.1",))]).sites
+    assert rewrite_graph(model, [MergeParallelConv(only=("convs",))]).sites
+    (left,) = rewrite_graph(model, [MergeParallelConv(skip=("convs",))]).skipped
+    assert left.reason == "named by skip=convs"
+
+
+CHANGES = (
+    None, "shifted", "read twice", "swapped outputs", "swapped parts", "joined twice",
+    "something else joined", "part used", "inside used", "inside given", "another value",
+    "other groups", "other kernel", "other dilation", "other pads", "no bias", "tied", "computed",
+    "one more", "other epsilon", "other clip", "other activation",
+)  # fmt: skip
+
+
+@st.composite
+def near_patterns(draw: st.DrawFn) -> Branched:
+    """Branches of any kind, with one thing wrong or nothing."""
+    groups, size, outs = draw(st.integers(1, 2)), draw(st.sampled_from([2, 4])), 2
+    count = draw(st.integers(2, 4))
+    starts = [size * k for k in range(count)]
+    if draw(st.booleans()):
+        starts = draw(st.permutations(starts))
+    return Branched(
+        channels=size * (count + draw(st.integers(0, 1))),
+        size=size,
+        starts=tuple(starts),
+        groups=groups,
+        outs=outs * draw(st.integers(1, 2)),
+        dims=draw(st.integers(1, 2)),
+        transposed=draw(st.booleans()),
+        bias=draw(st.booleans()),
+        cut=draw(st.sampled_from(["split", "slice", "gather", "nested"])),
+        pad=draw(st.booleans()),
+        behind=tuple(
+            draw(
+                st.lists(st.sampled_from(["norm", "bias", "relu", "clip"]), max_size=3, unique=True)
+            )
+        ),
+        change=draw(st.sampled_from(CHANGES)),
+        at=draw(st.integers(1, count - 1)),
+        seed=draw(st.integers(0, 1)),
+    )
+
+
+def never_wrong(case: Branched) -> None:
+    _, result = merged(case)
+    for site in (*result.sites, *result.skipped):
+        assert site.name
+    for left in result.skipped:
+        assert left.reason
+
+
+@given(near_patterns())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_no_near_pattern_is_merged_wrongly(case: Branched) -> None:
+    never_wrong(case)
+
+
+@pytest.mark.long
+@given(near_patterns())
+@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_a_thousand_near_patterns(case: Branched) -> None:
+    never_wrong(case)
