@@ -24,6 +24,7 @@ from groupfx.convs.calls import Recomputed
 from groupfx.convs.spec import describe_branches
 from groupfx.errors import UsageError
 from groupfx.plan.branches import Branches
+from groupfx.plan.channels import Slice
 from groupfx.plan.site_plan import SitePlan
 from groupfx.rewriting import BatchNorm, Convolution, Note, Pass, Rewritten, Site, Skip, unwanted
 from groupfx.rewriting.site import modules_called
@@ -31,8 +32,10 @@ from groupfx.rewriting.site import modules_called
 
 @dataclass(frozen=True)
 class Split:
-    """The groups of each branch, and a BatchNorm that is cut along."""
+    """The channels of each branch, of the input and of the output, and its groups."""
 
+    inputs: tuple[Slice, ...]
+    outputs: tuple[Slice, ...]
     branches: Branches
     batchnorm: BatchNorm | None
     notes: tuple[str, ...] = ()
@@ -134,16 +137,19 @@ class SplitGroupedConv(Pass[Split]):
         refusal = _not_possible(site)
         if refusal is not None:
             return Skip(refusal)
+        spec = site.spec
+        sides = branches.slices(spec.in_channels), branches.slices(spec.out_channels)
         norm = site.following_batchnorm() if self.batchnorm == "branches" else None
         if self.batchnorm == "branches" and site.may_have_hidden_batchnorm():
-            return Split(branches, None, (_OUT_OF_SIGHT,))
+            return Split(*sides, branches, None, (_OUT_OF_SIGHT,))
         if isinstance(norm, str):
-            return Split(branches, None, (Note("BatchNorm stays after the concat", norm),))
-        return Split(branches, norm)
+            notes = (Note("BatchNorm stays after the concat", norm),)
+            return Split(*sides, branches, None, notes)
+        return Split(*sides, branches, norm)
 
     def rewrite(self, site: Site, description: Split) -> Rewritten:
         spec, norm, branches = site.spec, description.batchnorm, description.branches
-        inputs, outputs = (branches.slices(n) for n in (spec.in_channels, spec.out_channels))
+        inputs, outputs = description.inputs, description.outputs
         fields = spec.branches(branches)
         convs = site.conv_branches(inputs if spec.transposed else outputs, outputs, fields)
         norms = site.batchnorm_branches(norm, outputs) if norm else None

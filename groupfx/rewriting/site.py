@@ -199,12 +199,18 @@ class Site:
         return self.graph.call_function(torch.cat, (list(values),), {"dim": axis})
 
     def conv_branches(
-        self, weight_rows: Sequence[Slice], bias_rows: Sequence[Slice], fields: Sequence[ConvSpec]
+        self,
+        weight_rows: Sequence[Slice],
+        bias_rows: Sequence[Slice],
+        fields: ConvSpec | Sequence[ConvSpec],
     ) -> tuple[Emit, ...]:
         """One convolution for each pair of row slices, as functions that emit its call.
 
-        `fields` are those of each branch. Its weights are rows of the site's own.
+        `fields` are those of each branch, or of any where they are alike. Its weights are rows of
+        the site's own.
         """
+        if isinstance(fields, ConvSpec):
+            fields = (fields,) * len(weight_rows)
         if self.whole_weights is not None or self.call.computed:
             return self._functional_branches(weight_rows, bias_rows, fields)
         home = self._home()

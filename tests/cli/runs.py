@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from groupfx.cli import main
 from groupfx.passes import SplitGroupedConv
+from groupfx.rewriting import Skip
 from groupfx.schema import schema
 
 # What a grouped model takes: prime numbers, and small, so that a run takes a fraction of a second.
@@ -113,7 +114,7 @@ class SwappedGroups(SplitGroupedConv):
 
     def match(self, site):  # type: ignore[no-untyped-def]
         found = super().match(site)
-        if hasattr(found, "inputs"):
+        if not isinstance(found, Skip):
             object.__setattr__(found, "inputs", tuple(reversed(found.inputs)))
         return found
 

@@ -75,7 +75,7 @@ def test_rows_of_a_weight_that_is_computed() -> None:
     assert (plan.form, plan.convs) == (Branches((3, 1)), ())
 
 
-class Functional(nn.Module):
+class OneTensorTwice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.kernel = nn.Parameter(torch.randn(12, 2, 3))
@@ -87,7 +87,7 @@ class Functional(nn.Module):
 
 def test_two_calls_of_one_tensor_share_their_branches() -> None:
     result = check_pass(
-        SplitGroupedConv(branches=4), Functional(), (torch.randn(2, 12, 8),), sites=2
+        SplitGroupedConv(branches=4), OneTensorTwice(), (torch.randn(2, 12, 8),), sites=2
     )
     assert branches_of(result.model) == [(2, 4, 4), (2, 4, 4), (1, 2, 2), (1, 2, 2)]
 
