@@ -132,18 +132,20 @@ class OnnxRuntime:
 
     def conv(self, inputs: int, outputs: int, groups: int) -> float:
         """The convolution alone."""
-        layout = self.layout(inputs, outputs, groups)
+        node, layout = self.machine.node, self.layout(inputs, outputs, groups)
         read, filters = inputs // groups, outputs // groups
-        if read == filters == 1 and layout == "blocked":
+        if layout == "blocked" and read > 1:
+            read = padded(read, self.block)
+        weights = groups * read * filters * self.work.taps * _ELEMENT / self._bandwidth / 1e3
+        if layout == "plain":
+            # A product reads its weights from end to end, and computes meanwhile.
+            product = groups * self._product(read, filters)
+            return node + max(product, weights) + groups * self._unfold(read)
+        if read == filters == 1:
             time = outputs * self.work.taps * self._written / self.machine.depthwise / 1e3
-        elif layout == "plain":
-            time = groups * self._plain(read, filters)
         else:
-            if layout == "blocked":
-                read = padded(read, self.block)
             time = groups * self._blocked(read, filters, direct=layout == "direct")
-        weights = groups * read * filters * self.work.taps * _ELEMENT
-        return self.machine.node + time + weights / self._bandwidth / 1e3
+        return node + time + weights
 
     def _layout_of(self, conv: ConvPlan) -> Layout:
         return self.layout(conv.in_channels, conv.out_channels, conv.groups)
@@ -174,15 +176,21 @@ class OnnxRuntime:
             return blocks * macs / machine.direct_pointwise
         return time / machine.direct if direct else time
 
-    def _plain(self, inputs: int, outputs: int) -> float:
+    def _product(self, inputs: int, outputs: int) -> float:
         work, machine = self.work, self.machine
         macs = inputs * outputs * work.taps * self._written / 1e3
+        if work.taps > 1:
+            return macs / machine.plain
+        # Narrow products do not fill the kernel.
+        return macs / machine.plain_pointwise * (1 + machine.plain_half / outputs)
+
+    def _unfold(self, inputs: int) -> float:
+        """What im2col takes in front of a product; a 1x1 kernel needs none."""
+        work, (fixed, by_width) = self.work, self.machine.unfold
         if work.taps == 1:
-            # Narrow products do not fill the kernel.
-            return macs / machine.plain_pointwise * (1 + machine.plain_half / outputs)
-        fixed, by_width = machine.unfold
+            return 0
         each = fixed + by_width / math.sqrt(work.positions)
-        return macs / machine.plain + inputs * work.taps * self._written * each / 1e3
+        return inputs * work.taps * self._written * each / 1e3
 
     @property
     def _written(self) -> int:

@@ -64,7 +64,7 @@ class Machine:
     pick: float = 0.003
     cold: float = 36
     warm: float = 200
-    cache: int = 32 << 20
+    cache: int = 16 << 20
 
     @classmethod
     def avx2(cls) -> Machine:

@@ -142,6 +142,9 @@ KERNELS: dict[str, tuple[int, int, int, int, int, bool, float]] = {
     "960-320-pointwise": (960, 320, 1, 1, 4, False, 51),
     "384-64-pointwise": (384, 64, 1, 1, 8, False, 14),
     "144-24-pointwise": (144, 24, 1, 1, 32, False, 40),
+    "256-at-4x4-cold": (256, 256, 1, 9, 4, True, 160),
+    "plain-257-at-4x4-cold": (257, 256, 1, 9, 4, True, 124),
+    "plain-129-at-4x4-cold": (129, 240, 1, 9, 4, True, 62),
     "plain-33": (33, 64, 1, 9, 16, False, 58),
     "plain-129": (129, 256, 1, 9, 8, False, 198),
     "plain-ragged-groups": (568, 600, 8, 9, 4, False, 112),
@@ -162,6 +165,14 @@ def test_kernels_take_what_was_measured(
     found = OnnxRuntime(work).conv(inputs, outputs, groups)
     # The profile counts in whole microseconds.
     assert (measured - 1) / 1.25 < found < (measured + 1) * 1.25
+
+
+def test_half_a_model_of_44_mb_does_not_stay_in_the_cache() -> None:
+    work = Work(9, 16, model_weights=44 << 20)
+    half, eighth = (OnnxRuntime(work, share=share).conv(256, 256, 1) for share in (0.5, 0.125))
+    # Measured in a ResNet-18 with 2 groups, and below it what the products alone take.
+    assert half == pytest.approx(160, rel=0.1)
+    assert eighth == pytest.approx(97, rel=0.1)
 
 
 def test_a_batch_reads_its_weights_once() -> None:
