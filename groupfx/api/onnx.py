@@ -102,7 +102,9 @@ def export(
         # It is built from what is here.
         from .tuning import tuned_export
 
-        return tuned_export(plain, example, Path(path), options, overwrite=overwrite).export
+        found = tuned_export(plain, example, Path(path), options, overwrite=overwrite).export
+        assert found is not None
+        return found
     check_target(Path(path), overwrite=overwrite)
     return prepare_export(plain, example, options).write(Path(path), overwrite=overwrite)
 

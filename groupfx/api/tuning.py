@@ -33,9 +33,20 @@ from ..deploy import (
     sites_in,
 )
 from ..errors import FileError, UsageError
+from ..files.archive import check_replaceable
+from ..rewriting import Result
 from ..running.alone import alone
 from ..running.inputs import ExampleInputs, in_order
-from ..tuning import Ratio, Tuning, TuningOptions, TuningPlan, read_plan, tune_graph
+from ..tuning import (
+    Ratio,
+    Tuning,
+    TuningOptions,
+    TuningPlan,
+    read_plan,
+    runs_torch,
+    tune_graph,
+    tune_module,
+)
 from .onnx import ONNX, Array, Model, module_of, opened, require_same
 
 Feeds = Mapping[str, Array]
@@ -43,14 +54,20 @@ Feeds = Mapping[str, Array]
 
 @dataclass(frozen=True)
 class Tuned:
-    """A tuned file. `ratio` is its time by that of the untouched one, with an interval of 98 %.
+    """A tuned model. `ratio` is its time by that of the untouched one, with an interval of 98 %.
 
-    `ratio` is None where a plan was applied and nothing measured; it is 1 where `untouched`, which
-    is so unless another form is provably faster. `races` has what else ran against the untouched
-    model. `plan.save(path)` writes the plan, to be applied again with the same bytes as result.
+    `export` is the ONNX file and `validation` its check; a backend of torch gives a `result` of a
+    rewrite instead, which was written to `path`. `summary` is one line: what it takes by what the
+    untouched model takes. `ratio` is None where a plan was applied and nothing measured; it is 1
+    where `untouched`, which is so unless another form is provably faster. `races` has what else ran
+    against the untouched model. `plan.save(path)` writes the plan, to be applied again with the
+    same bytes as result (of a file of ours, the same model).
     """
 
-    export: Export
+    path: Path
+    summary: str
+    export: Export | None
+    result: Result | None
     plan: TuningPlan
     ratio: Ratio | None
     untouched: bool
@@ -58,15 +75,12 @@ class Tuned:
     notes: tuple[str, ...]
     validation: Validation | None
 
-    @property
-    def summary(self) -> str:
-        """One line: what it takes by what the untouched model takes."""
-        return self.export.summary or ""
-
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         return {
-            "export": self.export.to_dict(),
+            "summary": self.summary,
+            "export": None if self.export is None else self.export.to_dict(),
+            "rewrite": None if self.result is None else self.result.report.to_dict(),
             "plan": self.plan.to_dict(),
             "ratio": None if self.ratio is None else self.ratio.to_dict(),
             "untouched": self.untouched,
@@ -80,7 +94,7 @@ class Tuned:
 def tune(
     model: Model | str | Path,
     inputs: object = None,
-    path: str | Path = "model.onnx",
+    path: str | Path | None = None,
     *,
     budget: float = 60.0,
     threads: int = 1,
@@ -95,12 +109,14 @@ def tune(
     cache: bool = True,
     progress: Progress | None = None,
 ) -> Tuned:
-    """Write the fastest ONNX file for `model` on this machine: never slower than the untouched one.
+    """Write the fastest form of `model` on this machine: never slower than the untouched one.
 
     `model` is a torch model, a result, what `groupfx.load` gave, or the path of an `.onnx` file.
     Every convolution with groups, or with blocks of zeros (as a mask of learned groups leaves
     them), is executed in the form that was fastest in the whole model, with `inputs` of this
-    `batch` (by default their own), on so many `threads` of `backend` (`onnxruntime`, `openvino`).
+    `batch` (by default their own), on so many `threads` of `backend`: an ONNX file for
+    `onnxruntime` or `openvino`; for `torch` (eager) and `torch.compile` a file of ours, whose model
+    `.result` has, tuned on the device on which the model lies.
     `inputs` are as for `groupfx.export`; for a file, a tuple or a table of arrays, guessed where
     they are not given. Measuring takes at most about `budget` seconds, less for layers that were
     measured before (`cache`). A `plan`, or its file, is applied without measuring, where it fits.
@@ -109,12 +125,27 @@ def tune(
     other outputs on the same inputs, `MismatchError` where the file is not the same function.
     """
     options = tuning_options(budget, threads, backend, plan, cache=cache)
+    place = Path(path or ("model.groupfx.pt" if runs_torch(backend) else "model.onnx"))
+    if runs_torch(backend):
+        if isinstance(model, (str, Path)):
+            raise UsageError(f"the backend {backend} runs torch models: {model} is a file")
+        example = opened(model, inputs)[1]
+        given = example if batch is None else example.with_batch(batch)
+        return module_tuned(
+            module_of(model, original=True),
+            given,
+            place,
+            options,
+            verify=verify,
+            overwrite=overwrite,
+            progress=progress,
+        )
     if not isinstance(model, (str, Path)):
         file = ExportOptions(dtype=dtype, opset=opset, dynamic=Dynamic(dynamic_batch))
         return tuned_export(
             model,
             inputs,
-            Path(path),
+            place,
             file,
             options,
             batch=batch,
@@ -122,12 +153,34 @@ def tune(
             overwrite=overwrite,
             progress=progress,
         )
-    check_target(Path(path), overwrite=overwrite)
+    check_target(place, overwrite=overwrite)
     side, prepared, feeds = _of_file(Path(model), inputs, batch)
     made, tuning = tuned(prepared, feeds, options, progress)
     checks = ValidationOptions(shapes={name: array.shape for name, array in feeds.items()})
     verdict = _verdict(side, made, checks, progress) if verify else None
-    return as_tuned(made.write(Path(path), overwrite=overwrite), tuning, verdict)
+    return as_tuned(place, tuning, made.write(place, overwrite=overwrite), verdict)
+
+
+def module_tuned(
+    model: nn.Module,
+    inputs: ExampleInputs,
+    path: Path,
+    options: TuningOptions,
+    *,
+    verify: bool = True,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Tuned:
+    """Tune a torch model for a backend of torch, prove it as a rewrite, and write it."""
+    if path.suffix == ONNX:
+        raise UsageError(
+            f"{path}: the backend {options.backend} runs torch models and no ONNX; name a .pt file"
+        )
+    check_replaceable(path, overwrite=overwrite)
+    tuning, passes = tune_module(model, inputs, options, progress or (lambda done, total: None))
+    result = passes(model, inputs, verify=verify)
+    result.save(path, overwrite=overwrite)
+    return as_tuned(path, tuning, result=result)
 
 
 @alone
@@ -153,7 +206,7 @@ def tuned_export(
     side = TorchSide.of(original, example, type(original).__name__)
     checks = ValidationOptions(given=inputs is not None)
     verdict = _verdict(side, made, checks, progress) if verify else None
-    return as_tuned(made.write(path, overwrite=overwrite), tuning, verdict)
+    return as_tuned(path, tuning, made.write(path, overwrite=overwrite), verdict)
 
 
 def _verdict(
@@ -202,10 +255,20 @@ def tuned(
     return made, tuning
 
 
-def as_tuned(export: Export, tuning: Tuning, verdict: Validation | None) -> Tuned:
+def as_tuned(
+    path: Path,
+    tuning: Tuning,
+    export: Export | None = None,
+    verdict: Validation | None = None,
+    *,
+    result: Result | None = None,
+) -> Tuned:
     """A file that was written, and how it was tuned."""
     return Tuned(
+        path=path,
+        summary=tuning.summary,
         export=export,
+        result=result,
         plan=tuning.plan,
         ratio=tuning.ratio,
         untouched=tuning.untouched,

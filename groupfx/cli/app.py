@@ -105,13 +105,14 @@ def export(options: opt.ExportCommand) -> int:
 
 
 @_command(
-    "Write the fastest ONNX file on this machine.",
-    "groupfx tune model.pt -o model.onnx\ngroupfx tune model.onnx -o tuned.onnx --batch 16",
+    "Write the fastest form of a model on this machine.",
+    "groupfx tune model.pt -o model.onnx\ngroupfx tune model.onnx -o tuned.onnx --batch 16\n"
+    "groupfx tune model.pt --backend torch -o fast.pt",
 )
 def tune(options: opt.TuneCommand) -> int:
     """Measure in which form each grouped or masked convolution of MODEL is fastest, in the whole
-    model and on this machine, and write it as an ONNX file: never slower than the untouched one,
-    and validated against MODEL.
+    model and on this machine, and write it: never slower than the untouched one, and compared with
+    MODEL. The file is an ONNX file, or for a backend of torch one that groupfx.load reads.
 
     Exit code: 0 done, also where nothing is faster; 1 a check failed: then nothing is written; 2
     wrong usage, or a file or a model that cannot be read or exported; 3 the backend is not

@@ -7,7 +7,7 @@ signature must be that of the site; another site with that signature takes the s
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -90,8 +90,21 @@ def _plan_of(data: Any) -> TuningPlan:
     return TuningPlan(**texts, threads=data["threads"], sites=sites)
 
 
-def applied(plan: TuningPlan, sites: Sequence[TunedSite], here: TuningPlan) -> Applied:
+def fits_blocks(site: TunedSite, recipe: str) -> None:
+    """Raise UsageError where the blocks of `site` cannot be executed by `recipe`."""
+    recipe_plan(recipe, site.structure)
+
+
+def applied(
+    plan: TuningPlan,
+    sites: Sequence[TunedSite],
+    here: TuningPlan,
+    fits: Callable[[TunedSite, str], None] = fits_blocks,
+) -> Applied:
     """The recipes of `plan` for `sites`, where they fit; `here` says what this machine is.
+
+    `fits` raises UsageError for a recipe that is none for a site; by default where its blocks
+    cannot be executed so.
 
     Raises UsageError for a recipe that does not fit the blocks of its own signature.
     """
@@ -101,13 +114,13 @@ def applied(plan: TuningPlan, sites: Sequence[TunedSite], here: TuningPlan) -> A
     left: list[str] = []
     for site in sites:
         entry = named.get(site.name)
-        fits = entry is not None and entry.signature == site.signature
-        recipe = entry.recipe if entry is not None and fits else alike.get(site.signature)
+        same = entry is not None and entry.signature == site.signature
+        recipe = entry.recipe if entry is not None and same else alike.get(site.signature)
         if recipe is None:
             left.append(site.name)
             continue
         try:
-            recipe_plan(recipe, site.structure)
+            fits(site, recipe)
         except UsageError as error:
             raise UsageError(f"the plan for {site.name}: {error}") from error
         recipes[site.name] = recipe

@@ -51,13 +51,8 @@ def owners(model: ir.Model, sites: Sequence[str]) -> Owners:
 
 
 def site_times(profile: Profile, owned: Owners) -> dict[str, float]:
-    """Microseconds of each site, without what profiling adds to a node.
-
-    That is what the nodes take together beyond what the whole takes without the profiler.
-    """
-    nodes = profile.nodes
-    excess = (sum(node.time for node in nodes) - profile.total) / max(len(nodes), 1)
-    overhead = min(max(excess, 0.0), _MOST_OVERHEAD)
+    """Microseconds of each site, without what profiling adds to a node."""
+    nodes, less = profile.nodes, overhead(profile)
     own = {node.name: _owner(node, owned) for node in nodes}
     readers: dict[str, list[str]] = {}
     for node in nodes:
@@ -74,8 +69,15 @@ def site_times(profile: Profile, owned: Owners) -> dict[str, float]:
             reading = iter(readers.get(node.outputs[0], ()))
             owner = owned.get(node.inputs[0]) or next(reading, None)
         if owner is not None:
-            times[owner] = times.get(owner, 0.0) + max(0.0, node.time - overhead)
+            times[owner] = times.get(owner, 0.0) + max(0.0, node.time - less)
     return times
+
+
+def overhead(profile: Profile) -> float:
+    """What profiling adds to a node: what all take together beyond the whole without it."""
+    number = max(len(profile.nodes), 1)
+    excess = (sum(node.time for node in profile.nodes) - profile.total) / number
+    return min(max(excess, 0.0), _MOST_OVERHEAD)
 
 
 def _owner(node: NodeTime, owned: Owners) -> str | None:

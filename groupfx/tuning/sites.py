@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
+from ..convs.spec import ConvSpec
 from ..deploy.forms.forming import apply_form
 from ..deploy.forms.rewrite_onnx import static_shapes
 from ..deploy.graph.conv_nodes import ConvNode, conv_nodes
@@ -91,27 +92,29 @@ def _site(
         blocked=spec.dims == 2 and tensor.dtype == ir.DataType.FLOAT,
     )
     untouched = _untouched(conv)
-    return TunedSite(
-        conv.name, structure, work, _signature(conv, structure, read, written), untouched
-    )
+    told = signature(spec, tensor.dtype.name.lower(), structure, read, written)
+    users = sorted({node.op_type for node in conv.node.outputs[0].consumers()})
+    # What the runtime may fuse.
+    told = f"{told}, into {' '.join(users) or 'the output'}"
+    return TunedSite(conv.name, structure, work, told, untouched)
 
 
-def _signature(
-    conv: ConvNode, structure: BlockStructure, read: tuple[int, ...], written: tuple[int, ...]
+def signature(
+    spec: ConvSpec,
+    dtype: str,
+    structure: BlockStructure,
+    read: tuple[int, ...],
+    written: tuple[int, ...],
 ) -> str:
-    """What the time of a site depends on: sizes and blocks, and what the runtime may fuse."""
-    spec, tensor = conv.spec, conv.weight_tensor
-    assert tensor is not None
+    """What the time of a site depends on: sizes and blocks."""
     shapes = [f"{inputs}>{outputs}" for inputs, outputs in structure.shapes]
     blocks = f"{len(shapes)} x {shapes[0]}" if structure.equal else " ".join(shapes)
-    users = sorted({node.op_type for node in conv.node.outputs[0].consumers()})
     return ", ".join(
         [
             f"{spec.describe()}, stride {_sizes(spec.stride)}, dilation {_sizes(spec.dilation)}",
-            f"{tensor.dtype.name.lower()}, {_sizes(read)} to {_sizes(written)}",
+            f"{dtype}, {_sizes(read)} to {_sizes(written)}",
             f"blocks {blocks}{'' if _runs(structure) else ', permuted'}",
             f"constants {len(structure.bias_only)}, dead {len(structure.dead_inputs)}",
-            f"into {' '.join(users) or 'the output'}",
         ]
     )
 
@@ -138,7 +141,7 @@ def _blocks(conv: ConvNode) -> BlockStructure | None:
     if spec.groups > 1:
         if spec.in_channels == spec.groups:
             return None
-        return BlockStructure(spec.in_channels, spec.out_channels, tuple(_groups(conv)))
+        return group_blocks(spec)
     weight = tensor.numpy()
     mask = (weight != 0).reshape(*weight.shape[:2], -1).any(axis=2)
     if np.all(mask) or not np.any(mask):
@@ -149,11 +152,15 @@ def _blocks(conv: ConvNode) -> BlockStructure | None:
     return found
 
 
-def _groups(conv: ConvNode) -> Iterator[Block]:
-    sides = (conv.spec.in_channels, conv.spec.out_channels)
-    inputs, outputs = (group_slices(channels, conv.spec.groups) for channels in sides)
-    for read, written in zip(inputs, outputs, strict=True):
-        yield Block(tuple(range(read.start, read.stop)), tuple(range(written.start, written.stop)))
+def group_blocks(spec: ConvSpec) -> BlockStructure:
+    """The groups of a grouped convolution as blocks."""
+    sides = (spec.in_channels, spec.out_channels)
+    inputs, outputs = (group_slices(channels, spec.groups) for channels in sides)
+    blocks = (
+        Block(tuple(range(read.start, read.stop)), tuple(range(written.start, written.stop)))
+        for read, written in zip(inputs, outputs, strict=True)
+    )
+    return BlockStructure(*sides, tuple(blocks))
 
 
 def _name(value: ir.Value | None) -> str:

@@ -1,4 +1,4 @@
-"""Find the fastest recipe of each site of an ONNX graph, measured in the whole model.
+"""Find the fastest recipe of each site of a model, measured in the whole model.
 
     probe the machine -> plan by the cost model -> profile about ten variants of the whole model
     -> each site takes the recipe whose own nodes were fastest -> race against the untouched model
@@ -19,19 +19,23 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from torch import nn
 
 from ..errors import GroupfxError, ModelError, UsageError
 from ..plan.machine import Machine
-from .backends import Backend, backend_named
+from ..rewriting import Pipeline
+from ..running.inputs import ExampleInputs
+from .backends import Backend, Profile, backend_named, runs_torch
 from .backends.backend import Feeds, Program
 from .cache import Cache, Key, cache_folder, open_cache
+from .modules import ModuleSubject
 from .plan_file import PlannedRecipe, TuningPlan, applied
-from .probe import cpu_name, machine_of, probe
-from .profile import owners, site_times
+from .probe import machine_of, probe
 from .race import HEATS, LEAST_ROUNDS, Clock, race
 from .ratios import UNTOUCHED, Ratio, compare
-from .sites import TunedSite, tunable_sites, with_recipes
-from .variants import SiteChoices, model_variants, site_choices
+from .sites import TunedSite
+from .subject import GraphSubject, Subject
+from .variants import SiteChoices, expected_recipes, model_variants
 
 Progress = Callable[[int, int], None]
 
@@ -39,6 +43,7 @@ Progress = Callable[[int, int], None]
 _MARGIN = 0.04
 # Shares of the budget.
 _OF_PROFILING, _OF_RACING = 0.6, 0.35
+_OF_LOADING = 0.65
 _MOST_SECONDS_A_VARIANT, _MOST_SECONDS_OF_A_RACE = 1.5, 30.0
 _ASSEMBLED, _VARIANT, _EXPECTED = "assembled", "best variant", "by the cost model"
 
@@ -52,7 +57,8 @@ class TuningOptions:
     """Seconds that tuning may take, without the export and the check of the file; see
     `groupfx.tune`. Times are kept in the folder `cache`, or not where it is None.
 
-    Raises UsageError for a number that is not positive.
+    Raises UsageError for a number that is not positive or an unknown backend, and
+    MissingDependencyError for one that is not installed.
     """
 
     budget: float = 60.0
@@ -67,29 +73,36 @@ class TuningOptions:
             raise UsageError(f"budget={self.budget}: give seconds, such as 60")
         if self.threads < 1:
             raise UsageError(f"threads={self.threads}: it must be at least 1")
+        backend_named(self.backend)
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """A tuned graph: its plan, and what it takes by the time of the untouched one.
+    """A tuned model: its plan, and what it takes by the time of the untouched one.
 
-    `ratio` is None where a plan was applied and nothing measured. `races` has every model that ran
-    against the untouched one. `untouched` says that no site was changed.
+    `model` is an ONNX graph, or a module of torch for backends that run those. `ratio` is None
+    where a plan was applied and nothing measured. `races` has every model that ran against the
+    untouched one. `changed` counts the sites that are not as they were.
     """
 
-    model: ir.Model
+    model: Any
     plan: TuningPlan
     ratio: Ratio | None
     races: Mapping[str, Ratio]
-    untouched: bool
+    changed: int
     notes: tuple[str, ...]
+
+    @property
+    def untouched(self) -> bool:
+        """Whether no site was changed."""
+        return not self.changed
 
     @property
     def summary(self) -> str:
         """Such as `0.93 (0.92 to 0.94) x the time of the untouched model (...); 9 of 17 sites`."""
         plan = self.plan
         where = f"{plan.backend} {plan.version}, {_threads(plan.threads)}"
-        changed = f"{self._changed} of {_sites(len(plan.sites))} changed"
+        changed = f"{self.changed} of {_sites(len(plan.sites))} changed"
         if self.ratio is None:
             return f"a plan was applied, nothing was measured; {changed}"
         if not self.untouched:
@@ -100,10 +113,6 @@ class Tuning:
         why = f" ({'; '.join(told)})" if told else ""
         return f"untouched: nothing is provably faster{why} ({where})"
 
-    @property
-    def _changed(self) -> int:
-        return sum(entry.recipe not in ("dense", "grouped") for entry in self.plan.sites)
-
 
 def tune_graph(
     model: ir.Model, feeds: Feeds, options: TuningOptions, progress: Progress = _quiet
@@ -112,38 +121,69 @@ def tune_graph(
 
     Raises ModelError for a model that gives other outputs on the same inputs, or does not run.
     """
+    if runs_torch(options.backend):
+        raise UsageError(
+            f"the backend {options.backend} runs torch models, and this is an ONNX graph"
+        )
     backend = backend_named(options.backend)
-    sites, unknown = tunable_sites(model, {name: array.shape for name, array in feeds.items()})
-    here = TuningPlan(backend.name, backend.version(), cpu_name(), options.threads, ())
+    return _tuned(*GraphSubject.of(model, feeds), options, backend, progress)
+
+
+def tune_module(
+    model: nn.Module, inputs: ExampleInputs, options: TuningOptions, progress: Progress = _quiet
+) -> tuple[Tuning, Pipeline]:
+    """Tune `model`, which is not changed, on the device on which it lies; and the passes that do
+    what was found to be fastest. Raises as `tune_graph`.
+    """
+    if not runs_torch(options.backend):
+        raise UsageError(
+            f"the backend {options.backend} runs ONNX graphs, and this is a torch model"
+        )
+    backend = backend_named(options.backend)
+    subject, unknown = ModuleSubject.of(model, inputs)
+    tuning = _tuned(subject, unknown, options, backend, progress)
+    return tuning, subject.pipeline({entry.site: entry.recipe for entry in tuning.plan.sites})
+
+
+def _tuned(
+    subject: Subject,
+    unknown: Sequence[str],
+    options: TuningOptions,
+    backend: Backend,
+    progress: Progress,
+) -> Tuning:
+    here = TuningPlan(backend.name, backend.version(), subject.processor, options.threads, ())
     notes = [f"its sizes are not known, it stays as it is: {name}" for name in unknown]
-    if options.plan is not None:
-        found = applied(options.plan, sites, here)
-        made = with_recipes(model, found.recipes)
-        plan = _planned(here, sites, found.recipes)
-        same = all(found.recipes.get(s.name, s.untouched) == s.untouched for s in sites)
-        return Tuning(made, plan, None, {}, same, (*notes, *found.notes))
-    work = _Work(model, feeds, options, backend, here, sites, notes, progress)
-    return work.run()
+    work = _Work(subject, options, backend, here, notes, progress)
+    if options.plan is None:
+        return work.run()
+    found = applied(options.plan, subject.sites, here, subject.fits)
+    notes += found.notes
+    return work.result(found.recipes, None, {})
 
 
 @dataclass
 class _Work:
-    model: ir.Model
-    feeds: Feeds
+    subject: Subject
     options: TuningOptions
     backend: Backend
     here: TuningPlan
-    sites: Sequence[TunedSite]
     notes: list[str]
     progress: Progress
     seen: dict[tuple[str, str], list[float]] = field(default_factory=dict)
     totals: dict[int, float] = field(default_factory=dict)
+    slowest: float = 0.0
+
+    @property
+    def sites(self) -> Sequence[TunedSite]:
+        return self.subject.sites
 
     def run(self) -> Tuning:
         self.started = self.options.wall()
-        one = self._once(self._load(self.model))
+        self.base = self.subject.made({})
+        one = self._once(self._load(self.base))
         if not self.sites:
-            return self._result({}, UNTOUCHED, {})
+            return self.result({}, UNTOUCHED, {})
         # The untouched model and one other, twice a round, and a round to warm up.
         least = 4 * HEATS * (LEAST_ROUNDS + 1) * one
         if least > self.options.budget:
@@ -151,18 +191,18 @@ class _Work:
                 f"the budget of {self.options.budget:g} s is too small to compare anything: one "
                 f"run takes {one:.3g} s; give at least {math.ceil(least * 2)}"
             )
-            return self._result({}, UNTOUCHED, {})
+            return self.result({}, UNTOUCHED, {})
         cache = self._cache()
-        choices = [site_choices(site, self._machine(cache)) for site in self.sites]
+        choices = self.subject.choices(partial(self._machine, cache))
         variants = model_variants(choices)
-        found = {_EXPECTED: variants[1] if len(variants) > 1 else {}}
+        found = {_EXPECTED: expected_recipes(choices)}
         if self._profiled(cache, variants):
             found[_ASSEMBLED] = self._assembled(cache, choices)
             if self.totals:
                 found[_VARIANT] = variants[min(self.totals, key=lambda place: self.totals[place])]
         else:
             # Nobody says what a site takes: the variants themselves are raced.
-            found |= {f"variant {place}": v for place, v in enumerate(variants[2:], 2)}
+            found |= {f"variant {place}": v for place, v in enumerate(variants[1:], 1)}
         return self._raced(found)
 
     def _once(self, base: Program) -> float:
@@ -202,17 +242,19 @@ class _Work:
                 )
                 break
             try:
-                made = with_recipes(self.model, variant)
-                profile = self.backend.profile(made, self.feeds, self.options.threads, seconds)
+                made = self.subject.made(variant)
+                profile = self._profile(made, seconds)
             except GroupfxError as error:
                 self.notes.append(f"variant {place} was dropped: {error}")
                 continue
             if profile is None:
                 return False
-            owned = owners(made, [site.name for site in self.sites])
             self.totals[place] = profile.total
-            self._learn(cache, variant, site_times(profile, owned))
+            self._learn(cache, variant, self.subject.times(made, profile))
         return True
+
+    def _profile(self, made: Any, seconds: float) -> Profile | None:
+        return self.backend.profile(made, self.subject.feeds, self.options.threads, seconds)
 
     def _known(self, cache: Cache, variant: Mapping[str, str]) -> bool:
         """Whether every site was measured as it is in this variant."""
@@ -250,11 +292,15 @@ class _Work:
     def _raced(self, found: Mapping[str, Mapping[str, str]]) -> Tuning:
         """The fastest of all that is provably faster than the untouched model."""
         named: dict[str, Mapping[str, str]] = {}
-        models = [self.model]
+        models = [self.base]
         for name, recipes in found.items():
             if recipes and recipes not in named.values():
-                made = with_recipes(self.model, recipes)
+                # The next one takes about as long to load as those before.
+                if self._spent() + self.slowest > _OF_LOADING * self.options.budget:
+                    self.notes.append(f"{name}: left out, the budget was used up before")
+                    continue
                 try:
+                    made = self.subject.made(recipes)
                     self._load(made)
                 except GroupfxError as error:
                     self.notes.append(f"{name}: dropped, {error}")
@@ -262,29 +308,34 @@ class _Work:
                 named[name] = recipes
                 models.append(made)
         if not named:
-            return self._result({}, UNTOUCHED, {})
+            return self.result({}, UNTOUCHED, {})
         left = self.options.budget - self._spent()
         seconds = min(_MOST_SECONDS_OF_A_RACE, max(left, 0), _OF_RACING * self.options.budget)
         options = self.options
-        clock = self.backend.clock(options.threads)
+        clock = self.backend.clock(options.threads) if self.subject.host else options.wall
         loads = [partial(self._load, model) for model in models]
         heats = race(loads, clock, seconds, options.wall, self.progress)
         races = {name: compare(heats, place) for place, name in enumerate(named, 1)}
         faster = [name for name, ratio in races.items() if ratio.verdict == "faster"]
         if not faster:
-            return self._result({}, UNTOUCHED, races)
+            return self.result({}, UNTOUCHED, races)
         best = min(faster, key=lambda name: races[name].value)
-        return self._result(named[best], races[best], races)
+        return self.result(named[best], races[best], races)
 
-    def _result(
-        self, recipes: Mapping[str, str], ratio: Ratio, races: Mapping[str, Ratio]
+    def result(
+        self, recipes: Mapping[str, str], ratio: Ratio | None, races: Mapping[str, Ratio]
     ) -> Tuning:
+        """The model with these recipes, and the plan of all sites."""
         plan = _planned(self.here, self.sites, recipes)
-        made = with_recipes(self.model, recipes)
-        return Tuning(made, plan, ratio, races, not recipes, tuple(self.notes))
+        changed = sum(recipes.get(s.name, s.untouched) != s.untouched for s in self.sites)
+        made = self.subject.made(recipes)
+        return Tuning(made, plan, ratio, races, changed, tuple(self.notes))
 
-    def _load(self, model: ir.Model) -> Program:
-        return self.backend.load(model, self.feeds, self.options.threads)
+    def _load(self, model: Any) -> Program:
+        before = self.options.wall()
+        program = self.backend.load(model, self.subject.feeds, self.options.threads)
+        self.slowest = max(self.slowest, self.options.wall() - before)
+        return program
 
     def _spent(self) -> float:
         return self.options.wall() - self.started

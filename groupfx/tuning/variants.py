@@ -100,13 +100,17 @@ def _candidates(site: TunedSite, machine: Machine) -> Iterator[tuple[str, FormPl
             yield str(binned), binned.plan(structure)
 
 
+def expected_recipes(choices: Sequence[SiteChoices]) -> Mapping[str, str]:
+    """What the cost model takes, where that is not what is there."""
+    return {c.site.name: c.expected for c in choices if c.expected != c.site.untouched}
+
+
 def model_variants(choices: Sequence[SiteChoices]) -> tuple[Mapping[str, str], ...]:
     """Recipes by sites for each variant: as it is, as expected, then down the lists of the sites.
 
     A site whose list is at its end stays untouched, as a second look at that.
     """
-    expected = {c.site.name: c.expected for c in choices if c.expected != c.site.untouched}
-    found: list[dict[str, str]] = [{}, expected]
+    found: list[Mapping[str, str]] = [{}, expected_recipes(choices)]
     longest = max((len(choice.recipes) for choice in choices), default=0)
     found += [
         {c.site.name: c.recipes[place] for c in choices if place < len(c.recipes)}

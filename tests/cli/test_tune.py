@@ -133,6 +133,65 @@ def test_options_of_a_model_are_refused_for_a_file(cli: Cli, tmp_path: Path) -> 
     assert "are for a file that is made of a model" in done.err
 
 
+def test_a_model_is_tuned_for_torch(cli: Cli, tmp_path: Path) -> None:
+    model, x = grouped_model(), torch.randn(*map(int, SHAPE.split(",")))
+    path = save(tmp_path / "net.pt", model)
+    given = ("tune", path, "--input-shape", SHAPE, "--backend", "torch")
+    done = cli(*given, *QUICK, "--save-plan", "plan.json", "--json", "report.json")
+    assert done.code == 0, done.err
+    assert "Wrote net.tuned.pt" in done.out
+    report = check_json(Path("report.json").read_text(), SCHEMA)
+    assert report["files"]["written"] == ["net.tuned.pt"]
+    assert (report["ok"], report["export"], report["validation"]) == (True, None, None)
+    assert report["summary"] in done.out
+    assert report["plan"] == json.loads(Path("plan.json").read_text())
+    assert report["plan"]["backend"] == "torch"
+    again = cli(*given, "--plan", edited(Path("plan.json"), "split"), "-o", "split.pt")
+    assert again.code == 0, again.err
+    assert "Same function" in again.out
+    assert "a plan was applied, nothing was measured; 2 of 2 sites changed" in again.out
+    for file in ("net.tuned.pt", "split.pt"):
+        with torch.no_grad():
+            torch.testing.assert_close(groupfx.load(file).model(x), model(x))
+    wrong = cli(*given, "--plan", edited(Path("plan.json"), "merge 5"), "-o", "wrong.pt")
+    assert wrong.code == 2
+    assert "the plan for stem: 'merge 5' is no way to execute it in torch" in wrong.err
+
+
+OF_TORCH: dict[str, tuple[list[str], str]] = {
+    "an ONNX file": (["-o", "m.onnx"], "neither MODEL nor -o may be an .onnx file"),
+    "how one is written": (["--opset", "17"], "writes no ONNX file"),
+    "how one is compared": (["--atol", "y:1"], "writes no ONNX file"),
+    "device": (["--device", "nowhere"], "--device nowhere: "),
+    "one file": (["--save-plan", "net.tuned.pt"], "both name net.tuned.pt"),
+    "batch": (["--batch", "0"], "--batch 0: it must be at least 1"),
+}
+
+
+@pytest.mark.parametrize(("argv", "said"), OF_TORCH.values(), ids=OF_TORCH.keys())
+def test_what_torch_cannot_be_tuned_with_is_refused(
+    cli: Cli, tmp_path: Path, argv: list[str], said: str
+) -> None:
+    given = ("tune", save(tmp_path / "net.pt", grouped_model()), "--input-shape", SHAPE)
+    done = cli(*given, "--backend", "torch", *argv)
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+
+
+def test_a_backend_of_torch_takes_no_onnx(cli: Cli, tmp_path: Path) -> None:
+    path = save(tmp_path / "net.pt", grouped_model())
+    done = cli("tune", path, "--input-shape", SHAPE, "--device", "cpu")
+    assert done.code == 2
+    assert "--device: only with --backend torch or torch.compile" in done.err
+    done = cli("export", path, "--input-shape", SHAPE, "--tune", "--backend", "torch")
+    assert done.code == 2
+    assert "--backend torch runs no ONNX file: 'groupfx tune' tunes for torch" in done.err
+    Path("m.onnx").write_bytes(b"")
+    done = cli("tune", "m.onnx", "--backend", "torch")
+    assert done.code == 2
+    assert "neither MODEL nor -o may be an .onnx file" in done.err
+
+
 class NoiseAdded(nn.Module):
     """Adds noise, in eval mode too."""
 

@@ -13,7 +13,7 @@ from ..input.checks import validation_options
 from ..input.files import ONNX, check_distinct, check_folder, write_json
 from ..input.model_file import ModelOptions, OpenedFile, read_source
 from ..input.onnx_file import check_tuning, onnx_file
-from ..input.options import ExportCommand
+from ..input.options import TORCH_BACKENDS, ExportCommand
 from ..text.export_text import show_export
 from ..text.rewrite_text import show_report
 from ..text.screen import Screen
@@ -68,7 +68,8 @@ def run_export(options: ExportCommand) -> int:
         show_validation(screen, verdict)
     if options.told.json is not None:
         document = _document(opened, report, export, verdict)
-        document["tuning"] = None if tuning is None else as_tuned(export, tuning, None).to_dict()
+        told = None if tuning is None else as_tuned(options.place, tuning, export).to_dict()
+        document["tuning"] = told
         write_json(options.told.json, document)
     return 0
 
@@ -84,6 +85,10 @@ def _check_outputs(options: ExportCommand) -> None:
         )
     check_distinct({"MODEL": options.model, "-o": place, "--json": options.told.json})
     check_tuning(options.tuning, place, used=options.tune)
+    if options.tuning.backend in TORCH_BACKENDS:
+        raise UsageError(
+            f"--backend {options.tuning.backend} runs no ONNX file: 'groupfx tune' tunes for torch"
+        )
     check_folder(place, "-o")
     check_target(place, overwrite=options.force)
     check_folder(options.told.json, "--json")

@@ -19,6 +19,8 @@ from .signature import argument, option
 
 # As in groupfx.tracing, which would import torch; a test holds them together.
 Way = Literal["auto", "trace", "modules", "export"]
+# As in groupfx.tuning, likewise.
+TORCH_BACKENDS = ("torch", "torch.compile")
 
 _FILE = "Model file"
 _REWRITE = "What to rewrite"
@@ -237,7 +239,8 @@ class TuningChoice:
         panel=_TUNING,
         metavar="NAME",
         default="onnxruntime",
-        help="The runtime: onnxruntime, or openvino where it is installed.",
+        help="The runtime: onnxruntime; openvino where it is installed; torch (eager) or "
+        "torch.compile, for which OUT is a .pt file of ours.",
     )
     plan: Path | None = option(
         "--plan",
@@ -350,13 +353,20 @@ class TuneCommand:
     model: Path = argument("MODEL", f"{_MODEL} Or an .onnx file.")
     file: ModelFile
     tuning: TuningChoice
+    device: str | None = option(
+        "--device",
+        panel=_TUNING,
+        metavar="NAME",
+        help="Where a backend of torch runs, such as cuda.  [default: cpu]",
+    )
     no_verify: bool = option("--no-verify", panel=_CHECK, default=False, help=_NO_VERIFY)
     output: Path | None = option(
         "--output",
         "-o",
         panel=_OUTPUT,
-        metavar="OUT.onnx",
-        help="The file to write.  [default: MODEL's name with .tuned.onnx, in this folder]",
+        metavar="OUT",
+        help="The file to write.  [default: MODEL's name with .tuned.onnx, or with .tuned.pt for a "
+        "backend of torch, in this folder]",
     )
     written: OnnxFile
     check: Check
@@ -366,7 +376,13 @@ class TuneCommand:
     @property
     def place(self) -> Path:
         """Where the file goes."""
-        return self.output or Path(f"{_stem(self.model)}.tuned{ONNX}")
+        ending = ".pt" if self.of_torch else ONNX
+        return self.output or Path(f"{_stem(self.model)}.tuned{ending}")
+
+    @property
+    def of_torch(self) -> bool:
+        """Whether a torch model is tuned for torch."""
+        return self.tuning.backend in TORCH_BACKENDS
 
 
 @dataclass(frozen=True, kw_only=True)

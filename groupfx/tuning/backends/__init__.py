@@ -8,14 +8,33 @@ from importlib import import_module
 from ...errors import UsageError
 from .backend import Backend, NodeTime, Profile, Program
 
-__all__ = ["Backend", "NodeTime", "Profile", "Program", "backend_named", "backend_names"]
+__all__ = [
+    "Backend",
+    "NodeTime",
+    "Profile",
+    "Program",
+    "backend_named",
+    "backend_names",
+    "runs_torch",
+]
 
-_FILES: Mapping[str, str] = {"onnxruntime": "onnx_runtime", "openvino": "open_vino"}
+_FILES: Mapping[str, str] = {
+    "onnxruntime": "onnx_runtime",
+    "openvino": "open_vino",
+    "torch": "torch_eager",
+    "torch.compile": "torch_compile",
+}
+_OF_TORCH = ("torch", "torch.compile")
 
 
 def backend_names() -> tuple[str, ...]:
     """Those that there are; the first is the default."""
     return tuple(_FILES)
+
+
+def runs_torch(name: str) -> bool:
+    """Whether the backend `name` runs modules of torch, and no ONNX graphs."""
+    return name in _OF_TORCH
 
 
 def backend_named(name: str) -> Backend:

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
@@ -36,7 +35,10 @@ class Profile:
 
 
 class Backend(Protocol):
-    """A runtime. Its programs run on so many threads; what it raises is a GroupfxError."""
+    """A runtime. Its programs run on so many threads; what it raises is a GroupfxError.
+
+    It takes ONNX graphs and arrays by the names of inputs, or modules of torch and example inputs.
+    """
 
     name: str
 
@@ -49,10 +51,8 @@ class Backend(Protocol):
     def clock(self, threads: int) -> Callable[[], float]:
         """Seconds that its programs take, apart from other processes where that can be."""
 
-    def load(self, model: ir.Model, feeds: Feeds, threads: int) -> Program:
+    def load(self, model: Any, feeds: Any, threads: int) -> Program:
         """The model, ready to run on `feeds`."""
 
-    def profile(
-        self, model: ir.Model, feeds: Feeds, threads: int, seconds: float
-    ) -> Profile | None:
+    def profile(self, model: Any, feeds: Any, threads: int, seconds: float) -> Profile | None:
         """What each node takes, after running for about so long; None where nobody can say."""
