@@ -1,6 +1,7 @@
 """All benchmarks, one table each.
 
     python -m tests.benchmarks [--quick] [NAME ...]
+    python -m tests.benchmarks speed-table [--rows REGEX] [--kept FILE.jsonl]
 
 Times are medians over rounds after a warm-up. Where two sides are compared, they take turns in one
 process, and the figure to quote is the ratio: machines are shared and noisy.
@@ -8,6 +9,8 @@ process, and the figure to quote is the ratio: machines are shared and noisy.
 
 import argparse
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -23,8 +26,9 @@ from . import (
     inspect_cost,
     peak_memory,
     rewrite_time,
+    self_race,
     source1_groups,
-    tuned_speed,
+    speed_table,
     validate_time,
 )
 
@@ -40,8 +44,8 @@ BENCHMARKS: dict[str, Callable[[Console, bool], None]] = {
     "freeze-time": freeze_time.run,
     "frozen-speed": frozen_speed.run,
     "form-speed": form_speed.run,
-    "tuned-speed": tuned_speed.run,
-    "self-race": tuned_speed.run_itself,
+    "speed-table": speed_table.run,
+    "self-race": self_race.run,
     "validate-time": validate_time.run,
 }
 
@@ -50,6 +54,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Benchmarks of groupfx.")
     parser.add_argument("names", nargs="*", help=f"of {', '.join(BENCHMARKS)} (all)")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that they run")
+    parser.add_argument("--rows", default="", help="of speed-table: those where this is found")
+    parser.add_argument("--kept", type=Path, help="of speed-table: rows that are done, as JSON")
     options = parser.parse_args()
     unknown = set(options.names) - set(BENCHMARKS)
     if unknown:
@@ -58,8 +64,10 @@ def main() -> None:
         )
     console = Console()
     console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    table = partial(speed_table.run, pattern=options.rows, kept=options.kept)
     for name in options.names or BENCHMARKS:
-        BENCHMARKS[name](console, options.quick)
+        run = table if name == "speed-table" else BENCHMARKS[name]
+        run(console, options.quick)
 
 
 if __name__ == "__main__":
