@@ -9,10 +9,13 @@ once, so that the fewest bytes are moved at run time: both sides of a sum share 
 convolution stay whole, inputs and outputs of the model stay as they are. Where no order suits, a
 gather stays, in its cheapest spelling. `groupfx.folding.algebra` has the rule of each operation.
 
-Weights are reordered and nothing is computed anew, so every sum has the terms that it had.
+A channel that nothing reads is left out, back to where it is made: a filter, its BatchNorm, its
+depthwise convolution. Weights are reordered or left out and nothing is computed anew, so every sum
+has the terms that it had, but for those that were 0.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from groupfx.folding.fold import Fold, fold
 from groupfx.folding.problem import Problem
@@ -23,6 +26,9 @@ from groupfx.rewriting.graph_pass import GraphPass
 class FoldPermutations(GraphPass):
     """Channel permutations disappear into neighbouring weights; the fewest bytes are gathered."""
 
+    dead: Literal["drop", "keep"] = "drop"
+    """channels that nothing reads: left out of whatever makes them, or kept"""
+
     refuses = (
         "a permutation between two tensors whose order something else decides (a residual sum, "
         "groups, inputs and outputs of the model); the report names each, with its bytes",
@@ -31,4 +37,4 @@ class FoldPermutations(GraphPass):
     )
 
     def plan_graph(self, problem: Problem) -> Fold:
-        return fold(problem)
+        return fold(problem, drop_dead=self.dead == "drop")

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 from . import axes as axes
-from .problem import Axis, GroupedWeight
+from .problem import Axis, Counted, GroupedWeight
 from .rules import (
     RULES,
     apply,
@@ -25,8 +25,13 @@ from .wiring import Graph, Natural, Operation, Parameter, Regrouped, Tracked
 __all__ = ["RULES", "apply"]
 
 
-@rule("size", "size, shape", "sees no order")
+@rule("size", "size, shape", "sees no order, but how many there are", each=True)
 def _size(graph: Graph, op: Operation) -> None:
+    asked = op.numbers.get("dims")
+    for value in op.values.values():
+        state = graph.state(value)
+        if asked is None or (isinstance(state, Tracked) and state.dim in asked):
+            graph.keep_all(op)
     give(graph, op, Natural(f"{op.name} gives them so"))
 
 
@@ -34,6 +39,7 @@ def _size(graph: Graph, op: Operation) -> None:
     "elementwise",
     "elementwise functions, dropout in eval, pooling, padding and resizing of other axes",
     "`f(x[:, s]) = f(x)[:, s]`",
+    each=True,
 )
 def _elementwise(graph: Graph, op: Operation) -> None:
     _, value = one_input(op)
@@ -44,6 +50,7 @@ def _elementwise(graph: Graph, op: Operation) -> None:
     if isinstance(state, Regrouped) or state.dim in op.numbers.get("dims", ()):
         barrier(graph, op)
         return
+    graph.count(op, state)
     give(graph, op, state)
 
 
@@ -64,6 +71,7 @@ def _normalise(graph: Graph, op: Operation) -> None:
     "reduce",
     "mean, sum, max and min over axes; argmax over axes other than C",
     "over C: `f(x[:, s]) = f(x)`, the order is gone; over other axes: commutes",
+    each=True,
 )
 def _reduce(graph: Graph, op: Operation) -> None:
     _, value = one_input(op)
@@ -72,6 +80,8 @@ def _reduce(graph: Graph, op: Operation) -> None:
     if isinstance(state, Regrouped) or (tracked and op.numbers.get("ordered")):
         barrier(graph, op)
         return
+    if tracked:
+        graph.keep_all(op)
     if isinstance(state, Natural) or state.dim in dims:
         give(graph, op, Natural(f"{op.name} gives them so"))
         return
@@ -83,6 +93,7 @@ def _reduce(graph: Graph, op: Operation) -> None:
     "binary",
     "add, sub, mul, div, min, max, pow, where of two tensors, or of a tensor and a parameter",
     "`f(a[:, s], b[:, s]) = f(a, b)[:, s]`: one order for both; an axis of size 1 is free",
+    each=True,
 )
 def _binary(graph: Graph, op: Operation) -> None:
     rank = len(op.outputs[0].shape)
@@ -115,6 +126,7 @@ def _binary(graph: Graph, op: Operation) -> None:
     "per channel",
     "BatchNorm, InstanceNorm, SyncBatchNorm",
     "`f(x[:, s]; w[s]) = f(x; w)[:, s]` for weight, bias, running mean and variance",
+    each=True,
 )
 def _per_channel(graph: Graph, op: Operation) -> None:
     slot, _ = one_input(op)
@@ -127,6 +139,7 @@ def _per_channel(graph: Graph, op: Operation) -> None:
     "prelu",
     "PReLU",
     "one parameter: free; one a channel: `f(x[:, s]; a[s]) = f(x; a)[:, s]`",
+    each=True,
 )
 def _prelu(graph: Graph, op: Operation) -> None:
     slot, _ = one_input(op)
@@ -143,6 +156,7 @@ def _prelu(graph: Graph, op: Operation) -> None:
     "layer norm",
     "LayerNorm, RMSNorm",
     "over C: `f(x[:, s]; w[s]) = f(x; w)[:, s]`; over other axes: commutes",
+    each=True,
 )
 def _layer_norm(graph: Graph, op: Operation) -> None:
     slot, value = one_input(op)
@@ -156,6 +170,7 @@ def _layer_norm(graph: Graph, op: Operation) -> None:
         barrier(graph, op)
         return
     if state.dim >= first:
+        graph.keep_all(op)
         given = [(op.parameter(role), state.dim - first) for role in ("weight", "bias")]
         state = graph.bind(op, slot, state, given)
     give(graph, op, state)
@@ -179,6 +194,7 @@ def _group_norm(graph: Graph, op: Operation) -> None:
     "convolution",
     "dense convolution; transposed: the two axes change places",
     "`conv(x[:, s]; W[:, s]) = conv(x; W)`, `conv(x; W[t], b[t]) = conv(x; W, b)[:, t]`",
+    each=True,
 )
 def _convolution(graph: Graph, op: Operation) -> None:
     slot, _ = one_input(op)
@@ -210,6 +226,7 @@ def _project(
     made = graph.fresh(given[0][0].shape[given[0][1]])
     for p, d in given:
         graph.follow(p, d, made)
+    graph.weigh(parameter, axis, made)
     give(graph, op, Tracked(dim, made))
 
 
@@ -217,11 +234,13 @@ def _project(
     "depthwise",
     "depthwise convolution",
     "`conv(x[:, s]; W[s], b[s]) = conv(x; W, b)[:, s]`",
+    each=True,
 )
 def _depthwise(graph: Graph, op: Operation) -> None:
     slot, _ = one_input(op)
     weight, bias = op.parameter("weight"), op.parameter("bias")
     state = graph.bind(op, slot, graph.read(op, slot, 1), [(weight, 0), (bias, 0)])
+    graph.problem.counted.append(Counted(op.node, state.axis))
     give(graph, op, state)
 
 
@@ -229,6 +248,7 @@ def _depthwise(graph: Graph, op: Operation) -> None:
     "grouped",
     "grouped convolution, depthwise with a multiplier",
     "whole groups move on both sides, and channels within a group on either",
+    each=True,
 )
 def _grouped(graph: Graph, op: Operation) -> None:
     slot, value = one_input(op)
@@ -250,9 +270,10 @@ def _grouped(graph: Graph, op: Operation) -> None:
             graph.problem.fix(known.inputs, reason)
             graph.problem.fix(known.outputs, reason)
         else:
-            graph.problem.grouped[weight.key] = GroupedWeight(
-                weight.key, inputs.variable, outputs.variable, groups, op.numbers["transposed"]
-            )
+            turned = op.numbers["transposed"]
+            sides = inputs.variable, outputs.variable
+            graph.problem.group(GroupedWeight(weight.key, *sides, groups, turned, weight.nonzero))
+    graph.problem.counted.append(Counted(op.node, outputs, groups=groups))
     graph.group(weight)
     if bias is not None:
         graph.follow(bias, 0, outputs)
@@ -264,6 +285,7 @@ def _grouped(graph: Graph, op: Operation) -> None:
     "linear",
     "Linear on the last axis, a matrix product with a parameter",
     "as a 1x1 convolution",
+    each=True,
 )
 def _linear(graph: Graph, op: Operation) -> None:
     slot, value = one_input(op)
@@ -281,6 +303,7 @@ def _linear(graph: Graph, op: Operation) -> None:
     "constant",
     "channels that hold a parameter each, like another tensor",
     "`expand(w[s]) = expand(w)[:, s]`; the other tensor is read for its size alone",
+    each=True,
 )
 def _constant(graph: Graph, op: Operation) -> None:
     weight = op.parameter("weight")

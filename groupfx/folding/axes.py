@@ -19,6 +19,7 @@ from .wiring import Graph, Natural, Operation, Regrouped, Tracked, Value
     "concat",
     "concatenation along C",
     "`cat(a[:, s], b[:, t]) = cat(a, b)[:, s + (t + n)]`; back: where each part keeps its own",
+    each=True,
 )
 def _concat(graph: Graph, op: Operation) -> None:
     dim = op.numbers["dim"]
@@ -54,6 +55,7 @@ def _along_others(graph: Graph, op: Operation) -> None:
     "select",
     "gather, index_select, list index, slice, narrow, split and chunk along C",
     "`x[:, s][:, p'] = x[:, p][:, t]` with `s[p'] = p[t]`: moved into what is around it",
+    each=True,
 )
 def _select(graph: Graph, op: Operation) -> None:
     slot, value = one_input(op)
@@ -74,6 +76,7 @@ def _select(graph: Graph, op: Operation) -> None:
     "transpose",
     "permute, transpose",
     "the axis with channels moves along",
+    each=True,
 )
 def _transpose(graph: Graph, op: Operation) -> None:
     _, value = one_input(op)
@@ -94,6 +97,7 @@ def _transpose(graph: Graph, op: Operation) -> None:
     "flatten, view, reshape, squeeze, unsqueeze, channel shuffles made of them",
     "`flatten(x[:, s])` moves blocks of H*W, or with stride C; "
     "view-transpose-view is a permutation of its own",
+    each=True,
 )
 def _reshape(graph: Graph, op: Operation) -> None:
     slot, value = one_input(op)
@@ -108,6 +112,7 @@ def _reshape(graph: Graph, op: Operation) -> None:
         return
     kept = _still_one_axis(graph, state, value.shape, shape)
     if kept is not None:
+        graph.count(op, kept)
         give(graph, op, kept)
         return
     regrouped = _taken_apart(op, slot, state, value, shape)
@@ -187,6 +192,7 @@ def _in_place(state: Regrouped) -> bool:
     "pixel shuffle",
     "PixelShuffle; PixelUnshuffle back",
     "channels move in blocks of r*r on the side that has more",
+    each=True,
 )
 def _pixel_shuffle(graph: Graph, op: Operation) -> None:
     slot, value = one_input(op)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .orders import Order, group_order, identity
-from .problem import GroupedWeight, Orders, Problem, axis_order
+from .orders import Order, identity, is_identity
+from .problem import GroupedWeight, Orders, Problem, Reader, axis_order
 
 Array = npt.NDArray[Any]
 
@@ -29,12 +29,15 @@ class Edit:
     """A parameter whose elements are put in another order.
 
     `axes` gives the order of whole dimensions; `blocks` that of the first two, where the rows of
-    each group of a convolution have columns of their own.
+    each group of a convolution have columns of their own. `leaves_out` says that some are gone;
+    those of them that rows which stay are left without were zero, and are `zeros`.
     """
 
     key: Hashable
     axes: dict[int, Order] = field(default_factory=dict)
     blocks: tuple[Block, ...] = ()
+    leaves_out: bool = False
+    zeros: tuple[Block, ...] = ()
 
     def of(self, array: Array) -> Array:
         """The new tensor."""
@@ -48,36 +51,56 @@ class Edit:
 def edits(problem: Problem, orders: Orders) -> list[Edit]:
     """Every parameter that changes, once."""
     axes: dict[Hashable, dict[int, Order]] = defaultdict(dict)
+    lengths: dict[Hashable, dict[int, int]] = defaultdict(dict)
     for (key, dim), bound in problem.absorbed.items():
-        order = axis_order(problem, bound.axis, orders)
-        if not bool((order == identity(len(order))).all()):
+        order, length = axis_order(problem, bound.axis, orders), problem.length(bound.axis)
+        lengths[key][dim] = length
+        if not is_identity(order, length):
             axes[key][dim] = order
-    found = [Edit(key, dims) for key, dims in axes.items()]
-    for weight in problem.grouped.values():
-        blocks = _blocks(problem, weight, orders)
-        if blocks:
-            found.append(Edit(weight.key, blocks=blocks))
-    return found
+    inputs = {flow.key: flow.columns for flow in problem.flows if isinstance(flow, Reader)}
+    found = []
+    for key, dims in axes.items():
+        fewer = any(len(order) < lengths[key][dim] for dim, order in dims.items())
+        zeros = _zeros(dims, lengths[key], inputs[key]) if key in inputs else ()
+        found.append(Edit(key, dims, leaves_out=fewer, zeros=zeros))
+    grouped = (_grouped(problem, weight, orders) for weight in problem.grouped.values())
+    return [*found, *(edit for edit in grouped if edit is not None)]
 
 
-def _blocks(problem: Problem, weight: GroupedWeight, orders: Orders) -> tuple[Block, ...]:
-    """The rows of each group in their new place, with its columns; nothing where all stay."""
-    inputs = orders[problem.find(weight.inputs)]
-    outputs = orders[problem.find(weight.outputs)]
-    if _same(inputs) and _same(outputs):
+def _zeros(dims: Mapping[int, Order], lengths: Mapping[int, int], inputs: int) -> tuple[Block, ...]:
+    """Inputs that are gone, by the outputs that stay."""
+    if inputs not in dims or len(dims[inputs]) == lengths[inputs]:
         return ()
-    rows, columns = (inputs, outputs) if weight.transposed else (outputs, inputs)
-    groups = weight.groups
-    moved = group_order(rows, groups)
-    assert moved is not None
-    size = len(columns) // groups
-    return tuple(
-        Block(part, own - int(group) * size)
-        for part, own, group in zip(
-            rows.reshape(groups, -1), columns.reshape(groups, -1), moved, strict=True
-        )
-    )
+    outputs = 1 - inputs
+    gone = np.setdiff1d(identity(lengths[inputs]), dims[inputs])
+    kept = dims.get(outputs, identity(lengths[outputs]))
+    return (Block(kept, gone) if inputs == 1 else Block(gone, kept),)
 
 
-def _same(order: Order) -> bool:
-    return bool((order == identity(len(order))).all())
+def _grouped(problem: Problem, weight: GroupedWeight, orders: Orders) -> Edit | None:
+    """The rows of each group in their new place, with its columns; nothing where all stay."""
+    sides = [problem.find(v) for v in (weight.inputs, weight.outputs)]
+    units = [problem.units(side) for side in sides]
+    if all(is_identity(orders[side], count) for side, count in zip(sides, units, strict=True)):
+        return None
+    rows, columns = sides if weight.transposed else sides[::-1]
+    height, width = problem.units(rows) // weight.groups, problem.units(columns) // weight.groups
+    groups = orders[rows] // height
+    # Whole groups may be gone: those that are left follow each other.
+    starts = np.flatnonzero(np.diff(groups, prepend=-1))
+    blocks, zeros = [], []
+    for group, own, read in zip(
+        groups[starts],
+        np.split(orders[rows], starts[1:]),
+        np.split(orders[columns], len(starts)),
+        strict=True,
+    ):
+        kept = read - group * width
+        blocks.append(Block(own, kept))
+        if weight.transposed:
+            zeros.append(Block(np.setdiff1d(group * height + identity(height), own), kept))
+        else:
+            zeros.append(Block(own, np.setdiff1d(identity(width), kept)))
+    fewer = any(len(orders[side]) < count for side, count in zip(sides, units, strict=True))
+    left = tuple(zero for zero in zeros if len(zero.rows) and len(zero.columns))
+    return Edit(weight.key, blocks=tuple(blocks), leaves_out=fewer, zeros=left)

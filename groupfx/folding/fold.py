@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from .edits import Edit, edits
-from .orders import Order, identity
-from .problem import Axis, Link, Orders, Problem, axis_order, positions
+from .liveness import everything, live_units, with_all_numbers, without_dead
+from .orders import Order, identity, is_identity
+from .problem import Axis, Link, Orders, Problem, Reader, axis_order, positions
 from .solving import moved_bytes, solve
 from .spelling import Spelling, spell
 
@@ -47,13 +50,38 @@ class Totals:
 
 
 @dataclass(frozen=True)
+class Dead:
+    """Channels that nothing reads and that are gone: rows of weights, and columns of others."""
+
+    filters: int = 0
+    inputs: int = 0
+
+    def __str__(self) -> str:
+        return f"dead channels: {self.filters} filters and {self.inputs} inputs are gone"
+
+
+@dataclass(frozen=True)
+class Count:
+    """What a node has to say now: the size at `dim` of a shape, or without it, its groups."""
+
+    node: Hashable
+    dim: int | None
+    value: int
+
+
+@dataclass(frozen=True)
 class Fold:
-    """What is to be done to a graph: links in the order of the graph, and parameters."""
+    """What is to be done to a graph: links in the order of the graph, parameters, and counts.
+
+    An order leaves out the channels that are gone.
+    """
 
     problem: Problem
     orders: Orders
     links: tuple[FoldedLink, ...]
     edits: tuple[Edit, ...]
+    counts: tuple[Count, ...]
+    dead: Dead
     before: Totals
     after: Totals
     kept: tuple[Kept, ...]
@@ -68,23 +96,31 @@ class Fold:
         """The order of an axis now."""
         return axis_order(self.problem, axis, self.orders)
 
-    def sides(self, weight: Hashable, transposed: bool) -> tuple[Order, Order] | None:
-        """The orders of the input and the output of a convolution; None if no rule knows it."""
+    def sides(self, weight: Hashable, transposed: bool) -> tuple[Order | None, Order | None] | None:
+        """The orders of the input and the output of a convolution; None if no rule knows it.
+
+        None for a side that is as it was.
+        """
         grouped = self.problem.grouped.get(weight)
         if grouped is not None:
-            return self.order(Axis(grouped.inputs)), self.order(Axis(grouped.outputs))
+            return self._changed(Axis(grouped.inputs)), self._changed(Axis(grouped.outputs))
         rows, columns = (self.problem.bound(weight, dim) for dim in (0, 1))
         if rows is None:
             return None
         # A depthwise one has one axis for both.
-        both = self.order(rows), self.order(rows if columns is None else columns)
+        both = self._changed(rows), self._changed(rows if columns is None else columns)
         return both if transposed else both[::-1]
+
+    def _changed(self, axis: Axis) -> Order | None:
+        order = self.order(axis)
+        return None if is_identity(order, self.problem.length(axis)) else order
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as in the JSON report."""
         return {
             "before": vars(self.before),
             "after": vars(self.after),
+            "dead": vars(self.dead),
             "kept": [vars(kept) for kept in self.kept],
             "exact": self.exact,
         }
@@ -93,26 +129,36 @@ class Fold:
         """Such as `permutations: 34 -> 10 (2.1 MB -> 0.2 MB a sample)`."""
         before, after = self.before, self.after
         sizes = f"{in_bytes(before.moved)} -> {in_bytes(after.moved)} a sample"
-        return f"permutations: {before.count} -> {after.count} ({sizes})"
+        gone = f"; {self.dead}" if self.dead != Dead() else ""
+        return f"permutations: {before.count} -> {after.count} ({sizes}){gone}"
 
 
-def fold(problem: Problem) -> Fold:
-    """Choose the orders, and say what follows from them."""
-    solution = solve(problem)
+def fold(problem: Problem, *, drop_dead: bool = True) -> Fold:
+    """Choose the orders, and say what follows from them; without what nobody reads, if asked."""
+    live = live_units(problem) if drop_dead else everything(problem)
+    small = without_dead(problem, live)
+    solution = solve(small)
     start = {root: identity(len(order)) for root, order in solution.orders.items()}
-    orders = solution.orders
-    if moved_bytes(problem, orders) >= moved_bytes(problem, start) and _nothing_gone(
-        problem, start, orders
+    chosen = solution.orders
+    if moved_bytes(small, chosen) >= moved_bytes(small, start) and _nothing_gone(
+        small, start, chosen
     ):
-        orders = start
-    links = tuple(_folded(problem, link, start, orders) for link in problem.links)
+        chosen = start
+    orders = with_all_numbers(chosen, live)
+    links = tuple(
+        _folded(problem, link, _spelled(small, left, chosen), orders)
+        for link, left in zip(problem.links, small.links, strict=True)
+    )
+    as_it_was = {root: identity(problem.units(root)) for root in problem.roots()}
     return Fold(
         problem,
         orders,
         links,
         tuple(edits(problem, orders)),
-        _totals(problem, start),
-        _totals(problem, orders),
+        tuple(_counts(problem, orders)),
+        _dead(problem, orders),
+        _totals(problem, as_it_was),
+        _totals(small, chosen),
         tuple(_kept(problem, links)),
         solution.exact,
     )
@@ -127,16 +173,41 @@ def _spelled(problem: Problem, link: Link, orders: Orders) -> Spelling:
     return spell(positions(problem, link, orders), lengths)
 
 
-def _folded(problem: Problem, link: Link, start: Orders, orders: Orders) -> FoldedLink:
-    spelling = _spelled(problem, link, orders)
+def _folded(problem: Problem, link: Link, spelling: Spelling, orders: Orders) -> FoldedLink:
     axes = (link.target, *link.sources)
-    alike = all(_is(axis_order(problem, a, orders), axis_order(problem, a, start)) for a in axes)
+    alike = all(_as_it_was(problem, axis, orders) for axis in axes)
     untouched = (spelling.nothing and not link.given) or (alike and not spelling.nothing)
     return FoldedLink(link, spelling, untouched)
 
 
-def _is(first: Order, second: Order) -> bool:
-    return bool((first == second).all())
+def _as_it_was(problem: Problem, axis: Axis, orders: Orders) -> bool:
+    return is_identity(axis_order(problem, axis, orders), problem.length(axis))
+
+
+def _counts(problem: Problem, orders: Orders) -> Iterator[Count]:
+    for counted in problem.counted:
+        order = axis_order(problem, counted.axis, orders)
+        units = problem.length(counted.axis)
+        if len(order) == units:
+            continue
+        value = len(order)
+        if counted.groups is not None:
+            value = len(np.unique(order // (units // counted.groups)))
+        yield Count(counted.node, counted.dim, value)
+
+
+def _dead(problem: Problem, orders: Orders) -> Dead:
+    """Rows and columns that are gone; a depthwise convolution has no columns of its own."""
+    sides = {f.key: (f.outputs, f.inputs) for f in problem.flows if isinstance(f, Reader)}
+    sides |= {w.key: (Axis(w.outputs), Axis(w.inputs)) for w in problem.grouped.values()}
+    gone = [[_gone(problem, axis, orders) for axis in axes] for axes in sides.values()]
+    depthwise = {c.node: c.axis for c in problem.counted if c.dim is None and c.groups is None}
+    filters = sum(_gone(problem, axis, orders) for axis in depthwise.values())
+    return Dead(filters + sum(rows for rows, _ in gone), sum(columns for _, columns in gone))
+
+
+def _gone(problem: Problem, axis: Axis, orders: Orders) -> int:
+    return problem.length(axis) - len(axis_order(problem, axis, orders))
 
 
 def _totals(problem: Problem, orders: Orders) -> Totals:

@@ -18,6 +18,11 @@ def identity(channels: int) -> Order:
     return np.arange(channels, dtype=np.intp)
 
 
+def is_identity(order: Order, channels: int) -> bool:
+    """Whether that is every one of so many channels, where it was."""
+    return len(order) == channels and bool((order == identity(channels)).all())
+
+
 def inverse(order: Order) -> Order:
     """Position of each channel: `inverse(s)[s[i]] = i`."""
     found = np.empty_like(order)
@@ -25,14 +30,16 @@ def inverse(order: Order) -> Order:
     return found
 
 
-def expanded(order: Order, outer: int, inner: int) -> Order:
+def expanded(order: Order, outer: int, inner: int, units: int | None = None) -> Order:
     """The order of an axis whose positions are `(outer, unit, inner)`, in the order of its units.
 
-    Flattening [C, H, W] repeats each channel H*W times inside; flattening [H, W, C] outside.
+    Flattening [C, H, W] repeats each channel H*W times inside; flattening [H, W, C] outside. An
+    order may leave some of the `units` out; without that number it has them all.
     """
     if outer == inner == 1:
         return order
-    rows = np.arange(outer, dtype=np.intp)[:, None, None] * (len(order) * inner)
+    count = len(order) if units is None else units
+    rows = np.arange(outer, dtype=np.intp)[:, None, None] * (count * inner)
     columns = np.arange(inner, dtype=np.intp)[None, None, :]
     return np.asarray(rows + order[None, :, None] * inner + columns, dtype=np.intp).ravel()
 

@@ -9,13 +9,19 @@ the orders on its two sides make it nothing, a slice, or a plain concatenation.
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from .orders import Order, expanded, first_appearance, group_order, identity, inverse
+
+Mask = npt.NDArray[np.bool_]
+Nonzero = Callable[[], Mask]
+"""Gives which of a weight's first two dimensions hold anything but zeros, `[rows, columns]`."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,36 @@ class GroupedWeight:
     outputs: int
     groups: int
     transposed: bool = False
+    nonzero: Nonzero | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A dense weight from `inputs` (its dimension `columns`) to `outputs` (the other of two).
+
+    An input whose column is zero is not read, and neither is one that only unread rows read.
+    """
+
+    key: Hashable
+    inputs: Axis
+    outputs: Axis
+    columns: int
+    nonzero: Nonzero | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A number that a node says beside its tensors, and that follows the channels that are left.
+
+    It is the length of `axis`, at dimension `dim` of a shape; without `dim`, the number of groups
+    of a convolution: as many as `axis` has units where `groups` is None, else as many as are left
+    of `groups`.
+    """
+
+    node: Hashable
+    axis: Axis
+    dim: int | None = None
+    groups: int | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +137,10 @@ class Problem:
         self.absorbed: dict[tuple[Hashable, int], Absorbed] = {}
         self.grouped: dict[Hashable, GroupedWeight] = {}
         self.pairs: list[Together] = []
+        self.counted: list[Counted] = []
+        # What is read of what, in the order of the graph.
+        self.flows: list[Link | Reader | GroupedWeight] = []
+        self._kept: dict[int, str] = {}
         self._units: list[int] = []
         self._parents: list[int] = []
         self._fixed: dict[int, str] = {}
@@ -150,11 +190,22 @@ class Problem:
         self._parents[gone] = keep
         if gone in self._fixed:
             self._fixed.setdefault(keep, self._fixed.pop(gone))
+        if gone in self._kept:
+            self._kept.setdefault(keep, self._kept.pop(gone))
         self._groups[keep].update(self._groups.pop(gone, {}))
 
     def fix(self, variable: int, reason: str) -> None:
         """Leave the order of a variable as it is."""
         self._fixed.setdefault(self.find(variable), reason)
+
+    def keep_all(self, variable: int, reason: str) -> None:
+        """Leave no channel of a variable out, in whatever order they are."""
+        self._kept.setdefault(self.find(variable), reason)
+
+    def whole(self, variable: int) -> bool:
+        """Whether every channel of a variable must stay."""
+        root = self.find(variable)
+        return root in self._fixed or root in self._kept
 
     def keep_groups(self, variable: int, groups: int, reason: str) -> None:
         """Allow orders only in which each of so many equal groups is whole."""
@@ -184,11 +235,40 @@ class Problem:
             return bool((order == identity(len(order))).all())
         return all(group_order(order, groups) is not None for groups in self.groups(variable))
 
+    def resized(self, units: Mapping[int, int], groups: Mapping[int, Mapping[int, int]]) -> Problem:
+        """A copy whose roots have so many `units`, and other numbers of whole groups.
+
+        `groups` says, by root, how many groups are left of how many. Links stay as they are.
+        """
+        made = copy.copy(self)
+        made._units = [units[self.find(v)] for v in range(len(self._units))]
+        made._groups, made.pairs = defaultdict(dict), list(self.pairs)
+        for root, reasons in self._groups.items():
+            left = groups.get(root, {})
+            made._groups[root] = {left.get(g, g): reason for g, reason in reasons.items()}
+        made.pairs = [
+            replace(
+                pair, groups=groups.get(self.find(pair.first), {}).get(pair.groups, pair.groups)
+            )
+            for pair in self.pairs
+        ]
+        return made
+
     # Links and parameters
 
     def link(self, link: Link) -> None:
         """Add a place where an order may change."""
         self.links.append(link)
+        self.flows.append(link)
+
+    def read(self, reader: Reader) -> None:
+        """Add a dense weight, which may read some of its inputs only."""
+        self.flows.append(reader)
+
+    def group(self, weight: GroupedWeight) -> None:
+        """Add the weight of a grouped convolution."""
+        self.grouped[weight.key] = weight
+        self.flows.append(weight)
 
     def absorb(self, key: Hashable, dim: int, axis: Axis) -> None:
         """Bind an axis of a parameter; it must be free or bound to a like axis."""
@@ -207,7 +287,8 @@ Orders = Mapping[int, Order]
 
 def axis_order(problem: Problem, axis: Axis, orders: Orders) -> Order:
     """The order of all positions of an axis."""
-    return expanded(orders[problem.find(axis.variable)], axis.outer, axis.inner)
+    order = orders[problem.find(axis.variable)]
+    return expanded(order, axis.outer, axis.inner, problem.units(axis.variable))
 
 
 def positions(problem: Problem, link: Link, orders: Orders) -> Order:

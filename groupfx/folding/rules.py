@@ -19,23 +19,26 @@ Apply = Callable[[Graph, Operation], None]
 class Rule:
     """What happens to an order at one kind of operation.
 
-    `operations` says which they are and `text` what the rule is, for the table in the docs.
+    `operations` says which they are and `text` what the rule is, for the table in the docs. `each`
+    says that it does as well with some of the channels alone, and that `apply` tells of those
+    that are read; of any other operation all channels stay.
     """
 
     name: str
     operations: str
     text: str
     apply: Apply
+    each: bool = False
 
 
 RULES: dict[str, Rule] = {}
 
 
-def rule(name: str, operations: str, text: str) -> Callable[[Apply], Apply]:
+def rule(name: str, operations: str, text: str, *, each: bool = False) -> Callable[[Apply], Apply]:
     """Enter a function into the table as the rule of some operations."""
 
     def add(apply: Apply) -> Apply:
-        RULES[name] = Rule(name, operations, text, apply)
+        RULES[name] = Rule(name, operations, text, apply, each)
         return apply
 
     return add
@@ -43,7 +46,10 @@ def rule(name: str, operations: str, text: str) -> Callable[[Apply], Apply]:
 
 def apply(graph: Graph, op: Operation) -> None:
     """Add to the problem of `graph` what the rule of `op` says."""
-    RULES[op.rule].apply(graph, op)
+    found = RULES[op.rule]
+    found.apply(graph, op)
+    if not found.each:
+        graph.keep_all(op)
     graph.close(op)
 
 
@@ -59,7 +65,12 @@ def give(graph: Graph, op: Operation, state: Tracked | Natural) -> None:
         graph.set(value, state)
 
 
-@rule("barrier", "anything else; inputs and outputs of the model", "kept: channels as they were")
+@rule(
+    "barrier",
+    "anything else; inputs and outputs of the model",
+    "kept: channels as they were",
+    each=True,
+)
 def barrier(graph: Graph, op: Operation) -> None:
     """Channels as they were, on both sides."""
     for slot in op.values:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .orders import Order, identity
-from .problem import Axis, Link, Place, Problem
+from .problem import Axis, Counted, Link, Nonzero, Place, Problem, Reader
 
 GROUPED = -1
 """In place of a dimension: the two of a grouped convolution's weight, which follow together."""
@@ -21,13 +21,15 @@ GROUPED = -1
 class Parameter:
     """A stored tensor; `fixed` says why it must stay as it is.
 
-    `axes` is how many of its first dimensions may be reordered, None for all.
+    `axes` is how many of its first dimensions may be reordered, None for all. `nonzero` reads its
+    numbers; without it, none counts as zero.
     """
 
     key: Hashable
     shape: tuple[int, ...]
     fixed: str | None = None
     axes: int | None = None
+    nonzero: Nonzero | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -216,6 +218,35 @@ class Graph:
             )
         )
         self.set(value, Tracked(dim, axis))
+
+    # Channels that may go
+
+    def keep_all(self, op: Operation) -> None:
+        """Leave out no channel of what goes into `op` and comes out of it."""
+        for value in (*op.values.values(), *op.outputs):
+            state = self.state(value)
+            tracked = state.state if isinstance(state, Regrouped) else state
+            if isinstance(tracked, Tracked):
+                self.problem.keep_all(tracked.axis.variable, f"{op.name} takes all of them")
+
+    def weigh(self, weight: Parameter, columns: int, made: Axis) -> None:
+        """Note that channels are read through columns of `weight`, whose rows make `made`."""
+        bound = self.problem.bound(weight.key, columns)
+        assert bound is not None
+        self.problem.read(Reader(weight.key, bound, made, columns, weight.nonzero))
+
+    def count(self, op: Operation, state: Tracked) -> None:
+        """Note that `op` says the size of its result, `state`, where it does.
+
+        `numbers["sizes"]` has a size for each dimension, None for one that it computes.
+        """
+        sizes = op.numbers.get("sizes")
+        if sizes is None or not 0 <= state.dim < len(sizes):
+            return
+        if sizes[state.dim] is None:
+            self.problem.keep_all(state.axis.variable, f"{op.name} computes a size")
+        else:
+            self.problem.counted.append(Counted(op.node, state.axis, dim=state.dim))
 
     # Parameters
 

@@ -1,7 +1,8 @@
 """In which order the channels of a convolution lie, where folding permutations has changed that.
 
-Channel i of its input (or output) is channel `order[i]` of the original's. So it can be compared
-with the original's, as every other. A torch graph says it under the key of our notes in its `meta`,
+Channel i of its input (or output) is channel `order[i]` of the original's, which may have more; it
+is `PADDING` where the original has none, and then 0 or without effect. So it can be compared with
+the original's, as every other. A torch graph says it under the key of our notes in its `meta`,
 an ONNX file in the metadata of the node.
 """
 
@@ -11,10 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from .channels import is_identity, is_permutation
 from .site_plan import NOTE
 
 Order = tuple[int, ...]
+PADDING = -1
+Numbers = Sequence[int] | npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True)
@@ -24,22 +30,29 @@ class ChannelOrders:
     input: Order | None = None
     output: Order | None = None
 
-    def then(self, inputs: Sequence[int], outputs: Sequence[int]) -> ChannelOrders:
-        """The orders after its channels, as they lie, were put in these."""
+    def then(self, inputs: Numbers | None, outputs: Numbers | None) -> ChannelOrders:
+        """The orders after its channels, as they lie, were put in these; None for as they lie."""
         return ChannelOrders(_after(self.input, inputs), _after(self.output, outputs))
 
 
 AS_THEY_WERE = ChannelOrders()
 
 
-def _after(known: Order | None, order: Sequence[int]) -> Order | None:
-    total = tuple(int(channel) if known is None else known[channel] for channel in order)
-    return None if is_identity(total) else total
+def _after(known: Order | None, order: Numbers | None) -> Order | None:
+    if order is None:
+        return known
+    if known is None:
+        return tuple(int(channel) for channel in order)
+    total = tuple(PADDING if channel == PADDING else known[int(channel)] for channel in order)
+    whole = len(total) == len(known) and is_permutation(known)
+    return None if whole and is_identity(total) else total
 
 
-def permutation_or_none(numbers: Sequence[int]) -> Order | None:
-    """Numbers from a file as an order; what is no permutation counts for nothing."""
-    return tuple(numbers) if is_permutation(numbers) else None
+def order_or_none(numbers: Sequence[int]) -> Order | None:
+    """Numbers from a file as an order; what names a channel twice counts for nothing."""
+    held = [number for number in numbers if number != PADDING]
+    sensible = len(set(held)) == len(held) > 0 and min(held) >= 0
+    return tuple(numbers) if sensible else None
 
 
 @dataclass(frozen=True)
@@ -72,4 +85,4 @@ def _of_data(sides: Any) -> ChannelOrders:
 def _side(numbers: Any) -> Order | None:
     if not isinstance(numbers, (tuple, list)) or any(type(n) is not int for n in numbers):
         return None
-    return permutation_or_none(numbers)
+    return order_or_none(numbers)

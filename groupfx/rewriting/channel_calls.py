@@ -6,6 +6,7 @@ arguments have the same places but where a reader below says otherwise.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from torch import Tensor, fx, nn
 from ..convs.calls import ConvCall, Stored, attribute, read_conv
 from ..folding.wiring import Parameter
 from ..plan.channels import shuffle_permutation
+from .resizing import sizes_said
 
 
 def _words(text: str) -> frozenset[str]:
@@ -125,9 +127,9 @@ def rule_of(call: Call) -> Found | None:
     if name in _EQUIVARIANT:
         return "normalise", {}
     if name in _SHAPES:
-        return "reshape", {}
+        return "reshape", _sizes_of(call)
     if name in _SIZES:
-        return "size", {}
+        return "size", _asked(call)
     if name in _REDUCTIONS:
         return _reduction(call)
     read = _READ.get(name)
@@ -286,7 +288,36 @@ def _transpose(call: Call) -> Found | None:
 
 
 def _expand(call: Call) -> Found | None:
-    return "elementwise", {"dims": call.resized}
+    return "elementwise", {"dims": call.resized, **_sizes_of(call)}
+
+
+def _sizes_of(call: Call) -> Numbers:
+    """The sizes that the call names, None for those that it computes in a way of its own."""
+    if call.name in ("flatten", "squeeze", "unsqueeze"):
+        return {}
+    said = None if call.name in ("view_as", "unflatten") else sizes_said(call.node)
+    return {"sizes": [None] * len(call.result) if said is None else said}
+
+
+def _asked(call: Call) -> Numbers:
+    """Of which dimensions a size is asked; nothing said is all."""
+    if call.name == "dim":
+        return {"dims": []}
+    dim = call.argument(1, "dim")
+    if call.name == "numel" or (dim is not None and not isinstance(dim, int)):
+        return {}
+    return _read_by_number(call) if dim is None else {"dims": [dim % len(call.shape)]}
+
+
+def _read_by_number(call: Call) -> Numbers:
+    """The dimensions that are read of a whole shape, where each is read by its number."""
+    found = []
+    for user in call.node.users:
+        place = user.args[1] if user.target is operator.getitem else None
+        if not isinstance(place, int):
+            return {}
+        found += [place % len(call.shape)] if user.users else []
+    return {"dims": found}
 
 
 def _index_select(call: Call) -> Found | None:
@@ -397,7 +428,10 @@ def _channel_shuffle(call: Call) -> Found | None:
 
 
 def _attribute(call: Call) -> Found | None:
-    return ("size", {}) if call.argument(1) in ("shape", "ndim", "dtype", "device") else None
+    name = call.argument(1)
+    if name in ("ndim", "dtype", "device"):
+        return "size", {"dims": []}
+    return ("size", _read_by_number(call)) if name == "shape" else None
 
 
 _READ: Mapping[str, Callable[[Call], Found | None]] = {

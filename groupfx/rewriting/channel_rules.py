@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor, fx, nn
 
 from ..convs.spec import BATCHNORMS
@@ -98,9 +100,9 @@ class TorchRules:
         if node.op in ("placeholder", "get_attr") or self._is_parts(node):
             return None
         found = self._found(node)
-        if found is not None and found[0] == "size":
-            return None
         inputs = self._inputs(node)
+        if found is not None and found[0] == "size":
+            return Operation("size", node, self._name(node), inputs, (), found[1])
         outputs = (self._value(node),) if node in self._shapes else ()
         values = [v for v in inputs.values() if isinstance(v, Value)]
         if found is None or not outputs or not values:
@@ -166,7 +168,8 @@ class TorchRules:
         key = self._keys.get(id(tensor))
         if key is None:
             return Parameter(id(tensor), tuple(tensor.shape), "a tensor that no module holds")
-        return Parameter(key, tuple(tensor.shape), self._fixed(tensor), _FIRST_AXES)
+        shape, fixed = tuple(tensor.shape), self._fixed(tensor)
+        return Parameter(key, shape, fixed, _FIRST_AXES, partial(_nonzero, tensor))
 
     def _found(self, node: fx.Node) -> Found | None:
         if node.op == "output":
@@ -189,6 +192,17 @@ class TorchRules:
             return read
         given = {name: None if t is None else self.parameter(t) for name, t in _tensors(module)}
         return _of_parametrised(module, given)
+
+
+def _nonzero(tensor: Tensor) -> npt.NDArray[np.bool_]:
+    """Which rows and columns of a weight hold anything but zeros."""
+    if tensor.is_meta:
+        return np.ones(tuple(tensor.shape[:_FIRST_AXES]), dtype=bool)
+    entries = (
+        (tensor.detach() != 0).flatten(_FIRST_AXES).any(-1) if tensor.dim() > 2 else tensor != 0
+    )
+    found: npt.NDArray[np.bool_] = entries.cpu().numpy()
+    return found
 
 
 def _tensors(module: nn.Module) -> list[tuple[str, Tensor | None]]:
@@ -226,7 +240,7 @@ def _module_channels(rules: TorchRules, module: nn.Module, node: fx.Node) -> Fou
     elif isinstance(module, ChannelTranspose):
         channels = np.arange(math.prod(module.shape)).reshape(module.shape)
         order = channels.transpose(module.axes).ravel().tolist()
-    elif isinstance(module, ConstantChannels) and isinstance(module.bias, nn.Parameter):
+    elif isinstance(module, ConstantChannels):
         return "constant", {"weight": rules.parameter(module.bias)}
     elif isinstance(module, nn.PixelShuffle):
         return "pixel shuffle", {"block": module.upscale_factor**2, "up": True}

@@ -16,8 +16,8 @@ from ..convs.calls import ConvCall, Stored, attribute, convs
 from ..convs.names import call_name
 from ..errors import ModelError
 from ..folding.algebra import apply
-from ..folding.edits import Edit
-from ..folding.fold import Fold, FoldedLink
+from ..folding.edits import Block, Edit
+from ..folding.fold import Dead, Fold, FoldedLink
 from ..folding.problem import Problem
 from ..folding.spelling import Piece
 from ..folding.wiring import Graph
@@ -34,6 +34,7 @@ from .channel_calls import changed_in_place
 from .channel_rules import TorchRules, tensor_keys
 from .leaves import gather_module
 from .report import RewrittenSite
+from .resizing import write_groups, write_size
 from .store import Store
 
 _NO_GRAPH = (
@@ -108,7 +109,10 @@ def carry_out(fragment: Fragment, store: Store, plan: Fold) -> None:
     _tell(fragment.working, plan)
     for edit in plan.edits:
         tensor = attribute(fragment.working, str(edit.key))
-        store.reorder(str(edit.key), _picked(edit, tuple(tensor.shape)))
+        shape = tuple(tensor.shape)
+        zeros = _blocks_picked(edit.zeros, shape) if edit.zeros else None
+        store.reorder(str(edit.key), _picked(edit, shape), zeros)
+    _fit(fragment.working, store, plan)
     _forget_plans(fragment, plan)
     work = _Links(fragment)
     for folded in plan.links:
@@ -139,12 +143,37 @@ def moved_otherwise(
 def _picked(edit: Edit, shape: tuple[int, ...]) -> Picked:
     """The elements of a tensor in their new order, in the words of the map."""
     if edit.blocks:
-        parts = [Part(tuple(b.rows.tolist()), tuple(b.columns.tolist())) for b in edit.blocks]
-        return Picked("", tuple(parts), shape[:2])
+        return _blocks_picked(edit.blocks, shape)
     rows = tuple(edit.axes[0].tolist()) if 0 in edit.axes else tuple(range(shape[0]))
     if 1 not in edit.axes:
         return Picked("", (Part(rows),), shape[:1])
     return Picked("", (Part(rows, tuple(edit.axes[1].tolist())),), shape[:2])
+
+
+def _blocks_picked(blocks: Sequence[Block], shape: tuple[int, ...]) -> Picked:
+    parts = [Part(tuple(b.rows.tolist()), tuple(b.columns.tolist())) for b in blocks]
+    return Picked("", tuple(parts), shape[:2])
+
+
+def _fit(working: fx.GraphModule, store: Store, plan: Fold) -> None:
+    """Let modules and calls say how many channels there are now."""
+    groups: dict[str, int] = {}
+    for count in plan.counts:
+        node = cast(fx.Node, count.node)
+        if count.dim is not None:
+            write_size(node, count.dim, count.value)
+        elif node.op == "call_module":
+            groups[str(node.target)] = count.value
+        else:
+            write_groups(node, count.value)
+    store.fit_fields([*(str(edit.key).rpartition(".")[0] for edit in plan.edits), *groups], groups)
+    if plan.dead != Dead():
+        for node in working.graph.nodes:
+            for key in _OF_OTHER_SHAPES if node.op != "placeholder" else ():
+                node.meta.pop(key, None)
+
+
+_OF_OTHER_SHAPES = ("val", "shape", "tensor_meta")
 
 
 def _tell(working: fx.GraphModule, plan: Fold) -> None:
@@ -159,17 +188,23 @@ def _tell(working: fx.GraphModule, plan: Fold) -> None:
         if sides is not None:
             path = call_name(call)
             before = known.orders.get(path, AS_THEY_WERE)
-            orders[path] = before.then(*(side.tolist() for side in sides))
+            orders[path] = before.then(*sides)
     FoldNote({path: found for path, found in orders.items() if found != AS_THEY_WERE}).write(
         working.meta
     )
 
 
 def _forget_plans(fragment: Fragment, plan: Fold) -> None:
-    """Take off the graph what it remembers of sites of which a gather is not what it was."""
+    """Take off the graph what it remembers of sites that are not what they were.
+
+    A gather is another, or channels are gone.
+    """
     moved = {folded.link.place.node for folded in plan.links if not folded.untouched}
     nodes = fragment.working.graph.nodes
-    gone = {site_of(node.meta) for node in nodes if node in moved} - {None}
+    smaller = {str(edit.key).rpartition(".")[0] for edit in plan.edits if edit.leaves_out}
+    gone = {
+        site_of(node.meta) for node in nodes if node in moved or str(node.target) in smaller
+    } - {None}
     for node in nodes:
         if site_of(node.meta) in gone:
             node.meta.pop(NOTE, None)

@@ -26,6 +26,7 @@ from ..state.map import Entry, Fixed, Picked, Requirement, Rows, Zeros
 from ..tracing.program import Fragment, Program
 from ..tracing.tracer import hooked
 from .leaves import parameter_like
+from .resizing import fit_fields
 from .weights import MaskedLayer
 
 Place = tuple[int, str]
@@ -101,10 +102,11 @@ class Store:
                 return f"a parameter is tied to {joined(path, name)}, which is not called"
         return None
 
-    def reorder(self, name: str, pick: Picked) -> None:
+    def reorder(self, name: str, pick: Picked, zeros: Picked | None = None) -> None:
         """Put the elements that `pick` says in place of the tensor called `name`, in each place.
 
         The modules that hold it are replaced by ones like them: the tensor may be another's too.
+        `zeros` are elements that are left out because they are 0: a checkpoint must have them so.
         """
         root = self.program.result
         old = _get(root, name)
@@ -118,8 +120,17 @@ class Store:
                 held: dict[str, Any] = holder._buffers if buffer else holder._parameters
                 held[own] = new
                 entry = self._take_entry(joined(path, own))
-                if entry is not None:
-                    self.entries[joined(path, own)] = compose(entry, pick)
+                if entry is None:
+                    continue
+                self.entries[joined(path, own)] = compose(entry, pick)
+                if zeros is not None:
+                    self.entries[f"{joined(path, own)} (unread)"] = Zeros(compose(entry, zeros))
+
+    def fit_fields(self, paths: Iterable[str], groups: Mapping[str, int]) -> None:
+        """Let the modules at `paths` say what their tensors have now, and convolutions `groups`."""
+        root = self.program.result
+        for path in dict.fromkeys(paths):
+            fit_fields(self._own(root, path), groups.get(path))
 
     def _own(self, root: nn.Module, path: str) -> nn.Module:
         """The module at `path`, as one that only the working side has."""

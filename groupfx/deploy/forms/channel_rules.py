@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,7 @@ _SHAPES = _words(
     """
 )
 _FIRST_GROUP_NORM_BY_CHANNEL = 21
+_RESIZE_SIZES = 3
 
 # Of the others, the first input is the tensor, and the rest sizes, axes and parameters.
 _OF_ALL_INPUTS = frozenset({"barrier", "binary", "concat"})
@@ -127,6 +129,8 @@ class OnnxRules:
         inputs = dict(self._inputs(node))
         outputs = tuple(self._value(value) for value in node.outputs)
         rule, numbers = self._rule(node, inputs) or ("barrier", {})
+        if rule == "size":
+            numbers = _asked(node, self._shapes)
         if rule not in _OF_ALL_INPUTS:
             first = {slot: found for slot, found in inputs.items() if slot == 0}
             if isinstance(first.get(0), Value):
@@ -149,9 +153,8 @@ class OnnxRules:
         tensor = constant_of(value, self._ir_version)
         if tensor is None:
             return None
-        return Parameter(
-            root_of(value), tuple(tensor.shape.numpy()), self._why_fixed(root_of(value))
-        )
+        root, shape = root_of(value), tuple(tensor.shape.numpy())
+        return Parameter(root, shape, self._why_fixed(root), nonzero=partial(_nonzero, tensor))
 
     def _why_fixed(self, value: ir.Value) -> str | None:
         """Why a constant must stay as it is, although the main graph's nodes follow."""
@@ -188,9 +191,45 @@ class OnnxRules:
         if node.op_type in _REDUCTIONS:
             return _reduction(seen)
         if node.op_type in _SHAPES:
-            return "reshape", {}
+            return "reshape", _sizes(seen) if node.op_type == "Reshape" else {}
         read = _READ.get(node.op_type)
         return None if read is None else read(seen, parameters)
+
+
+def _nonzero(tensor: ir.TensorProtocol) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which rows and columns of a weight hold anything but zeros."""
+    entries = tensor.numpy() != 0
+    return np.asarray(entries.reshape(*entries.shape[:2], -1).any(axis=-1))
+
+
+def _sizes(seen: _Node, slot: int = 1) -> Numbers:
+    """The sizes that an input asks for, None for each where it is computed."""
+    found = seen.constant(slot)
+    rank = len(seen.outputs[0])
+    if found is None or found.ndim != 1 or len(found) != rank:
+        return {"sizes": [None] * rank}
+    return {"sizes": [int(size) for size in found]}
+
+
+def _asked(node: ir.Node, shapes: Shapes) -> Numbers:
+    """Of which dimensions a Shape tells a size that is read; nothing said is all."""
+    rank = len(shapes.get((node.inputs[0].name if node.inputs[0] else None) or "", ()))
+    if node.op_type != "Shape" or node.outputs[0].is_graph_output():
+        return {}
+    told = range(rank)[
+        slice(node.attributes.get_int("start", 0), node.attributes.get_int("end", rank))
+    ]
+    found: list[int] = []
+    for use in node.outputs[0].uses():
+        chosen = (
+            constant_of(use.node.inputs[1], FIRST_IR_WITH_DEFAULTS)
+            if use.idx == 0 and use.node.op_type == "Gather"
+            else None
+        )
+        if chosen is None:
+            return {"dims": list(told)}
+        found += [told[int(place)] for place in chosen.numpy().ravel()]
+    return {"dims": found}
 
 
 def _known(node: ir.Node, inputs: Mapping[int, Value | Parameter], shapes: Shapes) -> bool:
@@ -311,7 +350,8 @@ def _resize(seen: _Node, given: Parameters) -> tuple[str, Numbers] | None:
     cropped = seen.node.attributes.get_string("coordinate_transformation_mode", "")
     if cropped == "tf_crop_and_resize":
         return None
-    return "elementwise", {"dims": seen.resized}
+    sized = len(seen.node.inputs) > _RESIZE_SIZES and seen.node.inputs[_RESIZE_SIZES] is not None
+    return "elementwise", {"dims": seen.resized, **(_sizes(seen, _RESIZE_SIZES) if sized else {})}
 
 
 def _softmax(seen: _Node, given: Parameters) -> tuple[str, Numbers] | None:
@@ -392,7 +432,7 @@ def _transpose(seen: _Node, given: Parameters) -> tuple[str, Numbers] | None:
 def _expand(seen: _Node, given: Parameters) -> tuple[str, Numbers] | None:
     if len(seen.outputs[0]) != len(seen.shape):
         return None
-    return "elementwise", {"dims": seen.resized}
+    return "elementwise", {"dims": seen.resized, **_sizes(seen)}
 
 
 def _depth_to_space(seen: _Node, given: Parameters) -> tuple[str, Numbers] | None:

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...folding.algebra import apply
-from ...folding.fold import Fold, FoldedLink
+from ...folding.fold import Count, Fold, FoldedLink
 from ...folding.problem import Problem
 from ...folding.spelling import Piece
 from ...folding.wiring import Graph
@@ -52,11 +52,40 @@ def carry_out(model: ir.Model, plan: Fold, shapes: Shapes) -> None:
         assert tensor is not None
         made = constant(model.graph, f"{value.name}.folded", edit.of(tensor.numpy()))
         ir.convenience.replace_all_uses_with(value, made)
+    for count in plan.counts:
+        _write_count(model.graph, count)
+    if plan.counts or any(edit.leaves_out for edit in plan.edits):
+        _forget_shapes(model.graph)
     work = _Links(model, shapes)
     for folded in plan.links:
         if not folded.untouched:
             work.place(folded)
     remove_unused(model.graph)
+
+
+def _write_count(graph: ir.Graph, count: Count) -> None:
+    """Let a node say how many channels or groups there are now; an open size stays open."""
+    node = cast(ir.Node, count.node)
+    if count.dim is None:
+        node.attributes["group"] = ir.AttrInt64("group", count.value)
+        return
+    slot = 3 if node.op_type == "Resize" else 1
+    value = node.inputs[slot]
+    tensor = constant_of(value, FIRST_IR_WITH_DEFAULTS)
+    assert tensor is not None
+    assert value is not None
+    sizes = np.array(tensor.numpy())
+    if sizes[count.dim] > 0:
+        sizes[count.dim] = count.value
+        node.replace_input_with(slot, constant(graph, f"{value.name}.folded", sizes))
+
+
+def _forget_shapes(graph: ir.Graph) -> None:
+    """Take off what is said of shapes between the inputs and outputs, which have other channels."""
+    for node in graph:
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.shape = None
 
 
 def _tell(graph: ir.Graph, plan: Fold) -> None:
@@ -71,8 +100,7 @@ def _tell(graph: ir.Graph, plan: Fold) -> None:
         if node.op_type in CONVS and node.inputs[1] is not None and node not in pieces:
             orders = plan.sides(root_of(node.inputs[1]), node.op_type == "ConvTranspose")
             if orders is not None:
-                inputs, outputs = (order.tolist() for order in orders)
-                write_orders(node, orders_of(node).then(inputs, outputs))
+                write_orders(node, orders_of(node).then(*orders))
     moved = {folded.link.place.node for folded in plan.links if not folded.untouched}
     for nodes in sites.values():
         if len(nodes) > 1 and any(node in moved for node in nodes):

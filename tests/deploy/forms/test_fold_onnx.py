@@ -151,8 +151,12 @@ def test_orders_compose_and_what_is_no_permutation_counts_for_nothing() -> None:
     node.metadata_props["groupfx.input-channels"] = "0,0,1"
     assert orders_of(node) == ChannelOrders()
     x = whole(1, 3, 2)
-    assert np.array_equal(arranged(x[:, [2, 0, 1]], (2, 0, 1), None), x)
-    assert np.array_equal(arranged(x, None, (2, 0, 1)), x[:, [2, 0, 1]])
+    assert np.array_equal(arranged(x[:, [2, 0, 1]], (2, 0, 1), None, 3).array, x)
+    assert np.array_equal(arranged(x, None, (2, 0, 1), 3).array, x[:, [2, 0, 1]])
+    fewer = arranged(x[:, [2, 0]], (2, 0), None, 3)
+    assert np.array_equal(fewer.array[:, [0, 2]], x[:, [0, 2]])
+    assert fewer.there.tolist() == [True, False, True]
+    assert fewer.array[:, 1].all()
 
 
 @pytest.mark.long
