@@ -93,7 +93,7 @@ def export(
         input_names=input_names,
         output_names=output_names,
         external_data=external_data,
-        forms=target_named(target).forms if passes is None else "planned",
+        forms="fastest" if passes is None and _takes_fastest(target) else "planned",
     )
     plain, example = opened(model, inputs)
     if passes is not None or target is not None:
@@ -182,6 +182,8 @@ def rewrite_onnx(
     """Rewrite the convolutions of an ONNX file of any producer, and write the result.
 
     `passes` are those that say in integers what they do: split-grouped-conv and discover-groups.
+    With `target="onnxruntime"` convolutions with groups, or with blocks of zeros, take the form
+    that is expected to be fastest there, as in an export.
 
     What is written is first validated against the original, in ONNX Runtime, on inputs of `shapes`
     (by name or position), which are guessed where the file leaves them open. `output=None` writes
@@ -192,7 +194,7 @@ def rewrite_onnx(
     if output is not None:
         check_target(Path(output), overwrite=overwrite)
     original = read_onnx(path)
-    made = rewrite_graph(original, chosen)
+    made = rewrite_graph(original, chosen, fastest=passes is None and _takes_fastest(target))
     refuse_named(chosen, made.skipped)
     verdict = None
     try:
@@ -209,6 +211,10 @@ def rewrite_onnx(
     if output is not None:
         files = write_onnx(made.model, output, overwrite=overwrite)
     return OnnxResult(made, files, verdict)
+
+
+def _takes_fastest(target: str | None) -> bool:
+    return target_named(target).forms == "fastest"
 
 
 def require_same(

@@ -18,7 +18,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
 from ..errors import UsageError
-from .channels import channels_per_group, is_permutation
+from .channels import channels_per_group, group_slices, is_permutation
 from .notes import Note
 
 Mask = npt.NDArray[Any]
@@ -74,6 +74,19 @@ class BlockStructure:
         for block in self.blocks:
             if len(set(block.inputs)) < len(block.inputs):
                 raise UsageError(f"a block reads an input twice: {block.inputs}")
+
+    @classmethod
+    def of_groups(cls, in_channels: int, out_channels: int, groups: int) -> BlockStructure:
+        """The groups of a grouped convolution. Raises UsageError where they divide no channels."""
+        inputs, outputs = (group_slices(count, groups) for count in (in_channels, out_channels))
+        return cls(
+            in_channels,
+            out_channels,
+            tuple(
+                Block(tuple(range(i.start, i.stop)), tuple(range(o.start, o.stop)))
+                for i, o in zip(inputs, outputs, strict=True)
+            ),
+        )
 
     @cached_property
     def shapes(self) -> tuple[tuple[int, int], ...]:

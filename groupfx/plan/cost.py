@@ -36,6 +36,8 @@ SLOWER = "in this form likely slower than dense on ONNX Runtime"
 """Topic of a note on a site that is written in the form that the rewrite gave it."""
 
 _FILTERS_AT_A_TIME = 4
+# Taps of a 3x3 kernel.
+_NARROW = 9
 _STAYS = 4
 _ELEMENT = 4
 # Bytes: what a copy may be large and still hit the second cache; a way of the first.
@@ -174,6 +176,8 @@ class OnnxRuntime:
             time += rest * macs / rate(table, size, rest)
         if direct and work.taps == 1:
             return blocks * macs / machine.direct_pointwise
+        if work.taps > _NARROW and work.positions >= work.taps:
+            time /= machine.wide
         return time / machine.direct if direct else time
 
     def _product(self, inputs: int, outputs: int) -> float:

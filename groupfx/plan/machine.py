@@ -23,8 +23,10 @@ class Machine:
     `block` is the width of the blocked layout: 16 with AVX-512, 8 with AVX2, 0 where there is none
     (or graph optimisations are off). Kernels of it compute up to four blocks of filters at a time,
     and a row of the map at a time, a 1x1 kernel the whole map: the rates depend on both.
-    `direct` is the share of these rates with fewer inputs than a block, `direct_pointwise` the rate
-    of 1x1 kernels there, which have no kernel of their own, `depthwise` that of depthwise ones.
+    `wide` is the share of these rates for kernels larger than 3x3, more of whose positions are at
+    an edge and computed one by one. `direct` is the share with fewer inputs than a block,
+    `direct_pointwise` the rate of 1x1 kernels there, which have no kernel of their own, `depthwise`
+    that of depthwise ones.
     `plain` and `plain_pointwise` are those of matrix products, the latter half as much with
     `plain_half` filters; `unfold` is what im2col takes for a value: nanoseconds, and as much again
     by the width of the map.
@@ -49,6 +51,7 @@ class Machine:
         (88, 118, 118, 125),
         (92, 118, 118, 125),
     )
+    wide: float = 0.6
     direct: float = 0.87
     direct_pointwise: float = 32
     depthwise: float = 35

@@ -101,7 +101,7 @@ def files(network: nn.Module, folder: Path) -> dict[str, Path]:
         blocks = {c.name: found for c in conv_nodes(model)[0] if (found := _blocks(c)) is not None}
         forms: Mapping[str, FormPlan] = {site: plan(found) for site, found in blocks.items()}
         if name == "chosen":
-            forms = fastest_forms(model, forms).forms
+            forms = fastest_forms(model, _blocks).forms
         for conv in conv_nodes(model)[0]:
             if conv.name in forms:
                 apply_form(model, conv, forms[conv.name])

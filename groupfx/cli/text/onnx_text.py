@@ -60,6 +60,8 @@ def show_onnx_rewrite(screen: Screen, path: Path, result: OnnxResult) -> None:
     elif not made.folds:
         why = "" if made.skipped else ": there is no grouped convolution"
         screen.line(f"Nothing to rewrite{why}.")
+    if made.fastest is not None and made.fastest.summary is not None:
+        screen.paragraph(made.fastest.summary)
     show_folds(screen, made.folds)
     show_left(screen, [(site.name, site.kind, site.reason) for site in made.skipped])
     show_sizes(screen, made.before, made.after)

@@ -267,7 +267,7 @@ def _sites(convs: Sequence[ConvName]) -> Iterator[ExportedSite]:
     for conv in convs:
         if isinstance(conv.form, FormPlan):
             number = len(conv.form.convs)
-            yield ExportedSite(conv.name, _plan_text(conv.form), number)
+            yield ExportedSite(conv.name, _plan_text(conv, conv.form), number)
         elif conv.form is not None:
             yield ExportedSite(conv.name, _split_text(conv.form), len(conv.form))
         elif conv.groups is not None and conv.groups > 1:
@@ -279,8 +279,10 @@ def _split_text(branches: Branches) -> str:
     return text if branches.single else f"{text}, {max(branches.groups)} groups each at most"
 
 
-def _plan_text(plan: FormPlan) -> str:
+def _plan_text(conv: ConvName, plan: FormPlan) -> str:
     groups = [conv.groups for conv in plan.convs]
+    if conv.groups is not None and conv.groups > 1:
+        return f"{conv.groups} groups merged into {groups[0]}"
     if groups == [1]:
         return "frozen: one dense convolution"
     text = "frozen: " + ", ".join("dense" if g == 1 else f"groups {g}" for g in groups[:4])

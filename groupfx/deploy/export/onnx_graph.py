@@ -25,11 +25,12 @@ from onnxscript.optimizer import fold_constants
 
 from ...convs.names import module_path, numbered, unnumbered
 from ...errors import InternalError, ModelError, UsageError
+from ...plan.blocks import BlockStructure
 from ...plan.branches import Branches
 from ...plan.channel_order import AS_THEY_WERE
 from ...plan.forms import FormPlan
 from ...version import __version__
-from ..forms.fastest import Fastest, fastest_forms
+from ..forms.fastest import Blocks, Fastest, fastest_forms
 from ..forms.forming import apply_form
 from ..forms.splitting import split_conv
 from ..graph.batchnorm import fold_batchnorms
@@ -52,8 +53,8 @@ _GRAPH_NAME = "main_graph"
 
 
 SiteForms = Literal["planned", "fastest", "whole"]
-"""As the rewrite planned them, or as is expected to be fastest for learned groups, or each site as
-one convolution, with the mask folded into its weight."""
+"""As the rewrite planned them, or as is expected to be fastest, or each site as one convolution,
+with the mask folded into its weight."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,9 @@ def onnx_graph(traced: TracedModel, opset: int, *, forms: SiteForms = "planned")
     _clean(model)
     chosen = _mark_convs(model, traced)
     notes = fold_batchnorms(model)
-    blocks = {name: form for name, form in chosen.items() if isinstance(form, FormPlan)}
-    fastest = fastest_forms(model, blocks) if forms == "fastest" and blocks else None
+    fastest = fastest_forms(model, _blocks_in(chosen)) if forms == "fastest" else None
     if fastest is not None:
-        chosen = {**chosen, **fastest.forms}
+        chosen = fastest.forms
     if forms == "whole":
         chosen = {}
     _apply_forms(model, chosen)
@@ -90,7 +90,8 @@ def onnx_graph(traced: TracedModel, opset: int, *, forms: SiteForms = "planned")
         lower_opset(model, opset)
     _rename(model, traced)
     _finish(model, traced.sizes)
-    return OnnxGraph(model, chosen, notes, fastest)
+    told = fastest if fastest is not None and fastest.summary is not None else None
+    return OnnxGraph(model, chosen, notes, told)
 
 
 @contextlib.contextmanager
@@ -265,6 +266,16 @@ def _drop_bias(graph: ir.Graph, node: ir.Node) -> None:
     node.resize_inputs(2)
     if not bias.uses() and bias.name is not None:
         graph.initializers.pop(bias.name, None)
+
+
+def _blocks_in(forms: Mapping[str, Any]) -> Blocks:
+    """What the rewrite says of the blocks of each site."""
+
+    def blocks(conv: ConvNode) -> BlockStructure | None:
+        form = forms.get(conv.name)
+        return form.blocks(conv.spec.in_channels) if isinstance(form, FormPlan) else None
+
+    return blocks
 
 
 def _apply_forms(model: ir.Model, forms: Mapping[str, Any]) -> None:

@@ -1,84 +1,137 @@
 """The forms that a cost model expects to be fastest, for the sites of an ONNX graph.
 
-Every form of a site's blocks is weighed, with dense among them, in the sizes that the graph says.
+Every form of learned groups is weighed, with dense among them, and of groups that an author wrote
+every way to merge them, in the sizes that the graph says. What is there stays unless another form
+saves enough.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ...plan.choice import choose
+from ...plan.blocks import BlockStructure
+from ...plan.choice import Choice, choose, choose_groups
 from ...plan.cost import OnnxRuntime, Work
 from ...plan.forms import FormPlan, plan
 from ...plan.machine import Machine
-from ..graph.conv_nodes import ConvNode, conv_nodes
+from ..graph.conv_nodes import ConvNode, Shapes, conv_nodes
+
+Blocks = Callable[[ConvNode], BlockStructure | None]
+"""The blocks of a convolution that learned its groups; None for every other."""
 
 
 @dataclass(frozen=True)
 class Fastest:
-    """The form of each site, and what all convolutions of the model are expected to take.
+    """The forms of sites, and what all convolutions of the model are expected to take.
 
-    `ratio` is that time by that of the same model with every mask folded into its weight; None
-    where no size is known.
+    `learned` has every site that learned its groups, `merged` those of the groups that an author
+    wrote which are to be merged, and `kept` the number of the others. `ratio` is the expected time
+    by that of the same model with every mask folded into its weight, and groups as they were
+    written; None where no size is known.
     """
 
-    forms: Mapping[str, FormPlan]
+    learned: Mapping[str, FormPlan]
+    merged: Mapping[str, FormPlan]
+    kept: int
     ratio: float | None
 
     @property
-    def summary(self) -> str:
-        """Such as `expected 0.93 x the time of masked dense; 9 sites dense, 8 in 2-3 bins`."""
-        bins = [_bins(form) for form in self.forms.values() if form.form != "dense"]
-        dense, parts = len(self.forms) - len(bins), []
+    def forms(self) -> Mapping[str, FormPlan]:
+        """Every form by the name of its site."""
+        return {**self.learned, **self.merged}
+
+    def about(self, conv: ConvNode) -> bool:
+        """Whether a form was to be chosen for a convolution, or it has groups of any kind."""
+        return conv.name in self.learned or conv.spec.groups > 1
+
+    @property
+    def summary(self) -> str | None:
+        """What to expect, in one line; None where there are no groups.
+
+        Such as `expected 0.93 x the time of masked dense; 9 sites dense, 8 in 2-3 bins`.
+        """
+        said = [text for text in (self._learned, self._groups) if text]
+        if not said:
+            return None
+        if self.ratio is None:
+            return f"sizes are open, so no form is known to be faster: {'; '.join(said)}"
+        if not self.learned and not self.merged:
+            return f"no change: nothing is expected to be faster than {said[0]}"
+        base = "masked dense" if self.learned else "the groups as they were written"
+        return f"expected {self.ratio:.2f} x the time of {base}; {'; '.join(said)}"
+
+    @property
+    def _learned(self) -> str:
+        bins = [_bins(form) for form in self.learned.values() if form.form != "dense"]
+        dense, parts = len(self.learned) - len(bins), []
         if dense:
             parts.append(f"{_sites(dense)} dense")
         if bins:
             span = f"{min(bins)}-{max(bins)}" if min(bins) < max(bins) else str(max(bins))
             number = str(len(bins)) if dense else _sites(len(bins))
             parts.append(f"{number} in {span} {'bin' if max(bins) == 1 else 'bins'}")
-        said = ", ".join(parts)
-        if self.ratio is None:
-            return f"sizes are open, so no form is known to be faster: {said}"
-        return f"expected {self.ratio:.2f} x the time of masked dense; {said}"
+        return ", ".join(parts)
+
+    @property
+    def _groups(self) -> str:
+        merged = len(self.merged)
+        if not merged:
+            return f"{_convolutions(self.kept)} as {_they(self.kept)}" if self.kept else ""
+        text = f"groups of {_convolutions(merged)} merged"
+        return f"{text}, {self.kept} as {_they(self.kept)}" if self.kept else text
 
 
 def fastest_forms(
-    model: ir.Model, planned: Mapping[str, FormPlan], machine: Machine | None = None
+    model: ir.Model, blocks: Blocks, shapes: Shapes | None = None, machine: Machine | None = None
 ) -> Fastest:
-    """The forms for the sites in `planned`, which says what their blocks are.
+    """The forms of the convolutions of `model`.
 
-    A site of unknown size is left dense: no form is taken that may be slower.
+    `shapes` are those of values, by name, of which the model does not say them itself. A site of
+    unknown size is left dense, or as it is: no form is taken that may be slower.
     """
     machine = machine or Machine()
-    convs, _ = conv_nodes(model)
+    convs, _ = conv_nodes(model, shapes)
     weights = sum(conv.weight_tensor.nbytes for conv in convs if conv.weight_tensor is not None)
-    forms: dict[str, FormPlan] = {}
-    time = dense = 0.0
+    learned, merged, kept = dict[str, FormPlan](), dict[str, FormPlan](), 0
+    time = untouched = 0.0
     for conv in convs:
-        spec, work, own = conv.spec, _work(conv, weights), planned.get(conv.name)
-        if own is None:
-            if work is not None:
-                price = OnnxRuntime(work, machine)
-                same = price.conv(spec.in_channels, spec.out_channels, spec.groups)
-                time, dense = time + same, dense + same
-        elif not own.convs:
-            forms[conv.name] = own
-        elif work is None:
-            forms[conv.name] = plan(own.blocks(spec.in_channels), "dense")
-        else:
-            choice = choose(own.blocks(spec.in_channels), work, machine)
-            forms[conv.name] = choice.plan
-            time, dense = time + choice.time, dense + choice.dense
-    return Fastest(forms, time / dense if dense else None)
+        spec, work, structure = conv.spec, _work(conv, weights, shapes or {}), blocks(conv)
+        choice: Choice | None = None
+        if structure is not None:
+            learned[conv.name] = plan(structure, "dense")
+            if work is not None and structure.blocks:
+                choice = choose(structure, work, machine)
+        elif _has_groups(conv):
+            kept += 1
+            if work is not None and conv.constant:
+                groups = BlockStructure.of_groups(spec.in_channels, spec.out_channels, spec.groups)
+                choice = choose_groups(groups, work, machine)
+        elif work is not None:
+            own = OnnxRuntime(work, machine).conv(spec.in_channels, spec.out_channels, spec.groups)
+            time, untouched = time + own, untouched + own
+        if choice is None:
+            continue
+        time, untouched = time + choice.time, untouched + choice.untouched
+        if structure is not None:
+            learned[conv.name] = choice.plan
+        elif choice.recipe != "grouped":
+            merged[conv.name], kept = choice.plan, kept - 1
+    return Fastest(learned, merged, kept, time / untouched if untouched else None)
 
 
-def _work(conv: ConvNode, weights: int) -> Work | None:
+def _has_groups(conv: ConvNode) -> bool:
+    """Whether an author wrote groups that may be merged: not of single channels."""
+    spec = conv.spec
+    return 1 < spec.groups < spec.in_channels and not spec.transposed
+
+
+def _work(conv: ConvNode, weights: int, shapes: Shapes) -> Work | None:
     """What the convolution has to do for one sample; None where the graph does not say."""
-    sizes = [_positions(value) for value in (conv.node.outputs[0], conv.node.inputs[0])]
+    sizes = [_positions(value, shapes) for value in (conv.node.outputs[0], conv.node.inputs[0])]
     if None in sizes or conv.weight_tensor is None:
         return None
     written, read = sizes
@@ -92,12 +145,13 @@ def _work(conv: ConvNode, weights: int) -> Work | None:
     )
 
 
-def _positions(value: ir.Value | None) -> int | None:
-    if value is None or value.shape is None:
+def _positions(value: ir.Value | None, shapes: Shapes) -> int | None:
+    sizes = None if value is None else value.shape or shapes.get(value.name or "")
+    if sizes is None:
         return None
-    sizes = list(value.shape)[2:]
-    known = [size for size in sizes if isinstance(size, int)]
-    return math.prod(known) if len(known) == len(sizes) and all(known) else None
+    spatial = list(sizes)[2:]
+    known = [size for size in spatial if isinstance(size, int)]
+    return math.prod(known) if len(known) == len(spatial) and all(known) else None
 
 
 def _bins(form: FormPlan) -> int:
@@ -106,3 +160,11 @@ def _bins(form: FormPlan) -> int:
 
 def _sites(number: int) -> str:
     return "1 site" if number == 1 else f"{number} sites"
+
+
+def _convolutions(number: int) -> str:
+    return "1 grouped convolution" if number == 1 else f"{number} grouped convolutions"
+
+
+def _they(number: int) -> str:
+    return "it is" if number == 1 else "they are"

@@ -9,7 +9,7 @@ stay.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, cast
 
@@ -40,17 +40,20 @@ from ..graph.conv_nodes import (
 from ..graph.files import PRODUCER
 from ..graph.metadata import mark, mark_of
 from ..graph.tensors import nodes, tensors
+from .fastest import Fastest, fastest_forms
 from .folding import carry_out, read_problem
 from .forming import apply_form
 from .merging import find_parallel, merge
 from .quantized import kernels_lost, quantized_weights
 from .splitting import Names, number_branches, split_conv
+from .zero_blocks import zero_blocks
 
 _MOST_BYTES_OF_SCALES = 64
 _PARAMETER_TYPES = frozenset(
     {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 )
 _COMPUTED = "its weight or its bias is computed, or an input of the graph"
+_NOT_FASTER = "no other form is expected to be faster"
 _NO_PASS = "the target leaves grouped convolutions as they are"
 
 
@@ -85,6 +88,8 @@ class OnnxRewrite:
     after: Totals
     notes: tuple[str, ...]
     folds: tuple[Fold, ...] = ()
+    fastest: Fastest | None = None
+    """what forms were chosen for a target that takes the fastest"""
 
     @property
     def changed(self) -> bool:
@@ -132,10 +137,13 @@ def find_onnx(model: ir.Model, passes: Sequence[Pass[Any]]) -> tuple[OnnxSite, .
     return (*found, *map(_left, left))
 
 
-def rewrite_graph(model: ir.Model, passes: Sequence[Pass[Any]]) -> OnnxRewrite:
+def rewrite_graph(
+    model: ir.Model, passes: Sequence[Pass[Any]], *, fastest: bool = False
+) -> OnnxRewrite:
     """Run the passes over `model`, one after another; `model` is not changed.
 
-    Inputs and outputs keep their names.
+    Inputs and outputs keep their names. In the end convolutions take the form that is expected to
+    be `fastest`: those with groups, and those whose weights are blocks, with zeros between them.
     """
     work = model.clone()
     notes = _without_listed_initializers(work)
@@ -164,7 +172,11 @@ def rewrite_graph(model: ir.Model, passes: Sequence[Pass[Any]]) -> OnnxRewrite:
         sites += [plan.site for plan in planned]
         shapes = static_shapes(work)
         convs, _ = conv_nodes(work, shapes)
-    if not passes:
+    chosen = None
+    if fastest:
+        chosen = fastest_forms(work, zero_blocks, shapes)
+        sites += [_in_fastest(work, conv, chosen, shapes) for conv in convs if chosen.about(conv)]
+    elif not passes:
         sites = [_declined(conv, _NO_PASS, shapes) for conv in convs if conv.spec.groups > 1]
     sites += [_left(node) for node in left]
     work.producer_name, work.producer_version = PRODUCER, __version__
@@ -181,7 +193,18 @@ def rewrite_graph(model: ir.Model, passes: Sequence[Pass[Any]]) -> OnnxRewrite:
         after=_totals(work, shapes) if changed else before,
         notes=notes,
         folds=tuple(folds),
+        fastest=chosen,
     )
+
+
+def _in_fastest(model: ir.Model, conv: ConvNode, chosen: Fastest, shapes: Shapes) -> OnnxSite:
+    """Execute a convolution in the form chosen for it, or leave it as it is."""
+    plan = chosen.forms.get(conv.name)
+    if plan is None or (conv.spec.groups == 1 and plan.form == "dense"):
+        return _declined(conv, _NOT_FASTER, shapes)
+    site = _taken(conv, shapes, plan.describe(), len(plan.convs))
+    apply_form(model, conv, plan)
+    return site
 
 
 def _require_sites(
@@ -360,33 +383,29 @@ def _plan_site(conv: ConvNode, pass_: Pass[Any], shapes: Shapes) -> _Planned:
         )
     else:
         after = plan.describe()
-    site = OnnxSite(
-        name=conv.name,
-        kind=spec.kind,
-        groups=spec.groups,
-        before=spec.describe(),
-        after=after,
-        branches=len(plan if isinstance(plan, Branches) else plan.convs),
-        macs=_macs(conv, shapes),
-        notes=_notes(conv, norm),
-        pass_name=pass_.pass_name(),
+    branches = len(plan if isinstance(plan, Branches) else plan.convs)
+    site = replace(
+        _taken(conv, shapes, after, branches), notes=_notes(conv, norm), pass_name=pass_.pass_name()
     )
     return _Planned(site, conv, plan, norm if isinstance(norm, ir.Node) else None)
 
 
-def _declined(conv: ConvNode, reason: str, shapes: Shapes, pass_name: str = "") -> OnnxSite:
+def _taken(conv: ConvNode, shapes: Shapes, after: str, branches: int) -> OnnxSite:
     spec = conv.spec
     return OnnxSite(
         name=conv.name,
         kind=spec.kind,
         groups=spec.groups,
         before=spec.describe(),
-        after=None,
-        branches=0,
+        after=after,
+        branches=branches,
         macs=_macs(conv, shapes),
-        reason=reason,
-        pass_name=pass_name,
     )
+
+
+def _declined(conv: ConvNode, reason: str, shapes: Shapes, pass_name: str = "") -> OnnxSite:
+    left = _taken(conv, shapes, "", 0)
+    return replace(left, after=None, reason=reason, pass_name=pass_name)
 
 
 def _notes(conv: ConvNode, norm: ir.Node | str | None) -> tuple[str, ...]:
