@@ -27,6 +27,7 @@ from ..graph.channel_order import orders_of, write_orders
 from ..graph.conv_nodes import CONVS, FIRST_IR_WITH_DEFAULTS, constant_of
 from ..graph.initializers import constant
 from ..graph.metadata import mark_of, unmark
+from ..graph.node_names import site_name, told_name
 from ..graph.unused import remove_unused
 from .channel_rules import OnnxRules, Shapes, root_of
 from .splitting import Names
@@ -110,8 +111,8 @@ def _tell(graph: ir.Graph, plan: Fold) -> None:
 
 
 def _name(node: ir.Node) -> str:
-    found = mark_of(node)
-    return found.site if found is not None else node.name or node.outputs[0].name or node.op_type
+    is_site = mark_of(node) is not None or node.op_type in CONVS
+    return site_name(node) if is_site else told_name(node)
 
 
 class _Links:

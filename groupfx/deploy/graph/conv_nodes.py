@@ -16,6 +16,7 @@ import onnx_ir as ir
 from ...convs.names import numbered
 from ...convs.spec import ConvSpec
 from .metadata import mark_of
+from .node_names import site_name
 from .pads import Window
 
 CONVS = ("Conv", "ConvTranspose")
@@ -92,16 +93,21 @@ def conv_nodes(
     `shapes` are those that shape inference found, by the names of values: it tells what a computed
     weight looks like where the file does not.
     """
-    nodes = [node for node in model.graph if is_convolution(node)]
     convs: list[ConvNode] = []
     left: list[LeftNode] = []
-    for node, name in zip(nodes, numbered(map(_base_name, nodes)), strict=True):
+    for node, name in conv_names(model.graph).items():
         found = _read(model, node, name, shapes or {})
         if isinstance(found, ConvNode):
             convs.append(found)
         elif found.groups != 1:
             left.append(found)
     return tuple(convs), (*left, *_out_of_reach(model))
+
+
+def conv_names(graph: ir.Graph) -> Mapping[ir.Node, str]:
+    """What each convolution of a graph is called, whatever its kind; the second `a` is `a#2`."""
+    nodes = [node for node in graph if is_convolution(node)]
+    return dict(zip(nodes, numbered(map(site_name, nodes)), strict=True))
 
 
 def sites_in(model: ir.Model) -> Iterator[str]:
@@ -132,13 +138,6 @@ def is_convolution(node: ir.Node) -> bool:
     """Whether the name of the operator says that it is a convolution, of whatever kind."""
     # FusedConv, QLinearConv and others too: they are not split, and that is to be said.
     return "Conv" in node.op_type
-
-
-def _base_name(node: ir.Node) -> str:
-    mark = mark_of(node)
-    if mark is not None:
-        return mark.site
-    return node.name or node.outputs[0].name or node.op_type
 
 
 def _read(model: ir.Model, node: ir.Node, name: str, shapes: Shapes) -> ConvNode | LeftNode:
@@ -281,4 +280,4 @@ def _out_of_reach(model: ir.Model) -> Iterator[LeftNode]:
 def _inside(graph: ir.Graph, where: str) -> Iterator[LeftNode]:
     for node in graph:
         if is_convolution(node) and _groups(node) != 1:
-            yield LeftNode(_base_name(node), node.op_type, _groups(node), f"it is {where}")
+            yield LeftNode(site_name(node), node.op_type, _groups(node), f"it is {where}")

@@ -23,6 +23,7 @@ import onnxruntime as ort
 import torch
 
 from ...errors import GroupfxError, ModelError, first_line
+from ..graph.node_names import told_name
 from .float64_onnx import Float64Model
 
 Array = npt.NDArray[Any]
@@ -141,12 +142,7 @@ def widened(value: Array) -> Array:
 
 def described(node: ir.Node) -> str:
     """How a message calls a node: its operator and name."""
-    return f"{node.op_type} {node_name(node)}"
-
-
-def node_name(node: ir.Node) -> str:
-    """The name of a node, that of its first output where it has none."""
-    return node.name or next((value.name for value in node.outputs if value.name), "?")
+    return f"{node.op_type} {told_name(node)}"
 
 
 def _one_node(model: ir.Model, node: ir.Node, types: Mapping[str, int]) -> onnx.ModelProto:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,13 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from ...convs.names import unnumbered
 from ...plan.channel_order import AS_THEY_WERE, ChannelOrders
 from ..graph.batchnorm import epsilon_of, norm_behind
 from ..graph.channel_order import orders_of
-from ..graph.conv_nodes import CONVS, ConvNode, constant_of, conv_nodes, is_convolution
+from ..graph.conv_nodes import CONVS, ConvNode, constant_of, conv_names, conv_nodes
 from ..graph.metadata import mark_of
+from ..graph.node_names import node_name
 from .folded import constant_values, folded_weights
 from .site_functions import Affine, SiteFunction, Unchecked
 
@@ -76,9 +79,8 @@ def onnx_site_functions(
         found.append(_function(conv, name, weight, bias))
     left += [Unchecked(node.reason, node.name) for node in out_of_reach]
     known = {id(conv.node) for conv in convs} | {node.name for node in out_of_reach}
-    for node in model.graph:
-        name = node.name or node.outputs[0].name or node.op_type
-        if is_convolution(node) and id(node) not in known and name not in known:
+    for node, name in conv_names(model.graph).items():
+        if id(node) not in known and name not in known:
             left.append(Unchecked("its weight is computed in the graph", name))
     return tuple(found), tuple(dict.fromkeys(left))
 
@@ -127,8 +129,8 @@ def candidate_regions(
 ) -> tuple[tuple[Region, ...], tuple[str, ...]]:
     """Where the sites of the reference are in `model`, in its order, and notes.
 
-    By the marks that we leave; in a file without them by the order of the convolutions, if they
-    are as many and alike.
+    By the marks that we leave; in a file without them by the names of modules where it tells them,
+    else by the order of the convolutions, if they are as many and alike.
     """
     marked = _marked(model.graph)
     normed = {function.name for function in functions if function.norms}
@@ -143,7 +145,7 @@ def candidate_regions(
         missing = sorted(name for name in known if name not in marked)
         unknown = [name for name in marked if name not in known]
         return tuple(regions), tuple(_unpaired(missing, unknown))
-    return _in_order(model, functions)
+    return _unmarked(model, functions)
 
 
 def _unpaired(missing: Sequence[str], unknown: Sequence[str]) -> Iterable[str]:
@@ -239,12 +241,26 @@ def _in_front_of_pad(value: ir.Value, function: SiteFunction, conv: ConvNode) ->
     return pad.inputs[0]
 
 
-def _in_order(
+def _unmarked(
     model: ir.Model, functions: Sequence[SiteFunction]
 ) -> tuple[tuple[Region, ...], tuple[str, ...]]:
     convs, _ = conv_nodes(model, _sizes(folded_weights(model)))
-    expected = [_shape_of(function) for function in functions]
-    found = [(conv.spec.transposed, conv.spec.groups, _weight_shape(conv)) for conv in convs]
+    # A node's own name, such as Conv_12, is one convolution here and another there.
+    named = {c.name: c for c in convs if unnumbered(c.name) != node_name(c.node)}
+    pairs = [(each, named[each.name]) for each in functions if each.name in named]
+    alike = all(_like(conv) == _shape_of(each) for each, conv in pairs)
+    if pairs and alike and len(pairs) == len(functions):
+        return tuple(starmap(_unmarked_region, pairs)), (
+            "the file has no marks of ours: its convolutions are paired with the reference's by "
+            "the names of their modules",
+        )
+    return _in_order(convs, functions)
+
+
+def _in_order(
+    convs: Sequence[ConvNode], functions: Sequence[SiteFunction]
+) -> tuple[tuple[Region, ...], tuple[str, ...]]:
+    expected, found = list(map(_shape_of, functions)), list(map(_like, convs))
     if len(expected) != len(found):
         return (), (
             f"the file has no marks of ours, and {len(found)} convolutions where the reference has "
@@ -257,16 +273,20 @@ def _in_order(
             f"the file has no marks of ours, and its convolution number {unlike[0] + 1} is not "
             f"like {first}: they cannot be paired, and outputs alone are compared",
         )
-    regions = []
-    for function, conv in zip(functions, convs, strict=True):
-        source, result = conv.node.inputs[0], conv.node.outputs[0]
-        assert source is not None
-        source = _in_front_of_pad(source, function, conv)
-        norms, orders = bool(function.norms), orders_of(conv.node)
-        regions.append(_region(function.name, source, result, norms, orders))
-    return tuple(regions), (
+    return tuple(map(_unmarked_region, functions, convs)), (
         "the file has no marks of ours: its convolutions are paired with the reference's in order",
     )
+
+
+def _unmarked_region(function: SiteFunction, conv: ConvNode) -> Region:
+    source, result = conv.node.inputs[0], conv.node.outputs[0]
+    assert source is not None
+    source = _in_front_of_pad(source, function, conv)
+    return _region(function.name, source, result, bool(function.norms), orders_of(conv.node))
+
+
+def _like(conv: ConvNode) -> tuple[bool, int, tuple[int, ...]]:
+    return conv.spec.transposed, conv.spec.groups, _weight_shape(conv)
 
 
 def _shape_of(function: SiteFunction) -> tuple[bool, int, tuple[int, ...]]:

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ..graph.metadata import mark_of
-from ..running.float64_nodes import Float64Node, node_name, widened
+from ..graph.node_names import told_name
+from ..running.float64_nodes import Float64Node, widened
 from ..running.runtime import declared_inputs
 from .value_graph import Jitter, Operator, ValueGraph, Values
 
@@ -44,7 +45,7 @@ class OnnxGraph(ValueGraph):
             self.nodes[index] = runner
             mark = mark_of(node)
             site = None if mark is None else mark.site
-            name, kind = node_name(node), node.op_type
+            name, kind = told_name(node), node.op_type
             operators.append(Operator(index, name, kind, inputs, runner.outputs, site))
             known.update(runner.outputs)
         self.operators = tuple(operators)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.module_tracker import ModuleTracker
 
+from ..graph.node_names import told_name
 from ..running.runtime import Session
 from .sides import OnnxSide, Side, TorchSide
 
@@ -38,7 +39,7 @@ def _of_onnx(side: OnnxSide, feeds: Mapping[str, Array]) -> str | None:
     for value in side.model.graph.initializers.values():
         users = [use.node for use in value.uses()]
         if users and not _finite_constant(value):
-            read = ", ".join(node.name or node.op_type for node in users)
+            read = ", ".join(map(told_name, users))
             return f"the constant {value.name} of node {read} is not finite"
     own = side.own(feeds)
     session = Session(side.model, "off", source=side.source, also=names)
@@ -47,8 +48,7 @@ def _of_onnx(side: OnnxSide, feeds: Mapping[str, Array]) -> str | None:
         taken = [values[v.name] for v in node.inputs if v is not None and v.name in values]
         given = [values[v.name] for v in node.outputs if v.name in values]
         if not _all_finite(given) and _all_finite(taken):
-            name = node.name or node.outputs[0].name
-            return _text(f"node {name} ({node.op_type})", given, taken)
+            return _text(f"node {told_name(node)} ({node.op_type})", given, taken)
     return None
 
 

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 import onnx_ir as ir
 
+from ..graph.conv_nodes import conv_names
 from ..graph.metadata import mark_of
 from .sides import OnnxSide, Side
 from .site_checks import SiteCheck
@@ -23,10 +24,11 @@ def settled_outputs(
     if not isinstance(candidate, OnnxSide):
         return frozenset()
     right = {check.name for check in sites if check.ok and check.seen}
+    called = conv_names(candidate.model.graph)
 
     def judged(node: ir.Node) -> bool:
         mark = mark_of(node)
-        return (mark.site if mark is not None else node.name) in right
+        return (called.get(node) if mark is None else mark.site) in right
 
     ends = {value.name: value for value in candidate.model.graph.outputs}
     return frozenset(
