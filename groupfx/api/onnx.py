@@ -37,7 +37,7 @@ from ..files.models import read_model
 from ..passes import PASSES, pass_class
 from ..rewriting import Pass, Result
 from ..running.alone import alone
-from ..running.guess import infer_inputs
+from ..running.guess import Declared, infer_inputs, inputs_for
 from ..running.inputs import ExampleInputs
 from ..targets import target_named
 from .models import Loaded, make_pipeline, refuse_named, rewrite
@@ -140,9 +140,13 @@ def validate(
     be read or that ONNX Runtime cannot load, `ModelError` where the reference does not run.
     """
     given = None if inputs is None else ExampleInputs.of(inputs)
-    known = given or _known_inputs(reference) or _known_inputs(candidate)
-    first, notes = _side(reference, known, trust_pickle=trust_pickle, key=key, original=True)
-    second, more = _side(candidate, known, trust_pickle=trust_pickle, key=None, original=False)
+    files = [_onnx_side(side) for side in (reference, candidate)]
+    declared = next((file.for_torch for file in files if file is not None), ())
+    inferring = _Inferring(
+        given, _known_inputs(reference) or _known_inputs(candidate), declared, trust_pickle
+    )
+    first, notes = (files[0], ()) if files[0] else inferring.side(reference, key, original=True)
+    second, more = (files[1], ()) if files[1] else inferring.side(candidate, None, original=False)
     options = ValidationOptions(atol or {}, read_arrays(data), given is not None, shapes or {})
     verdict = validate_sides(first, second, options, progress)
     return replace(verdict, notes=(*notes, *more, *verdict.notes))
@@ -274,26 +278,37 @@ def _known_inputs(side: Side) -> ExampleInputs | None:
     return side.inputs if isinstance(side, Loaded) else None
 
 
-def _side(
-    side: Side,
-    inputs: ExampleInputs | None,
-    *,
-    trust_pickle: bool,
-    key: str | None,
-    original: bool,
-) -> tuple[TorchSide | OnnxSide, tuple[str, ...]]:
-    """A side to compare, and notes on what was read."""
-    if not isinstance(side, (str, Path)):
-        model = module_of(side, original=original)
-        example = inputs or infer_inputs(model).inputs
-        return TorchSide.of(model, example, type(model).__name__), ()
-    if Path(side).suffix == ONNX:
-        return OnnxSide(str(side), read_onnx(side)), ()
-    read = read_model(side, trust_pickle=trust_pickle, key=key)
-    if inputs is None and read.inputs:
-        inputs = ExampleInputs.from_description(read.inputs)
-    example = inputs or infer_inputs(read.model).inputs
-    return TorchSide.of(read.model, example, str(side)), read.notes
+def _onnx_side(side: Side) -> OnnxSide | None:
+    """The side of an .onnx file; None for anything else."""
+    if not isinstance(side, (str, Path)) or Path(side).suffix != ONNX:
+        return None
+    return OnnxSide(str(side), read_onnx(side))
+
+
+@dataclass(frozen=True)
+class _Inferring:
+    """What torch models are run on: what was given, what came with one, or what a file declares."""
+
+    given: ExampleInputs | None
+    known: ExampleInputs | None
+    declared: Sequence[Declared]
+    trust_pickle: bool
+
+    def side(
+        self, side: Side, key: str | None, *, original: bool
+    ) -> tuple[TorchSide, tuple[str, ...]]:
+        """A torch side to compare, and notes on what was read."""
+        if not isinstance(side, (str, Path)):
+            model = module_of(side, original=original)
+            return TorchSide.of(model, self._inputs(model, None), type(model).__name__), ()
+        read = read_model(side, trust_pickle=self.trust_pickle, key=key)
+        own = ExampleInputs.from_description(read.inputs) if read.inputs else None
+        return TorchSide.of(read.model, self._inputs(read.model, own), str(side)), read.notes
+
+    def _inputs(self, model: nn.Module, own: ExampleInputs | None) -> ExampleInputs:
+        if self.given is not None:
+            return self.given
+        return inputs_for(model, self.known or own, self.declared).inputs
 
 
 def read_arrays(data: Data | Sequence[Data]) -> tuple[Mapping[str, Array], ...]:

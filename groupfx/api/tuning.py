@@ -309,7 +309,7 @@ def file_to_tune(
     original = read_onnx(path)
     check_onnx(original, FileError)
     side = OnnxSide(str(path), original)
-    found = example_feeds(side, side, {}, shapes)
+    found, guessed = example_feeds(side, side, {}, shapes)
     first = next(iter(original.graph.inputs)).shape
     is_open = first is not None and len(first) > 0 and not isinstance(first[0], int)
     # Guesses have a batch of 2, so that a wrong axis shows; a runtime is most often given 1.
@@ -319,7 +319,9 @@ def file_to_tune(
         found = {n: a[rows[:wanted]] if a.ndim else a for n, a in found.items()}
     base = rewrite_graph(original, ())
     opset = base.model.graph.opset_imports.get("", DEFAULT_OPSET)
-    prepared = PreparedExport(base.model, ExportOptions(), (), base.notes, opset=opset)
+    prepared = PreparedExport(
+        base.model, ExportOptions(), (), base.notes, opset=opset, guessed=guessed
+    )
     return side, prepared, found
 
 

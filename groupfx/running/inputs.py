@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +18,10 @@ from torch import Tensor, fx, nn
 
 from ..errors import UsageError, no_exit
 
-# A description may come from a file: it must not claim the whole memory.
-_MAX_ELEMENTS = 2**28
+# A description may come from a file, or from a slip of the finger: an input must not claim the
+# whole memory.
+MOST_ELEMENTS = 2**28
+_SIZES = re.compile(r"\d{1,9}(x\d{1,9}){0,4}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,10 +29,13 @@ class ExampleInputs:
     """The arguments of one call of a model: positional ones and keyword ones.
 
     Tensors may lie in nested tuples, lists and dicts; anything else is passed on as it is.
+    `guessed` has the sizes that nobody gave and nothing tells, such as `224x224`: every number that
+    depends on them is to say so.
     """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    guessed: str | None = None
 
     @classmethod
     def of(cls, value: object) -> ExampleInputs:
@@ -65,7 +71,8 @@ class ExampleInputs:
     def map(self, change: Callable[[Tensor], Tensor]) -> ExampleInputs:
         """The same arguments with `change` applied to every tensor."""
         args = tuple(_map(value, change) for value in self.args)
-        return ExampleInputs(args, {key: _map(value, change) for key, value in self.kwargs.items()})
+        kwargs = {key: _map(value, change) for key, value in self.kwargs.items()}
+        return ExampleInputs(args, kwargs, self.guessed)
 
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor, positional arguments first."""
@@ -123,6 +130,25 @@ class ExampleInputs:
 
         return self.map(change)
 
+    def fitted(self, sizes: Sequence[Sequence[int | None]]) -> ExampleInputs | None:
+        """Tensors repeated or trimmed to `sizes`, one entry each, None where any will do.
+
+        None where there are not as many tensors, or they have other ranks.
+        """
+        tensors = list(self.tensors())
+        same_rank = [tensor.dim() for tensor in tensors] == [len(entry) for entry in sizes]
+        if not same_rank or any(tensor.numel() == 0 for tensor in tensors):
+            return None
+        wanted = iter(sizes)
+
+        def change(tensor: Tensor) -> Tensor:
+            for axis, size in enumerate(next(wanted)):
+                if size is not None and size != tensor.shape[axis]:
+                    tensor = _stretch(tensor, axis, size)
+            return tensor
+
+        return self.map(change)
+
     def randomized(self, generator: torch.Generator) -> ExampleInputs:
         """New values: normal floats, integers from the range of the old ones, bools as they are.
 
@@ -134,13 +160,15 @@ class ExampleInputs:
         """Plain data, one entry an argument: `name` (None if positional) and what it is.
 
         A tensor has `dtype`, `shape` and, for integers, `low` and `high`; a tuple, list or dict has
-        `kind` and `items`; None, a bool, a number or a string has `value`.
+        `kind` and `items`; None, a bool, a number or a string has `value`. Where sizes are a guess,
+        each argument has them as `guessed`.
 
         Raises UsageError for an argument of another type.
         """
         entries = [{"name": None, **_describe(value)} for value in self.args]
         entries.extend({"name": key, **_describe(value)} for key, value in self.kwargs.items())
-        return entries
+        told = {} if self.guessed is None else {"guessed": self.guessed}
+        return [{**entry, **told} for entry in entries]
 
     @classmethod
     def from_description(cls, entries: list[dict[str, Any]], *, seed: int = 0) -> ExampleInputs:
@@ -152,7 +180,10 @@ class ExampleInputs:
         try:
             named = [(entry["name"], _restore(entry, generator)) for entry in entries]
             args = tuple(value for name, value in named if name is None)
-            return cls(args, {str(name): value for name, value in named if name is not None})
+            kwargs = {str(name): value for name, value in named if name is not None}
+            guesses = [text for entry in entries if (text := entry.get("guessed")) is not None]
+            known = all(_SIZES.fullmatch(text) for text in guesses)
+            return cls(args, kwargs, guesses[0] if guesses and known else None)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise UsageError(f"not a description of inputs: {error!r}") from error
 
@@ -238,8 +269,8 @@ def _random_of(entry: Mapping[str, Any], generator: torch.Generator) -> Tensor:
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"{entry['dtype']} is not a dtype")
     shape = tuple(int(size) for size in entry["shape"])
-    if math.prod(shape) > _MAX_ELEMENTS:
-        raise ValueError(f"shape {list(shape)} has more than {_MAX_ELEMENTS} elements")
+    if math.prod(shape) > MOST_ELEMENTS:
+        raise ValueError(f"shape {list(shape)} has more than {MOST_ELEMENTS} elements")
     if not _is_integer(dtype):
         return _random_like(torch.ones(shape, dtype=dtype), generator)
     low, high = int(entry.get("low", 0)), int(entry.get("high", 0))
@@ -261,4 +292,4 @@ def in_order(model: nn.Module, inputs: ExampleInputs) -> ExampleInputs:
         raise UsageError(
             f"the example inputs do not fit {type(model).__name__}.forward: {error}"
         ) from error
-    return ExampleInputs(bound.args, bound.kwargs)
+    return ExampleInputs(bound.args, bound.kwargs, inputs.guessed)

@@ -14,12 +14,16 @@ from .unchanged import evaluate, unchanged
 
 @dataclass(frozen=True)
 class Totals:
-    """Size of a model. `macs` counts convolutions and linear layers for one sample."""
+    """Size of a model. `macs` counts convolutions and linear layers for one sample.
+
+    `guessed` has the sizes of that sample, such as `224x224`, where they are a guess.
+    """
 
     convs: int
     grouped_convs: int
     parameters: int
     macs: int | None
+    guessed: str | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ def totals(model: nn.Module, inputs: ExampleInputs | None, *, macs: int | None =
         grouped_convs=sum(count > 1 for count in groups),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         macs=_macs(model, inputs) if macs is None and inputs is not None else macs,
+        guessed=None if inputs is None else inputs.guessed,
     )
 
 

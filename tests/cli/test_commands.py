@@ -216,7 +216,9 @@ def test_rewrite_says_how_it_opened_the_model_and_on_what(cli: Cli, tmp_path: Pa
     swapped = cli("rewrite", path, "--input-shape", SHAPE, "--dry-run", "--way", "modules")
     assert swapped.out.splitlines()[1].startswith("opened: by its convolution modules")
     inferred = cli("inspect", path).out.splitlines()[2]
-    assert re.fullmatch(r"input: float32 \[2, 6, \d+, \d+\], inferred from stem", inferred)
+    guess = r"; (\d+x\d+) is a guess: give yours with --input-shape"
+    told = r"input: float32 \[2, 6, \d+, \d+\], inferred from stem"
+    assert re.fullmatch(told + guess, inferred)
 
 
 def test_rewrite_without_a_shape_infers_one(cli: Cli, tmp_path: Path) -> None:

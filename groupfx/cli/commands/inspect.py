@@ -16,7 +16,7 @@ from ..input.files import ONNX, check_distinct, check_folder, write_json
 from ..input.model_file import ModelOptions, OpenedFile, read_source
 from ..input.options import InspectCommand
 from ..text.numbers import count, plural, short, sizes
-from ..text.rewrite_text import show_left, show_opening, show_taken
+from ..text.rewrite_text import macs_title, show_left, show_opening, show_taken
 from ..text.screen import Screen
 from ..text.table import Column, Table
 
@@ -191,7 +191,7 @@ def _show_totals(screen: Screen, found: Sequence[FoundSite], whole: Totals) -> N
     screen.line()
     rows = [
         ("parameters", count(parameters), count(whole.parameters)),
-        ("MACs, one sample", short(macs), short(whole.macs)),
+        (macs_title(whole), short(macs), short(whole.macs)),
     ]
     titles = (Column("in them", right=True), Column("in the model", right=True))
     screen.table(Table([Column(""), *titles], rows))

@@ -65,8 +65,8 @@ def run_rewrite(options: RewriteCommand) -> int:
         report = report.without_notes_on(SLOWER)
     show_report(screen, opened, report)
     _show_files(screen, options, report)
-    if prepared is not None and prepared.summary is not None:
-        screen.paragraph(prepared.summary, indent="  ")
+    if prepared is not None and prepared.promise is not None:
+        screen.paragraph(prepared.promise, indent="  ")
     _write_json(options, opened, report, written=not options.dry_run)
     return 0
 

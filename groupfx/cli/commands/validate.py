@@ -1,10 +1,12 @@
 """`groupfx validate`: are two models the same function, and which site is wrong if not?"""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ...deploy import OnnxSide, TorchSide, read_onnx, validate_sides
 from ...errors import UsageError
+from ...running.guess import Declared
 from ...running.inputs import ExampleInputs
 from ..input.checks import validation_options
 from ..input.files import ONNX, check_distinct, check_folder, write_json
@@ -44,13 +46,15 @@ def _sides(
     found: list[TorchSide | OnnxSide | None] = [
         OnnxSide(str(path), read_onnx(path)) if path.suffix == ONNX else None for path in paths
     ]
+    declared = next((side.for_torch for side in found if isinstance(side, OnnxSide)), ())
     inputs: ExampleInputs | None = None
     notes: list[str] = []
     for position, path in enumerate(paths):
         if found[position] is not None:
             continue
         # A key that the reference has not is a mistake; the candidate may be of another kind.
-        opened = _opened(replace(source, path=path), screen, spare=inputs is not None)
+        of_path = replace(source, path=path)
+        opened = _opened(of_path, screen, declared, spare=inputs is not None)
         notes += opened.notes
         inputs = inputs or opened.inputs
         found[position] = TorchSide.of(opened.model, inputs, str(path))
@@ -60,16 +64,18 @@ def _sides(
     return first, second, tuple(notes)
 
 
-def _opened(source: ModelOptions, screen: Screen, *, spare: bool) -> OpenedFile:
+def _opened(
+    source: ModelOptions, screen: Screen, declared: Sequence[Declared], *, spare: bool
+) -> OpenedFile:
     """The model of a file; `--arch` is for those of the two that hold weights alone.
 
     With `spare`, so is `--key` for those that hold it.
     """
     try:
-        return read_source(source, screen.warn)
+        return read_source(source, screen.warn, declared)
     except UsageError:
         if source.key is not None and spare:
-            return _opened(replace(source, key=None), screen, spare=False)
+            return _opened(replace(source, key=None), screen, declared, spare=False)
         if source.arch is None:
             raise
-        return _opened(replace(source, arch=None, arch_args={}), screen, spare=False)
+        return _opened(replace(source, arch=None, arch_args={}), screen, declared, spare=False)

@@ -1,7 +1,7 @@
 """From the options of a command to a model in memory and inputs for it."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from ...errors import UsageError
 from ...files.archive import Archive
 from ...files.existing import factory_in
 from ...files.models import read_model
-from ...running.guess import InferredInputs, infer_inputs
+from ...running.guess import Declared, InferredInputs, inputs_for
 from ...running.inputs import ExampleInputs
 from .options import ModelFile
 from .shapes import InputShape, inputs_of_shapes, parse_input_shape
@@ -102,8 +102,13 @@ class OpenedFile:
         return f"{self.path}: {words.get(self.kind, self.kind)}"
 
 
-def read_source(options: ModelOptions, warn: Callable[[str], None]) -> OpenedFile:
+def read_source(
+    options: ModelOptions, warn: Callable[[str], None], declared: Sequence[Declared] = ()
+) -> OpenedFile:
     """Read the model and make the inputs; `warn` is told which of several models was taken.
+
+    The inputs have the sizes that another file of the network has `declared`, unless the options
+    say others.
 
     Raises `FileError`, `ModelError` or `UsageError`.
     """
@@ -122,22 +127,24 @@ def read_source(options: ModelOptions, warn: Callable[[str], None]) -> OpenedFil
     if options.input_shapes:
         inputs = inputs_of_shapes(options.input_shapes, read.model)
         inputs_source = "as given"
-    elif read.inputs:
-        inputs = ExampleInputs.from_description(read.inputs)
-        inputs_source = "as in the file"
     else:
-        inferred = infer_inputs(read.model)
-        inputs, inputs_source = inferred.inputs, _inferred(inferred)
+        known = ExampleInputs.from_description(read.inputs) if read.inputs else None
+        found = inputs_for(read.model, known, declared)
+        inputs, inputs_source = found.inputs, _found(found)
     return OpenedFile(
         options.path, read.model, read.source, inputs, inputs_source, read.archive, read.notes
     )
 
 
-def _inferred(inferred: InferredInputs) -> str:
+def _found(inferred: InferredInputs) -> str:
     """Where the inputs came from; their shape is told anyway."""
-    if inferred.layer is not None:
-        return f"inferred from {inferred.layer}"
-    return f"inferred: {inferred.source}"
+    source = f": {inferred.source}" if inferred.layer is None else f" from {inferred.layer}"
+    text, told, guessed = f"inferred{source}", inferred.told, inferred.inputs.guessed
+    if told is not None and told != inferred.source:
+        text = told if told.startswith("as ") else f"{text}, {told}"
+    if guessed is None:
+        return text
+    return f"{text}; {guessed} is a guess: give yours with --input-shape"
 
 
 def _arguments(text: str) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ...errors import UsageError
-from ...running.inputs import ExampleInputs
+from ...running.inputs import MOST_ELEMENTS, ExampleInputs
 
 _FORM = re.compile(r"(?:(?P<name>[^=:,]+)=)?(?:(?P<dtype>[^=:,]+):)?(?P<sizes>[^=:]+)")
 _FORMS = "2,3,32,32 or name=2,3,32,32 or int64:2,16 or name=int64:2,16"
@@ -30,8 +30,6 @@ _DTYPES = {
         torch.bool,
     )
 }
-# A slip of the finger must not claim the whole memory.
-_MAX_ELEMENTS = 2**28
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,8 @@ def parse_input_shape(text: str) -> InputShape:
     if found is None or not all(re.fullmatch(r"\s*\d+\s*", size) for size in sizes):
         raise UsageError(f"--input-shape {text!r} is not a shape: write {_FORMS}")
     numbers = tuple(int(size) for size in sizes)
-    if 0 in numbers or math.prod(numbers) > _MAX_ELEMENTS:
-        limit = f"each size is at least 1, and all together at most {_MAX_ELEMENTS} elements"
+    if 0 in numbers or math.prod(numbers) > MOST_ELEMENTS:
+        limit = f"each size is at least 1, and all together at most {MOST_ELEMENTS} elements"
         raise UsageError(f"--input-shape {text!r} makes no usable input: {limit}")
     dtype = found["dtype"]
     if dtype is not None and dtype.strip() not in _DTYPES:

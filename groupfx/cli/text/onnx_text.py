@@ -113,4 +113,6 @@ def _site(site: OnnxSite) -> dict[str, Any]:
 
 def _totals(totals: Totals) -> dict[str, Any]:
     plain = asdict(totals)
+    # A file says its sizes, or there are no MACs.
+    del plain["guessed"]
     return {"grouped": plain.pop("grouped_convs"), **plain}

@@ -178,12 +178,19 @@ def show_sizes(screen: Screen, before: Totals, after: Totals, branches: int | No
         ("  grouped", count(before.grouped_convs), count(after.grouped_convs)),
         *made,
         ("parameters", count(before.parameters), count(after.parameters)),
-        ("MACs, one sample", short(before.macs), short(after.macs)),
+        (macs_title(before), short(before.macs), short(after.macs)),
     ]
     screen.line()
     screen.table(
         Table([Column(""), Column("before", right=True), Column("after", right=True)], rows)
     )
+
+
+def macs_title(totals: Totals) -> str:
+    """What the multiply-accumulates are of: a guess says so where the number stands."""
+    if totals.guessed is None:
+        return "MACs, one sample"
+    return f"MACs, at a guessed {totals.guessed}"
 
 
 def show_not_checked(screen: Screen) -> None:

@@ -46,8 +46,9 @@ def show_validation(screen: Screen, validation: Validation) -> None:
     """The whole verdict."""
     runs = validation.runs
     screen.line()
+    guess = "" if validation.guessed is None else f" at a guessed {validation.guessed}"
     screen.paragraph(
-        f"compared in {validation.dtype} on {plural(len(runs), 'run')}: {', '.join(runs)}"
+        f"compared in {validation.dtype} on {plural(len(runs), 'run')}{guess}: {', '.join(runs)}"
     )
     for note in validation.notes:
         screen.paragraph(note, indent="  ")

@@ -130,6 +130,15 @@ class PreparedExport:
     summary: str | None = None
     opset: int | None = None
     """that of the file, where it is not the one of the options"""
+    guessed: str | None = None
+    """sizes such as `224x224` that forms were chosen for, where nobody gave them"""
+
+    @property
+    def promise(self) -> str | None:
+        """The summary, which says so where it is for sizes that are a guess."""
+        if self.summary is None or self.guessed is None:
+            return self.summary
+        return f"{self.summary}; at a guessed {self.guessed}"
 
     def write(self, path: Path, *, overwrite: bool = False) -> Export:
         """Write it whole or not at all. Raises `FileError` where `path` must not be replaced."""
@@ -145,7 +154,7 @@ class PreparedExport:
             nodes=len(self.model.graph),
             notes=self.notes,
             expected=self.expected,
-            summary=self.summary,
+            summary=self.promise,
         )
 
 
@@ -177,6 +186,7 @@ def prepare_export(
         data=check_onnx(made.model),
         expected=None if made.fastest is None else made.fastest.ratio,
         summary=None if made.fastest is None else made.fastest.summary,
+        guessed=inputs.guessed,
     )
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ...errors import FileError, GroupfxError, UsageError
+from ...running.inputs import MOST_ELEMENTS
 from .domain import Domain, guessed_domain
 from .picking import read_domains
 from .sides import OnnxSide, Side, TorchSide, Values
 
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
+Declared = tuple[str, np.dtype[Any], tuple[int | None, ...]]
 
 
 def require_fit(side: Side, feeds: Feeds) -> None:
@@ -55,28 +58,43 @@ def input_domains(
     return found, tuple(guessed)
 
 
+class Example(NamedTuple):
+    """Arrays by the names of inputs; `guessed` are sizes of them, such as `32x32`, if they are."""
+
+    feeds: Values
+    guessed: str | None = None
+
+
 def example_feeds(
     reference: Side,
     candidate: Side,
     inputs: Mapping[str, str],
     shapes: Mapping[str | int, tuple[int, ...]],
     domains: Mapping[str, Domain] | None = None,
-) -> Values:
+) -> Example:
     """Arrays to start from: those of a torch side, or random ones of the sizes that a file says.
 
-    `domains` of its integers are those of `input_domains`; without them they are read here.
+    What one of two files leaves open is as the other declares it. `domains` of its integers are
+    those of `input_domains`; without them they are read here.
     """
     example = _example_of(reference, candidate, inputs)
     if example is not None:
-        return example
+        side = reference if isinstance(reference, TorchSide) else candidate
+        return Example(example, side.example.guessed if isinstance(side, TorchSide) else None)
     assert isinstance(reference, OnnxSide)
+    assert isinstance(candidate, OnnxSide)
+    declared = list(_declared(reference, candidate, inputs, shapes))
+    open_sizes = any(None in sizes[1:] for _, _, sizes in declared)
     if domains is None:
         own = {name: name for name in reference.inputs}
         domains, _ = input_domains(reference, reference, own)
     reason: GroupfxError | None = None
     for batch in _BATCHES:
-        for size in _GUESSES:
-            feeds = _guessed(reference, batch, size, shapes, domains)
+        for size in _GUESSES if open_sizes else _GUESSES[:1]:
+            if _elements(declared, batch, size) > MOST_ELEMENTS:
+                reason = reason or UsageError(f"they have more than {MOST_ELEMENTS:,} elements")
+                continue
+            feeds = _guessed(declared, batch, size, domains)
             try:
                 reference.session.run(reference.own(feeds))
             except FileError:
@@ -84,7 +102,7 @@ def example_feeds(
             except GroupfxError as error:
                 reason = reason or error
                 continue
-            return feeds
+            return Example(feeds, _named(declared, feeds) if open_sizes else None)
     texts = [f"{n} {[k or '?' for k in s]}" for n, _, s in reference.declared]
     raise UsageError(
         f"cannot guess sizes that {reference.source} takes ({'; '.join(texts)}): give the shape of "
@@ -92,7 +110,7 @@ def example_feeds(
     )
 
 
-_GUESSES = (32, 64, 224, 16, 128, 8, 7)
+_GUESSES = (32, 64, 224, 16, 128, 8, 7, 28, 96, 256, 48, 160, 299, 384, 512)
 _BATCHES = (2, 1, 4, 3)
 
 
@@ -116,20 +134,51 @@ def _kind(dtype: np.dtype[Any]) -> str:
     return dtype.kind if dtype.kind in "fbiu" else ""
 
 
-def _guessed(
-    side: OnnxSide,
-    batch: int,
-    size: int,
+def _declared(
+    reference: OnnxSide,
+    candidate: OnnxSide,
+    inputs: Mapping[str, str],
     shapes: Mapping[str | int, tuple[int, ...]],
-    domains: Mapping[str, Domain],
+) -> Iterator[Declared]:
+    """Inputs of the reference: sizes that are given, else those that one of two files declares."""
+    others = {name: sizes for name, _, sizes in candidate.declared}
+    for position, (name, dtype, sizes) in enumerate(reference.declared):
+        known = shapes.get(name, shapes.get(position))
+        other = others.get(inputs.get(name, name), sizes)
+        if known is not None:
+            yield name, dtype, tuple(known)
+        elif len(other) == len(sizes):
+            pairs = zip(sizes, other, strict=True)
+            yield name, dtype, tuple(own if own is not None else told for own, told in pairs)
+        else:
+            yield name, dtype, sizes
+
+
+def _named(declared: Sequence[Declared], feeds: Values) -> str:
+    """The guessed sizes of the first input that has some."""
+    shapes = [feeds[name].shape[1:] for name, _, sizes in declared if None in sizes[1:]]
+    first = shapes[0][1:] or shapes[0]
+    return "x".join(map(str, first))
+
+
+def _sizes(sizes: Sequence[int | None], batch: int, size: int) -> tuple[int, ...]:
+    """All sizes of an input, `batch` and `size` where they are open."""
+    opened = [batch if axis == 0 else size for axis in range(len(sizes))]
+    return tuple(n if n is not None else opened[axis] for axis, n in enumerate(sizes))
+
+
+def _elements(declared: Sequence[Declared], batch: int, size: int) -> int:
+    return sum(math.prod(_sizes(sizes, batch, size)) for _, _, sizes in declared)
+
+
+def _guessed(
+    declared: Sequence[Declared], batch: int, size: int, domains: Mapping[str, Domain]
 ) -> Values:
     """Random arrays of the declared sizes, with `batch` and `size` where they are open."""
     generator = np.random.default_rng(0)
     feeds: Values = {}
-    for position, (name, dtype, sizes) in enumerate(side.declared):
-        opened = [batch if axis == 0 else size for axis in range(len(sizes))]
-        shape = tuple(n if n is not None else opened[axis] for axis, n in enumerate(sizes))
-        shape = tuple(shapes.get(name, shapes.get(position, shape)))
+    for name, dtype, sizes in declared:
+        shape = _sizes(sizes, batch, size)
         if name in domains:
             value = domains[name].sample(shape, generator)
         else:

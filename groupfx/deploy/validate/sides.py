@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ...errors import GroupfxError, ModelError, UsageError, first_line
 from ...learned.groups import deciding_tensors
 from ...running.float64 import widen
+from ...running.guess import Declared
 from ...running.inputs import ExampleInputs, in_order
 from ...running.unchanged import evaluate, unchanged
 from ...tracing import CannotTrace
@@ -257,6 +258,11 @@ class TorchSide:
         return self.given(feeds).map(lambda t: t.to(dtype) if t.is_floating_point() else t)
 
 
+def _plain_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """float32 for a dtype that is none of numpy's own, such as bfloat16."""
+    return dtype if dtype.kind in "fbiuc" else np.dtype(np.float32)
+
+
 def _arrays(output: Any) -> Values:
     named = [(n, v) for n, v in output_names(output) if isinstance(v, Tensor)]
     names = unique([name for name, _ in named])
@@ -290,6 +296,14 @@ class OnnxSide:
     def inputs(self) -> tuple[str, ...]:
         """Names of the inputs."""
         return tuple(name for name, _, _ in self.declared)
+
+    @property
+    def for_torch(self) -> tuple[Declared, ...]:
+        """The inputs as a torch model of the same network takes them."""
+        return tuple(
+            Declared(name, torch.from_numpy(np.zeros(1, _plain_dtype(dtype))).dtype, sizes)
+            for name, dtype, sizes in self.declared
+        )
 
     @property
     def outputs(self) -> tuple[str, ...]:

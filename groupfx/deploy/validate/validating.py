@@ -92,6 +92,7 @@ class _Comparison:
             for name in guessed
         ]
         self.drawn: tuple[str, ...] = ()
+        self.guessed: str | None = None
         self.example = self._example()
         feeds = self.example, self._for_candidate(self.example)
         self.draws = settle_draws(reference, candidate, feeds, self.dtype)
@@ -195,6 +196,7 @@ class _Comparison:
             runtimes=runtimes,
             notes=(*self.notes, *sites.notes, *operators.notes, *self.reference.notes),
             operators=operators.checks,
+            guessed=self.guessed,
         )
 
     def _tied(self, outputs: Sequence[OutputCheck]) -> set[str]:
@@ -241,7 +243,9 @@ class _Comparison:
     def _example(self) -> Values:
         """One array for each input of the reference, in the candidate's dtypes."""
         shapes, sides = self.options.shapes, (self.reference, self.candidate)
-        return self._fitting(example_feeds(*sides, self.inputs, shapes, self.domains))
+        found = example_feeds(*sides, self.inputs, shapes, self.domains)
+        self.guessed = found.guessed
+        return self._fitting(found.feeds)
 
     def _fitting(self, feeds: Feeds) -> Values:
         """The same arrays in the candidate's dtypes. Raises UsageError for sizes that do not fit.

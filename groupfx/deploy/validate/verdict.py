@@ -30,7 +30,8 @@ class Validation:
     looked at on its own. `first_site` is the first wrong one in the order of the graph,
     `worst_site` the one that is furthest off by what is allowed (also where all are right).
     `unseen` is what was not compared. `blame` says in words where a difference comes from, or why
-    the two cannot be compared; None where they are the same.
+    the two cannot be compared; None where they are the same. `guessed` are sizes of the inputs,
+    such as `224x224`, that nobody gave and nothing tells.
     """
 
     verdict: Verdict
@@ -47,6 +48,7 @@ class Validation:
     runtimes: tuple[str, ...]
     notes: tuple[str, ...]
     operators: tuple[OperatorCheck, ...] = ()
+    guessed: str | None = None
 
     @property
     def first_operator(self) -> OperatorCheck | None:
@@ -83,6 +85,7 @@ class Validation:
             "sites": [check.to_dict() for check in self.sites],
             "operators": [check.to_dict() for check in self.operators],
             "runs": list(self.runs),
+            "guessed_sizes": self.guessed,
             "runtimes": list(self.runtimes),
             "notes": list(self.notes),
         }
