@@ -20,8 +20,16 @@ from ...running.alone import alone
 from ...running.inputs import ExampleInputs
 from ...tracing.program import copied
 from ..graph.files import check_onnx, write_onnx
+from .bound_sizes import OpenSizeError
 from .io_names import chosen
-from .onnx_graph import DEFAULT_OPSET, LEAST_OPSET, SiteForms, newest_opset, onnx_graph
+from .onnx_graph import (
+    DEFAULT_OPSET,
+    LEAST_OPSET,
+    OnnxGraph,
+    SiteForms,
+    newest_opset,
+    onnx_graph,
+)
 from .torch_export import ConvName, Dynamic, TracedModel, trace_model
 
 DType = Literal["float32", "float16"]
@@ -167,16 +175,10 @@ def prepare_export(
     if any(_trains(module) for module in model.modules()):
         notes.append("the model is in train mode: it was exported as it is in eval mode")
     own, example = _in_dtype(model, inputs, options.dtype)
-    traced = trace_model(own, example, options.dynamic)
-    notes += traced.notes
-    traced = _with_names(traced, options)
+    traced, made, bound = _made(own, example, options)
+    notes += [*bound, *traced.notes]
     if traced.fixed:
         notes.append(f"sizes that the model fixes: {', '.join(traced.fixed)}")
-    slow = _slow(traced)
-    if slow is not None:
-        notes.append(slow)
-        warnings.warn(slow, SlowExportWarning, stacklevel=4)
-    made = onnx_graph(traced, options.opset, forms=options.forms)
     convs = [replace(conv, form=made.forms.get(conv.name)) for conv in traced.convs]
     return PreparedExport(
         made.model,
@@ -188,6 +190,29 @@ def prepare_export(
         summary=None if made.fastest is None else made.fastest.summary,
         guessed=inputs.guessed,
     )
+
+
+def _made(
+    model: nn.Module, inputs: ExampleInputs, options: ExportOptions
+) -> tuple[TracedModel, OnnxGraph, tuple[str, ...]]:
+    """The traced model and its graph, with those sizes open that can be; notes on the others."""
+    dynamic = options.dynamic
+    notes: list[str] = []
+    while True:
+        traced = _with_names(trace_model(model, inputs, dynamic), options)
+        slow = _slow(traced)
+        if slow is not None and slow not in notes:
+            notes.append(slow)
+            warnings.warn(slow, SlowExportWarning, stacklevel=5)
+        try:
+            return traced, onnx_graph(traced, options.opset, forms=options.forms), tuple(notes)
+        except OpenSizeError as error:
+            size = error.found
+            if not (dynamic.batch if size.batch else dynamic.sizes):
+                raise
+            fixed = f"the batch is fixed to {inputs.batch}" if size.batch else "they are fixed"
+            notes.append(f"{size}: {fixed}")
+            dynamic = replace(dynamic, batch=False) if size.batch else replace(dynamic, sizes=False)
 
 
 def _trains(module: nn.Module) -> bool:

@@ -39,6 +39,7 @@ from ..graph.conv_nodes import CONVS, ConvNode, conv_nodes
 from ..graph.files import PRODUCER
 from ..graph.metadata import mark, strip
 from ..graph.opsets import FIRST_WRITTEN, lower_opset
+from .bound_sizes import OpenSizeError, open_size
 from .constant_sizes import write_sizes
 from .torch_export import ConvName, Sizes, TracedModel
 
@@ -114,6 +115,9 @@ def _translated(traced: TracedModel, opset: int) -> ir.Model:
                 traced.program, dynamo=True, optimize=False, verbose=False, opset_version=opset
             )
         except Exception as error:
+            found = open_size(traced.program, error)
+            if found is not None:
+                raise OpenSizeError(found) from error
             raise ModelError(_not_translated(traced, error)) from error
     assert program is not None
     return program.model
