@@ -135,7 +135,7 @@ def _check_state(model: nn.Module, result: Result) -> None:
     """The map carries the original's state_dict into the result and back, bit for bit."""
     state = {key: value.clone() for key, value in model.state_dict().items()}
     state_map = result.state_dict_map
-    unknown = set(result.model.state_dict()) ^ set(state_map.entries)
+    unknown = set(result.model.state_dict()) ^ state_map.keys
     assert not unknown, f"the state_dict map and the model differ in {sorted(unknown)[:3]}"
     converted = state_map.convert(state)
     _same(

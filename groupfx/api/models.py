@@ -32,6 +32,7 @@ from ..rewriting import (
 from ..running.alone import alone
 from ..running.inputs import ExampleInputs
 from ..state.map import StateDictMap
+from ..state.reversed_map import map_from_dict
 from ..targets import target_named
 from ..tracing import ExportedModule, open_model
 from ..version import TORCH_BEFORE, TORCH_FROM
@@ -278,6 +279,6 @@ def load(path: str | Path, model: nn.Module | None = None) -> Loaded:
     else:
         rebuilt = apply(archive, model)
     report = dict(archive.report)
-    state_map = StateDictMap.from_dict(report.pop("state_dict_map"), model=rebuilt)
+    state_map = map_from_dict(report.pop("state_dict_map"), model=rebuilt)
     inputs = ExampleInputs.from_description(archive.inputs) if archive.inputs else None
     return Loaded(rebuilt, report, state_map, inputs)

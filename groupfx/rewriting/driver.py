@@ -22,7 +22,9 @@ from ..state.map import Entry, Requirement
 from ..tracing import Fragment, Program, Shapes, SwappedConv
 from .folding import carry_out, read_problem, whole_graph
 from .graph_pass import GraphPass
+from .parallel import merge_parallel
 from .pass_ import Pass, Rewritten, Skip, require_named
+from .region_pass import RegionPass
 from .remembering import remember
 from .report import RewrittenSite, SkippedSite
 from .site import Site
@@ -106,6 +108,9 @@ def run_pass(
     name = pass_.pass_name()
     if isinstance(pass_, GraphPass):
         return _run_on_graph(pass_, program, store)
+    if isinstance(pass_, RegionPass):
+        sites, left = merge_parallel(pass_, program, store)
+        return PassResult(pass_, tuple(sites), tuple(left))
     matches: list[_Match] = []
     skipped: list[SkippedSite] = []
     found = list(find_sites(program, store, pass_.calls))

@@ -20,7 +20,7 @@ from ..folding.edits import Block, Edit
 from ..folding.fold import Dead, Fold, FoldedLink
 from ..folding.problem import Problem
 from ..folding.spelling import Piece
-from ..folding.wiring import Graph
+from ..folding.wiring import Graph, Operation
 from ..plan.channel_order import AS_THEY_WERE, FoldNote, fold_note
 from ..plan.gathers import GatherPlan
 from ..plan.site_plan import NOTE, site_of
@@ -56,16 +56,19 @@ def whole_graph(program: Program) -> Fragment | str:
 
 def read_problem(program: Program, fragment: Fragment, store: Store) -> Problem:
     """The problem of the working graph."""
+    graph = Graph()
+    for operation in operations(program, fragment, store):
+        apply(graph, operation)
+    return graph.finish()
+
+
+def operations(program: Program, fragment: Fragment, store: Store) -> Iterator[Operation]:
+    """The nodes of the working graph as the rules see them, in order."""
     working = fragment.working
     assert program.inputs is not None
     shapes = _shapes(working, program.model, program.inputs)
     rules = TorchRules(working, shapes, store.why_fixed, store.hooks)
-    graph = Graph()
-    for node in working.graph.nodes:
-        operation = rules.operation(node)
-        if operation is not None:
-            apply(graph, operation)
-    return graph.finish()
+    return (op for op in map(rules.operation, working.graph.nodes) if op is not None)
 
 
 class _Recorder(fx.Interpreter):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import platform
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import Any
@@ -16,6 +16,7 @@ from ..running.guess import infer_inputs
 from ..running.inputs import ExampleInputs
 from ..running.totals import Complexity, totals
 from ..state.map import Entry, Requirement, Rows, StateDictMap
+from ..state.reversed_map import ReversedMap
 from ..tracing import Program, open_model
 from ..version import __version__
 from .checking import Progress, check_program, check_sites, require_ok
@@ -24,6 +25,7 @@ from .folding import moved_otherwise
 from .graph_pass import GraphPass
 from .outside import Outside
 from .pass_ import Pass
+from .region_pass import RegionPass
 from .report import PassSummary, Report, RewrittenSite, SkippedSite
 from .result import Result
 
@@ -108,12 +110,32 @@ class Pipeline:
             if not changes:  # which else are why it does not run
                 raise
         require_ok(report)
-        state_map = StateDictMap(entries, dropped=dropped, model=program.result)
+        state_map = _state_map(program, entries, dropped, report.sites)
         return Result(program.result, report, state_map, program)
+
+
+def _state_map(
+    program: Program,
+    entries: Mapping[str, Entry | Requirement],
+    dropped: Iterable[str],
+    sites: Sequence[RewrittenSite],
+) -> StateDictMap:
+    joined = {key: rows for site in sites for key, rows in site.joined.items()}
+    if not joined:
+        return StateDictMap(entries, dropped=dropped, model=program.result)
+    kept = {key: entry for key, entry in entries.items() if isinstance(entry, Rows)}
+    back = {rows.key: Rows(key) for key, rows in kept.items()} | joined
+    return ReversedMap(back, dropped=dropped, model=program.result)
 
 
 def _require_order(passes: Sequence[Pass[Any]]) -> None:
     """A site is compared with the original's, whose channels it must still have."""
+    merging = [each for each in passes if isinstance(each, RegionPass)]
+    if merging and len(passes) > 1:
+        raise UsageError(
+            f"{merging[0].pass_name()} beside other passes: it joins tensors, which the map of a "
+            "rewrite with others cannot say; rewrite with it alone, and then its result"
+        )
     for first, second in pairwise(passes):
         if isinstance(first, GraphPass) and not isinstance(second, GraphPass):
             raise UsageError(

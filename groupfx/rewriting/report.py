@@ -9,6 +9,7 @@ from torch import Tensor
 from ..convs.spec import ConvSpec
 from ..folding.fold import Fold
 from ..running.totals import Complexity
+from ..state import Rows
 from ..tracing.program import Fragment
 from ..verify import Change, ModelVerdict, SiteVerdict
 from .report_text import report_text
@@ -36,6 +37,8 @@ class RewrittenSite:
     nodes of the reference graph: the convolution, what goes into it, and what was replaced last.
     `brief` is `after` without what `before` says as well, for narrow tables.
     `zeroed` are the entries of the original's tensors that a rewrite with a threshold set to 0.
+    `joined` says, where tensors were put together, which rows of the rewritten model's each of the
+    original's is.
     """
 
     name: str
@@ -58,6 +61,7 @@ class RewrittenSite:
     observable: bool | None = None
     zeroed: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
     brief: str = ""
+    joined: Mapping[str, Rows] = field(default_factory=dict, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as in the JSON report."""

@@ -102,6 +102,11 @@ class StateDictMap:
             f"{len(self.dropped)} dropped{required})"
         )
 
+    @property
+    def keys(self) -> frozenset[str]:
+        """The names of the rewritten model's tensors."""
+        return frozenset(self.entries)
+
     # Checkpoints
 
     def load_original(self, state_dict: Mapping[str, Any], *, strict: bool = True) -> LoadResult:
@@ -306,7 +311,9 @@ class StateDictMap:
         """The entries of a checkpoint under the names of the original; see `wrapping`."""
         if not isinstance(state_dict, Mapping) or not all(isinstance(n, str) for n in state_dict):
             return state_dict  # it is refused with what it is
-        expected = {*self.sources, *required_keys(self.requires)}
+        return self._renamed(state_dict, {*self.sources, *required_keys(self.requires)})
+
+    def _renamed(self, state_dict: Mapping[str, Any], expected: set[str]) -> Mapping[str, Any]:
         names = unwrapped(state_dict, expected | set(self.dropped)).names
         if all(name == old for name, old in names.items()) and len(names) == len(state_dict):
             return state_dict
