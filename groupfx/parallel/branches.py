@@ -146,7 +146,8 @@ class Reader:
             if op.rule == "select" and op.numbers["dim"] == CHANNELS:
                 channels = np.asarray(op.numbers["reads"][place], dtype=np.intp)[read.channels]
                 front = read.front
-            elif op.rule == "elementwise" and _leaves_channels(op):
+            elif op.rule == "select" or (op.rule == "elementwise" and _leaves_channels(op)):
+                # What is cut along other axes is cut alike, whatever the channels are.
                 channels, front = read.channels, (op, *read.front)
             else:
                 return

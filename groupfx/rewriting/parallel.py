@@ -9,7 +9,8 @@ map of the rewrite says so the other way round.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, fx, nn
 from ..convs.calls import ConvCall, Stored, attribute, read_conv
 from ..convs.spec import BATCHNORMS, ConvSpec, describe_branches, module_from_spec, rebuild
 from ..folding.wiring import Operation
-from ..parallel.branches import Stage
+from ..parallel.branches import Branch, Stage
 from ..parallel.naming import joint_name
 from ..parallel.planning import ParallelConvs, Refusal, parallel_convs
 from ..state import Rows
@@ -52,7 +53,7 @@ def merge_parallel(
     done: list[RewrittenSite] = []
     left: list[SkippedSite] = []
     for found in list(parallel_convs(list(operations(program, fragment, store)), _Alike(fragment))):
-        names = [branch.conv.name for branch in found.branches]
+        names = [_home(fragment, store, branch) for branch in found.branches]
         name = joint_name(names)
         reason = pass_.declines((name, *names))
         if isinstance(found, Refusal):
@@ -60,12 +61,23 @@ def merge_parallel(
         elif reason is not None:
             left.append(SkippedSite(name, "parallel", pass_.pass_name(), reason))
         else:
-            done.append(_Merging(fragment, store, found, name).run(pass_))
+            done.append(_Merging(fragment, store, found, names).run(pass_))
     if done:
         fragment.working.graph.lint()
         fragment.working.recompile()
         fragment.changed = True
     return done, left
+
+
+def _home(fragment: Fragment, store: Store, branch: Branch) -> str:
+    """The path of a convolution: its module's, or the one that holds its weight."""
+    call = read_conv(cast(fx.Node, branch.conv.node), fragment.working)
+    assert isinstance(call, ConvCall)
+    if call.path is not None:
+        return call.path
+    weight, bias = call.weight, call.bias
+    assert isinstance(weight, Stored)
+    return store.home_of(fragment, weight.key, bias.key if isinstance(bias, Stored) else None)
 
 
 class _Alike:
@@ -135,10 +147,13 @@ def _frozen(value: Any) -> Hashable:
 class _Merging:
     """What one merge makes."""
 
-    def __init__(self, fragment: Fragment, store: Store, plan: ParallelConvs, name: str) -> None:
+    def __init__(
+        self, fragment: Fragment, store: Store, plan: ParallelConvs, homes: Sequence[str]
+    ) -> None:
         self.fragment, self.store, self.plan = fragment, store, plan
         self.root, self.graph = fragment.working, fragment.working.graph
-        self.name = self._free(name, [branch.conv.name for branch in plan.branches])
+        self.homes = homes
+        self.name = self._free(joint_name(homes), homes)
         self.joined: dict[str, Rows] = {}
         calls = [read_conv(cast(fx.Node, b.conv.node), self.root) for b in plan.branches]
         self.calls = [call for call in calls if isinstance(call, ConvCall)]
@@ -172,8 +187,8 @@ class _Merging:
             value = self._gathered(source)
             for op in plan.front:
                 value = self._again(cast(fx.Node, op.node), value)
-            value = self.graph.call_module(self.name, (value,))
             self._place_conv(spec)
+            value = self.graph.call_module(self.name, (value,))
             for stages in zip(*(branch.behind for branch in plan.branches), strict=True):
                 value = self._behind(stages, value)
         concat.replace_all_uses_with(value)
@@ -186,7 +201,7 @@ class _Merging:
             return source
         path = f"{self.name.replace('.', '_')}_order"
         path = self._free(path, [])
-        self.root.add_submodule(path, gather_module(self.plan.gather))
+        self.root.add_submodule(path, gather_module(self.plan.gather).train(self.root.training))
         return self.graph.call_module(path, (source,))
 
     def _again(self, node: fx.Node, value: fx.Node) -> fx.Node:
@@ -210,7 +225,9 @@ class _Merging:
         made = rebuild(template, tensors, **numbers)
         if first.path is None:
             made.training = self.root.training
-        self._put(made, self.name, [call.path for call in self.calls])
+            held = (source for call in self.calls for source in (call.weight, call.bias))
+            self._remove(source.key for source in held if isinstance(source, Stored))
+        self._put(made, self.name, self.homes)
 
     def _behind(self, stages: Sequence[Stage], value: fx.Node) -> fx.Node:
         nodes = [cast(fx.Node, stage.op.node) for stage in stages]
@@ -247,7 +264,7 @@ class _Merging:
 
     def _cat(self, keys: Sequence[str], new: str) -> Tensor:
         tensors = [attribute(self.root, key) for key in keys]
-        ends = torch.tensor([len(t) for t in tensors]).cumsum(0).tolist()
+        ends = accumulate(map(len, tensors))
         rows = [Rows("", end - len(t), end) for end, t in zip(ends, tensors, strict=True)]
         self._note(keys, new, rows)
         made = torch.cat([t.detach() for t in tensors])
@@ -264,16 +281,23 @@ class _Merging:
                 full = self.fragment.working_key(new)
                 self.joined[entry.key] = Rows(full, part.start, part.stop)
 
-    def _put(self, module: nn.Module, place: str, gone: Sequence[str | None]) -> None:
-        """`module` at `place`, where `gone` were."""
+    def _put(self, module: nn.Module, place: str, gone: Sequence[str]) -> None:
+        """`module` at `place`, where the modules, or the tensors, `gone` were."""
         for path in gone:
-            if path is not None:
-                parent, _, name = path.rpartition(".")
-                del self.root.get_submodule(parent)._modules[name]
+            parent, _, name = path.rpartition(".")
+            self.root.get_submodule(parent)._modules.pop(name, None)
         for path in gone:
-            self._prune((path or "").rpartition(".")[0], place)
+            self._prune(path.rpartition(".")[0], place)
         parent, _, name = place.rpartition(".")
         self.root.get_submodule(parent)._modules[name] = module
+
+    def _remove(self, keys: Iterable[str]) -> None:
+        """Take tensors that functions were called with out of what holds them."""
+        for key in keys:
+            path, _, name = key.rpartition(".")
+            holder = self.root.get_submodule(path)
+            holder._parameters.pop(name, None)
+            holder._buffers.pop(name, None)
 
     def _prune(self, path: str, place: str) -> None:
         """Remove containers that hold nothing any more, as far as `place` needs none of them."""

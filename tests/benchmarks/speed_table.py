@@ -56,7 +56,7 @@ _TRAINED = Path(__file__).parents[2] / "examples" / "flgc_digits"
 
 
 @dataclass(frozen=True)
-class Network:
+class TableNetwork:
     """A network, the images that it takes, and the bounds of its tuned file by batch."""
 
     name: str
@@ -70,7 +70,7 @@ class Network:
 class Row:
     """A network with a batch, on threads."""
 
-    network: Network
+    network: TableNetwork
     batch: int
     threads: int
 
@@ -81,29 +81,29 @@ class Row:
         return f"{net.name}, {net.size}x{net.size}; batch {self.batch}; {threads}"
 
 
-def networks() -> Iterator[Network]:
+def networks() -> Iterator[TableNetwork]:
     """All of them: learned groups, balanced ones, trained ones, and those of authors."""
     for groups, tuned, one, many in ((8, 0.95, 0.35, 0.36), (4, 0.96, 0.43, 0.45)):
         yield from _learned(groups, tuned, one, many)
     yield from _learned(2, 0.98, 0.61, 0.70)
     build = partial(mobilenet_v2_flgc, 8, balanced=True)
-    yield Network("balanced MobileNetV2, 8 groups", build, 32, bounds=((1, 0.85), (16, 0.85)))
+    yield TableNetwork("balanced MobileNetV2, 8 groups", build, 32, bounds=((1, 0.85), (16, 0.85)))
     balanced = partial(resnet_18, 8, balanced=True)
-    yield Network("balanced ResNet-18, 8 groups", balanced, 32, bounds=((1, 0.23), (16, 0.23)))
-    yield Network("trained digits", _shipped, 16, channels=1)
-    yield Network("trained digits, 120 epochs", partial(trained, epochs=120), 16, channels=1)
+    yield TableNetwork("balanced ResNet-18, 8 groups", balanced, 32, bounds=((1, 0.23), (16, 0.23)))
+    yield TableNetwork("trained digits", _shipped, 16, channels=1)
+    yield TableNetwork("trained digits, 120 epochs", partial(trained, epochs=120), 16, channels=1)
     wide = partial(trained, epochs=8, width=1.0, size=32)
-    yield Network("trained digits, full width, 8 epochs", wide, 32, channels=1)
+    yield TableNetwork("trained digits, full width, 8 epochs", wide, 32, channels=1)
     for name, build in ORDINARY.items():
-        yield Network(name, build, SIZE)
+        yield TableNetwork(name, build, SIZE)
 
 
-def _learned(groups: int, mobilenet: float, one: float, many: float) -> Iterator[Network]:
+def _learned(groups: int, mobilenet: float, one: float, many: float) -> Iterator[TableNetwork]:
     for size in (32, 96):
         build, bounds = partial(mobilenet_v2_flgc, groups), ((1, mobilenet), (16, mobilenet))
-        yield Network(f"MobileNetV2, {groups} groups", build, size, bounds=bounds)
+        yield TableNetwork(f"MobileNetV2, {groups} groups", build, size, bounds=bounds)
     bounds = ((1, one), (16, many))
-    yield Network(f"ResNet-18, {groups} groups", partial(resnet_18, groups), 32, bounds=bounds)
+    yield TableNetwork(f"ResNet-18, {groups} groups", partial(resnet_18, groups), 32, bounds=bounds)
 
 
 def rows(pattern: str) -> Iterator[Row]:
@@ -134,7 +134,7 @@ def trained(epochs: int, width: float = 0.3, size: int = 16) -> nn.Module:
 class Files:
     """The files of a network, as far as they do not depend on the row."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: TableNetwork) -> None:
         torch.manual_seed(0)
         self.model = network.build().eval()
         self.example = ExampleInputs((torch.randn(2, network.channels, *[network.size] * 2),))
@@ -162,7 +162,7 @@ class Files:
 
 
 @lru_cache(maxsize=1)
-def _files(network: Network) -> Files:
+def _files(network: TableNetwork) -> Files:
     return Files(network)
 
 
