@@ -17,9 +17,10 @@ has the terms that it had, but for those that were 0.
 from dataclasses import dataclass
 from typing import Literal
 
-from groupfx.folding.fold import Fold, fold
+from groupfx.folding.fold import Fold, fold, leave, permutations
 from groupfx.folding.problem import Problem
 from groupfx.rewriting.graph_pass import GraphPass
+from groupfx.rewriting.pass_ import require_named, unwanted
 
 
 @dataclass(frozen=True)
@@ -36,5 +37,18 @@ class FoldPermutations(GraphPass):
         "tensors that are tied or parametrised, where one order does not suit every use",
     )
 
+    only: tuple[str, ...] = ()
+    """patterns of names of permutations; the others stay as they are"""
+
+    skip: tuple[str, ...] = ()
+    """patterns of names of permutations that stay as they are"""
+
     def plan_graph(self, problem: Problem) -> Fold:
+        found = permutations(problem)
+        named = [*(link.place.name for link in found), *(left.name for left in problem.untaken)]
+        require_named(self, named, ())
+        for link in found:
+            reason = unwanted((link.place.name,), self.only, self.skip)
+            if reason is not None:
+                leave(problem, link, f"{link.place.name} is {reason}")
         return fold(problem, drop_dead=self.dead == "drop")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +12,12 @@ import numpy as np
 from .edits import Edit, edits
 from .liveness import everything, live_units, with_all_numbers, without_dead
 from .orders import Order, identity, is_identity
-from .problem import Axis, Link, Orders, Problem, Reader, axis_order, positions
+from .problem import Axis, Link, Orders, Problem, Reader, Untaken, axis_order, positions
 from .solving import moved_bytes, solve
 from .spelling import Spelling, spell
 
 _REASONS = 2
+_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def fold(problem: Problem, *, drop_dead: bool = True) -> Fold:
         _dead(problem, orders),
         _totals(problem, as_it_was),
         _totals(small, chosen),
-        tuple(_kept(problem, links)),
+        (*_kept(problem, links), *map(_untaken, problem.untaken)),
         solution.exact,
     )
 
@@ -212,46 +213,78 @@ def _gone(problem: Problem, axis: Axis, orders: Orders) -> int:
 
 def _totals(problem: Problem, orders: Orders) -> Totals:
     moving = [link for link in problem.links if _spelled(problem, link, orders).moves]
-    return Totals(len(moving), sum(link.moved for link in moving))
+    every = [*(link.moved for link in moving), *(gather.moved for gather in problem.untaken)]
+    return Totals(len(every), sum(every))
+
+
+def permutations(problem: Problem) -> tuple[Link, ...]:
+    """What the graph has that moves channels, in its order."""
+    as_it_was = {root: identity(problem.units(root)) for root in problem.roots()}
+    given = (link for link in problem.links if link.given)
+    return tuple(link for link in given if _spelled(problem, link, as_it_was).moves)
+
+
+def leave(problem: Problem, link: Link, reason: str) -> None:
+    """Keep a gather, and what it reads and gives, as they are."""
+    for axis in (link.target, *link.sources):
+        problem.fix(axis.variable, reason)
+
+
+def _untaken(gather: Untaken) -> Kept:
+    return Kept(gather.name, "a gather", gather.moved, gather.reason)
 
 
 def _kept(problem: Problem, links: Sequence[FoldedLink]) -> list[Kept]:
     moving = [folded.link for folded in links if folded.spelling.moves]
-    meeting = Counter(problem.find(link.target.variable) for link in problem.links)
-    near: dict[int, list[int]] = defaultdict(list)
+    near: dict[int, list[Link]] = defaultdict(list)
     for link in problem.links if moving else ():
-        ends = [problem.find(axis.variable) for axis in (link.target, *link.sources)]
-        for end in ends:
-            near[end] += ends
+        for end in dict.fromkeys(_ends(problem, link)):
+            near[end].append(link)
     return [
         Kept(
             folded.link.place.name,
             folded.spelling.describe(),
             folded.link.moved,
-            _reason(problem, folded.link, meeting, near),
+            _reason(problem, folded.link, near),
         )
         for folded in links
         if folded.spelling.moves
     ]
 
 
-def _reason(
-    problem: Problem, link: Link, meeting: Mapping[int, int], near: Mapping[int, Sequence[int]]
-) -> str:
+def _ends(problem: Problem, link: Link) -> list[int]:
+    """The roots of what a link reads and, last, of what it gives."""
+    return [problem.find(axis.variable) for axis in (*link.sources, link.target)]
+
+
+def _reason(problem: Problem, link: Link, near: Mapping[int, Sequence[Link]]) -> str:
     """Why no order suits both sides of a link: what decides there, or at their neighbours."""
-    ends = [problem.find(axis.variable) for axis in (*link.sources, link.target)]
-    count = meeting[ends[-1]]
-    if count > 1:
-        return f"{count} tensors meet there, each in an order of its own"
+    ends = _ends(problem, link)
+    named = problem.fixed(ends[-1])
+    meeting = [other for other in near[ends[-1]] if _ends(problem, other)[-1] == ends[-1]]
+    others = [other for other in meeting if other is not link and other.given]
+    if named is None and others:
+        own = next((f" ({wish})" for end in ends[:-1] for wish in _wishes(problem, end)), "")
+        return f"{_names(others)} and it write into one stream, each in an order of its own{own}"
+    if len(np.unique(link.reads)) < len(link.reads):
+        return "it repeats channels"
     wishes: list[str] = []
     for end in ends:
+        around = (neighbour for other in near[end] for neighbour in _ends(problem, other))
         own = _wishes(problem, end)
-        wishes += own or [wish for other in near[end] for wish in _wishes(problem, other)]
+        wishes += own or [wish for other in around for wish in _wishes(problem, other)]
     said = list(dict.fromkeys(wishes))
-    if not said:
-        return "its channels meet others in another order"
-    more = f" and {len(said) - _REASONS} more" if len(said) > _REASONS else ""
-    return " and ".join(said[:_REASONS]) + more
+    if said:
+        more = f" and {len(said) - _REASONS} more" if len(said) > _REASONS else ""
+        return " and ".join(said[:_REASONS]) + more
+    readers = [other for end in ends[:-1] for other in near[end] if other is not link]
+    return f"{_names([link, *readers])} read the same channels in orders that do not agree"
+
+
+def _names(links: Sequence[Link]) -> str:
+    names = list(dict.fromkeys(link.place.name for link in links))
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def _wishes(problem: Problem, variable: int) -> list[str]:

@@ -68,6 +68,15 @@ class Link:
 
 
 @dataclass(frozen=True)
+class Untaken:
+    """A gather of channels that no rule takes, and why; `moved` bytes a sample."""
+
+    name: str
+    reason: str
+    moved: int
+
+
+@dataclass(frozen=True)
 class Absorbed:
     """Axis `dim` of the parameter `key` is in the order of `axis`."""
 
@@ -138,6 +147,7 @@ class Problem:
         self.grouped: dict[Hashable, GroupedWeight] = {}
         self.pairs: list[Together] = []
         self.counted: list[Counted] = []
+        self.untaken: list[Untaken] = []
         # What is read of what, in the order of the graph.
         self.flows: list[Link | Reader | GroupedWeight] = []
         self._kept: dict[int, str] = {}

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .problem import Axis
-from .wiring import Graph, Natural, Operation, Tracked, Value
+from .problem import Axis, Untaken
+from .wiring import Graph, Natural, Operation, Tracked, Value, moved
 
 Apply = Callable[[Graph, Operation], None]
 
@@ -72,10 +72,16 @@ def give(graph: Graph, op: Operation, state: Tracked | Natural) -> None:
     each=True,
 )
 def barrier(graph: Graph, op: Operation) -> None:
-    """Channels as they were, on both sides."""
+    """Channels as they were, on both sides; `numbers["why"]` says why, where there is a reason.
+
+    Where it would be a gather of channels with better numbers, `numbers["untaken"]` says that.
+    """
     for slot in op.values:
         graph.pin(op, slot)
-    give(graph, op, Natural(f"{op.name} gives them so"))
+    untaken = op.numbers.get("untaken")
+    if untaken is not None and op.outputs:
+        graph.problem.untaken.append(Untaken(op.name, untaken, moved(op.outputs[0])))
+    give(graph, op, Natural(op.numbers.get("why", f"{op.name} gives them so")))
 
 
 def channels_behind(graph: Graph, op: Operation) -> int | None:

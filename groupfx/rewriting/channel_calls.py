@@ -328,21 +328,31 @@ def _index_select(call: Call) -> Found | None:
 def _chosen(call: Call, dim: int | None, indices: Any) -> Found | None:
     """Channels by a list, or by a tensor that the graph holds as a constant."""
     if isinstance(indices, fx.Node):
-        if indices.op != "get_attr":
-            return None
-        indices = attribute(call.tensors.module, str(indices.target))
+        held = indices.op == "get_attr"
+        found = attribute(call.tensors.module, str(indices.target)) if held else None
+        if not isinstance(found, Tensor) or isinstance(found, nn.Parameter):
+            return _untaken(dim, "its indices are computed")
+        indices = found
     if isinstance(indices, Tensor):
-        if isinstance(indices, nn.Parameter) or indices.dtype not in (torch.int64, torch.int32):
+        if indices.dtype not in (torch.int64, torch.int32) or indices.dim() != 1:
             return None
         indices = indices.tolist()
     if dim is None or not isinstance(indices, (list, tuple)) or not indices:
         return None
+    if any(isinstance(k, fx.Node) for k in indices):
+        return _untaken(dim, "its indices are computed")
     count = call.shape[dim]
-    if not all(
-        isinstance(k, int) and not isinstance(k, bool) and -count <= k < count for k in indices
-    ):
+    if not all(isinstance(k, int) and not isinstance(k, bool) for k in indices):
         return None
+    beyond = next((k for k in indices if not -count <= k < count), None)
+    if beyond is not None:
+        return _untaken(dim, f"there is no channel {beyond} among {count}")
     return "select", {"dim": dim, "reads": [np.array(indices) % count]}
+
+
+def _untaken(dim: int | None, reason: str) -> Found:
+    """A gather that stays; its name is told where it is one of channels."""
+    return "barrier", {"untaken": reason} if dim == 1 else {}
 
 
 def _getitem(call: Call) -> Found | None:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, fx, nn
 
+from ..convs.names import module_path
 from ..convs.spec import BATCHNORMS
 from ..folding.wiring import Operation, Parameter, Value
 from ..nn import ChannelGather, ChannelShuffle, ChannelTranspose, ConstantChannels
@@ -101,6 +102,9 @@ class TorchRules:
             return None
         found = self._found(node)
         inputs = self._inputs(node)
+        if found is not None and found[0] == "barrier":
+            outputs = (self._value(node),) if node in self._shapes else ()
+            return Operation("barrier", node, self._name(node), inputs, outputs, found[1])
         if found is not None and found[0] == "size":
             return Operation("size", node, self._name(node), inputs, (), found[1])
         outputs = (self._value(node),) if node in self._shapes else ()
@@ -127,6 +131,8 @@ class TorchRules:
             module = self.module.get_submodule(str(node.target))
             tensors = (*module.parameters(), *module.buffers())
             held = {f"held {k}": self.parameter(t) for k, t in enumerate(tensors)}
+            why = self._why_not(module)
+            held |= {} if why is None else {"why": f"{self._name(node)} {why}"}
         return Operation("barrier", node, self._name(node), inputs, outputs, held)
 
     def _is_parts(self, node: fx.Node) -> bool:
@@ -142,8 +148,29 @@ class TorchRules:
             )
         )
 
+    def _why_not(self, module: nn.Module) -> str | None:
+        """Why a module must stay what it is, although its class has a rule; in words."""
+        hooks = self._hooks(module)
+        if hooks:
+            return f"has a {hooks[0]}"
+        return "is parametrised" if nn.utils.parametrize.is_parametrized(module) else None
+
     def _name(self, node: fx.Node) -> str:
-        return str(node.target) if node.op == "call_module" else node.name
+        """The path of a module, or a call with the path of the module that makes it."""
+        if node.op == "call_module":
+            return str(node.target)
+        path = module_path(node)
+        if node.op == "output" or not path:
+            return node.name
+        return path if self._is_layer(path) else f"{path}.{call_of(node, self).name}"
+
+    def _is_layer(self, path: str) -> bool:
+        """Whether a module is one of torch's own that holds no others: its call is its own."""
+        try:
+            module = self.module.get_submodule(path)
+        except AttributeError:
+            return False
+        return type(module).__module__.startswith("torch.nn.") and not module._modules
 
     def _inputs(self, node: fx.Node) -> dict[int, Value | Parameter]:
         return {k: self.stored(n) or self._value(n) for k, n in enumerate(node.all_input_nodes)}
@@ -176,7 +203,7 @@ class TorchRules:
             return None
         if node.op == "call_module":
             module = self.module.get_submodule(str(node.target))
-            if self._hooks(module) or nn.utils.parametrize.is_parametrized(module):
+            if self._why_not(module) is not None:
                 return None
             return self._of_module(node, module)
         return rule_of(call_of(node, self))

@@ -182,12 +182,13 @@ def _done(store: Store) -> Iterator[str]:
 def _run_on_graph(pass_: GraphPass, program: Program, store: Store) -> PassResult:
     fragment = whole_graph(program)
     if isinstance(fragment, str):
-        skipped = SkippedSite("the model", "unknown", pass_.pass_name(), fragment)
-        return PassResult(pass_, (), (skipped,))
+        names = getattr(pass_, "only", ()) or ("the model",)
+        left = (SkippedSite(name, "unknown", pass_.pass_name(), fragment) for name in names)
+        return PassResult(pass_, (), tuple(left))
     fold = pass_.plan_graph(read_problem(program, fragment, store))
     if fold.changes:
         carry_out(fragment, store, fold)
-    return PassResult(pass_, (), (), fold)
+    return PassResult(pass_, (), pass_.left(fold), fold)
 
 
 def _skipped(site: Site, pass_name: str, reason: str) -> SkippedSite:

@@ -6,6 +6,7 @@ is left becomes its cheapest leaf. The map of the state_dict says which element 
 """
 
 import inspect
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -287,7 +288,7 @@ class _Links:
 
     def _name(self, place: str) -> str:
         """A free path for a leaf, named for where it stands."""
-        stem = f"{place.replace('.', '_')}_order"
+        stem = re.sub(r"\W", "_", f"{place}_order")
         name, number = stem, 1
         while name in self.names:
             number += 1

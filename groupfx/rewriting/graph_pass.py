@@ -5,7 +5,8 @@ from typing import Any
 
 from ..folding.fold import Fold
 from ..folding.problem import Problem
-from .pass_ import Pass, Rewritten, Skip
+from .pass_ import Pass, Rewritten, Skip, name_matches
+from .report import SkippedSite
 from .site import Site
 
 
@@ -15,6 +16,15 @@ class GraphPass(Pass[Any]):
     @abstractmethod
     def plan_graph(self, problem: Problem) -> Fold:
         """What is to be done to the graph that `problem` was read from."""
+
+    def left(self, fold: Fold) -> tuple[SkippedSite, ...]:
+        """The permutations that the option `only` names and that stay, with the reason."""
+        named = getattr(self, "only", ())
+        return tuple(
+            SkippedSite(kept.name, "permutation", self.pass_name(), kept.reason)
+            for kept in fold.kept
+            if name_matches(kept.name, named)
+        )
 
     @classmethod
     def works_on_onnx(cls) -> bool:

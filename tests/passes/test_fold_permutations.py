@@ -103,7 +103,7 @@ def test_a_parametrised_tensor_stays_and_the_permutation_with_it() -> None:
     model.conv.weight.register_hook(lambda gradient: gradient)
     result = groupfx.rewrite(model, inputs(), passes=["fold-permutations"])
     (kept,) = result.report.folds[0].kept
-    assert kept.reason == "conv gives them so and depthwise takes no other order"
+    assert kept.reason == "conv has a gradient hook on weight and depthwise is parametrised"
 
 
 def test_a_value_that_is_changed_in_place_and_read_again_is_refused() -> None:

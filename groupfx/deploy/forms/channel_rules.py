@@ -377,12 +377,15 @@ def _concat(seen: _Node, given: Parameters) -> tuple[str, Numbers] | None:
 
 def _gather(seen: _Node, given: Parameters) -> tuple[str, Numbers] | None:
     indices = seen.constant(1)
-    if indices is None or indices.ndim != 1 or 0 in given:
-        return None
     dim = seen.dim("axis", 0)
-    count = seen.shape[dim]
-    if ((indices < -count) | (indices >= count)).any():
+    if 0 in given or (indices is not None and indices.ndim != 1):
         return None
+    count = seen.shape[dim]
+    beyond = [] if indices is None else indices[(indices < -count) | (indices >= count)]
+    if indices is None or len(beyond):
+        missing = f"there is no channel {beyond[0]} among {count}" if len(beyond) else None
+        told = {"untaken": missing or "its indices are computed"} if dim == 1 else {}
+        return "barrier", told
     return "select", {"dim": dim, "reads": [indices % count]}
 
 

@@ -156,9 +156,11 @@ def rewrite_graph(
             mark(conv.node, conv.name)
     sites: list[OnnxSite] = []
     folds: list[Fold] = []
+    left_folding: list[SkippedSite] = []
     for pass_ in passes:
         if isinstance(pass_, GraphPass):
             folds.append(_fold(work, pass_, shapes))
+            left_folding += pass_.left(folds[-1])
             continue
         if isinstance(pass_, RegionPass):
             sites += _merge(work, pass_, shapes)
@@ -184,10 +186,13 @@ def rewrite_graph(
     return OnnxRewrite(
         model=work,
         sites=changed,
-        skipped=tuple(
-            SkippedSite(site.name, site.kind, site.pass_name, site.reason)
-            for site in sites
-            if site.reason is not None
+        skipped=(
+            *(
+                SkippedSite(site.name, site.kind, site.pass_name, site.reason)
+                for site in sites
+                if site.reason is not None
+            ),
+            *left_folding,
         ),
         before=before,
         after=_totals(work, shapes) if changed else before,

@@ -116,7 +116,9 @@ def test_computed_indices_are_a_barrier() -> None:
         p=ORDER,
         z=np.zeros(6, dtype=np.int64),
     )
-    assert made.folds[0].after.count == 0
+    (kept,) = made.folds[0].kept
+    assert (kept.name, kept.reason) == ("b", "its indices are computed")
+    assert (made.folds[0].before.count, made.folds[0].after.count) == (2, 1)
     assert [n.op_type for n in made.model.graph] == ["Conv", "Add", "Gather", "Conv"]
 
 
