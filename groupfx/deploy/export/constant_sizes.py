@@ -9,6 +9,9 @@ no more than "the batch as it was", for which the operators have numbers of thei
     Expand    1: this size of the input
     Resize    only the axes that change (opset 18)
     Slice     the largest number there is, for "to the end"
+
+What an Expand, a Tile or a ConstantOfShape repeats for an operator that repeats by itself need not
+be repeated: `y + expand(a) = y + a` where the sum has the shape of y.
 """
 
 from __future__ import annotations
@@ -18,10 +21,19 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
+from onnxscript.optimizer import fold_constants
 
 from ..graph.initializers import constant
 
 _FIRST_RESIZE_WITH_AXES = 18
+_READS_SIZES = ("Shape", "Size")
+_MOST_FOLDED = 1 << 10
+_BROADCASTS = frozenset(
+    {
+        "Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max",
+        "Min", "Mul", "Or", "Pow", "Sub", "Where",
+    }
+)  # fmt: skip
 _TO_THE_END = np.iinfo(np.int64).max
 
 Size = int | str
@@ -29,6 +41,29 @@ Size = int | str
 
 def write_sizes(model: ir.Model) -> None:
     """Replace computed sizes in `model` by constants that mean the same; drop what made them."""
+    _write(model)
+    if any(node.op_type in _READS_SIZES for node in model.graph):
+        # What a function of the exporter's computes has no shape yet, and what is computed of
+        # sizes that are known beside the open one is no constant yet.
+        _work_out(model)
+        _write(model)
+
+
+def _work_out(model: ir.Model) -> None:
+    """Shapes of all values, and what can be computed of them."""
+    common.ShapeInferencePass()(model)
+    fold_constants(
+        model,
+        onnx_shape_inference=True,
+        input_size_limit=_MOST_FOLDED,
+        output_size_limit=_MOST_FOLDED,
+    )
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.IdentityEliminationPass()(model)
+    common.RemoveUnusedNodesPass()(model)
+
+
+def _write(model: ir.Model) -> None:
     changed = False
     for node in model.graph:
         rule = _RULES.get(node.op_type) if not node.domain else None
@@ -62,7 +97,7 @@ def _expand(model: ir.Model, node: ir.Node) -> bool:
     aligned = (None,) * (len(after) - len(before)) + before
     target = [1 if old == new else new for old, new in zip(aligned, after, strict=True)]
     if not all(isinstance(size, int) for size in target):
-        return False
+        return _repeat(model, node)
     return _replace(model, node, 1, target)
 
 
@@ -96,11 +131,61 @@ def _slice(model: ir.Model, node: ir.Node) -> bool:
     return _replace(model, node, 2, [_TO_THE_END])
 
 
+def _repeat(model: ir.Model, node: ir.Node) -> bool:
+    """Hand what is repeated to operators that repeat it by themselves."""
+    source, result = node.inputs[0], node.outputs[0]
+    sizes = _sizes(source)
+    if not _is_computed(node, 1) or sizes is None:
+        return False
+    if node.op_type == "Tile" and not _repeats_ones(sizes, _sizes(result)):
+        return False
+    return _hand_on(result, source)
+
+
+def _constant(model: ir.Model, node: ir.Node) -> bool:
+    """A tensor of one number, by that number."""
+    if not _is_computed(node, 0):
+        return False
+    given = node.attributes.get_tensor("value")
+    number = np.zeros((), np.float32) if given is None else given.numpy().reshape(())
+    result = node.outputs[0]
+    return _hand_on(result, lambda: constant(model.graph, f"{result.name}.value", number))
+
+
+def _repeats_ones(before: tuple[Size, ...], after: tuple[Size, ...] | None) -> bool:
+    """Whether only axes of one element are repeated."""
+    if after is None or len(before) != len(after):
+        return False
+    return all(old in (1, new) for old, new in zip(before, after, strict=True))
+
+
+def _hand_on(result: ir.Value, source: ir.Value | Callable[[], ir.Value] | None) -> bool:
+    """Give `source` to each reader of `result` that makes the same of it."""
+    readers = [(user, place) for user, place in result.uses() if _repeats_itself(user, result)]
+    if not readers or source is None:
+        return False
+    value = source() if callable(source) else source
+    for user, place in readers:
+        user.replace_input_with(place, value)
+    return True
+
+
+def _repeats_itself(node: ir.Node, value: ir.Value) -> bool:
+    """Whether another input of `node` has the shape of the result already."""
+    if node.domain or node.op_type not in _BROADCASTS:
+        return False
+    wanted = _sizes(node.outputs[0])
+    others = (_sizes(other) for other in node.inputs if other is not value)
+    return wanted is not None and wanted in others
+
+
 _RULES: Mapping[str, Callable[[ir.Model, ir.Node], bool]] = {
     "Reshape": _reshape,
     "Expand": _expand,
     "Resize": _resize,
     "Slice": _slice,
+    "Tile": _repeat,
+    "ConstantOfShape": _constant,
 }
 
 

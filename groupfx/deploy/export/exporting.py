@@ -17,11 +17,12 @@ from ...nn import Flgc1d, Flgc2d, Flgc3d
 from ...plan.branches import Branches
 from ...plan.forms import FormPlan
 from ...running.alone import alone
-from ...running.inputs import ExampleInputs
+from ...running.inputs import ExampleInputs, in_order
 from ...tracing.program import copied
 from ..graph.files import check_onnx, write_onnx
 from .bound_sizes import OpenSizeError
 from .io_names import chosen
+from .lost_fusions import lost_fusions
 from .onnx_graph import (
     DEFAULT_OPSET,
     LEAST_OPSET,
@@ -179,6 +180,9 @@ def prepare_export(
     notes += [*bound, *traced.notes]
     if traced.fixed:
         notes.append(f"sizes that the model fixes: {', '.join(traced.fixed)}")
+    shapes = [tuple(tensor.shape) for tensor in in_order(own, example).tensors()]
+    lost = lost_fusions(made.model, shapes)
+    notes += [] if lost is None else [lost]
     convs = [replace(conv, form=made.forms.get(conv.name)) for conv in traced.convs]
     return PreparedExport(
         made.model,

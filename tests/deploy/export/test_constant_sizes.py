@@ -81,7 +81,41 @@ def agree(proto: onnx.ModelProto, model: nn.Module, x: Tensor) -> None:
         np.testing.assert_allclose(found, model(x).numpy(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("body", [shuffle, heads, gate, smaller, larger, to_the_end, None])
+class Normalised(Behind):
+    """The exporter writes a GroupNorm as a function of its own, which tells no shapes."""
+
+    def __init__(self, body: Body) -> None:
+        super().__init__(body)
+        self.norm = nn.GroupNorm(3, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self.norm(self.conv(x)))
+
+
+def unshuffled(y: Tensor) -> Tensor:
+    return F.pixel_unshuffle(F.pixel_shuffle(y.repeat(1, 2, 1, 1), 2), 2)
+
+
+def rolled(y: Tensor) -> Tensor:
+    return torch.roll(y, (1, 2), (2, 3))
+
+
+def zeros(y: Tensor) -> Tensor:
+    return y + torch.zeros_like(y)
+
+
+def ones(y: Tensor) -> Tensor:
+    return y * torch.full((y.shape[0], 1, 1, 1), 3.0)
+
+
+def repeated(y: Tensor) -> Tensor:
+    return y + torch.linspace(0, 1, 30).view(1, 6, 1, 5).repeat(y.shape[0], 1, 5, 1)
+
+
+_MORE = [unshuffled, rolled, zeros, ones, repeated]
+
+
+@pytest.mark.parametrize("body", [shuffle, heads, gate, smaller, larger, to_the_end, None, *_MORE])
 def test_no_size_is_computed_where_the_batch_alone_is_open(
     body: Body | None, tmp_path: Path
 ) -> None:
@@ -93,6 +127,34 @@ def test_no_size_is_computed_where_the_batch_alone_is_open(
     # A token is repeated as often as there are samples: that has no spelling without the number.
     assert kinds["Shape"] == (body is None)
     assert proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    for batch in (1, 2, 5):
+        agree(proto, model, torch.randn(batch, 4, 5, 5))
+
+
+def test_the_functions_of_the_exporter_compute_no_size_either(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Normalised(shuffle).eval()
+    proto = exported(model, torch.randn(2, 4, 5, 5), tmp_path)
+    assert not [node for node in proto.graph.node if node.op_type == "Shape"]
+    for batch in (1, 3):
+        agree(proto, model, torch.randn(batch, 4, 5, 5))
+
+
+def stretched(y: Tensor) -> Tensor:
+    """What is repeated gives the sum its shape, so that it must be."""
+    return y.mean(0, keepdim=True) + torch.ones(y.shape[0], 1, 1, 1)
+
+
+def joined(y: Tensor) -> Tensor:
+    return torch.cat([y, y.new_zeros(y.shape[0], 2, 5, 5)], 1)
+
+
+@pytest.mark.parametrize("body", [stretched, joined])
+def test_what_must_be_repeated_is(body: Body, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Behind(body).eval()
+    proto = exported(model, torch.randn(2, 4, 5, 5), tmp_path)
+    assert [node for node in proto.graph.node if node.op_type == "Shape"]
     for batch in (1, 2, 5):
         agree(proto, model, torch.randn(batch, 4, 5, 5))
 
