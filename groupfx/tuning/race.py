@@ -6,6 +6,7 @@ long as the session lives. So there are several heats, each with new sessions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from .ratios import Heat
@@ -15,10 +16,20 @@ Clock = Callable[[], float]
 
 Run = Callable[[], object]
 
-HEATS = 8
-LEAST_ROUNDS = 2
-"""Of a heat, besides one to warm up."""
+HEATS, LEAST_HEATS = 8, 5
+_LEAST_ROUNDS = 2
+"""Of a heat, besides one to warm up; one where there is time for no more."""
 _MOST_ROUNDS = 40
+
+
+def least_seconds(models: int, run: float) -> float:
+    """What the shortest race of so many models takes, a run of which takes `run` seconds."""
+    return LEAST_HEATS * 2 * _round_seconds(models, run)
+
+
+def _round_seconds(models: int, run: float) -> float:
+    """There and back."""
+    return 2 * models * run
 
 
 def race(
@@ -27,21 +38,33 @@ def race(
     seconds: float,
     wall: Clock,
     advance: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    run: float = 0.0,
 ) -> list[Heat]:
     """Seconds of each model in each round of each heat, as `clock` says; each runs twice a round.
 
     `loads` make the models ready anew. There are as many rounds as go into `seconds` of `wall`, and
-    no fewer than `LEAST_ROUNDS` a heat.
+    no fewer than two a heat; models of which one `run` takes so long that these do not fit run in
+    fewer heats, of one round at least.
     """
+    fits = seconds / _round_seconds(len(loads), run) if run else math.inf
+    whole = fits >= HEATS * (_LEAST_ROUNDS + 1)
+    number = HEATS if whole else min(max(int(fits / 2), LEAST_HEATS), HEATS)
+    least = _LEAST_ROUNDS if whole else 1
     heats = []
-    for number in range(HEATS):
-        heats.append(_heat(loads, number, clock, seconds / HEATS, wall))
-        advance(number + 1, HEATS)
+    for heat in range(number):
+        heats.append(_heat(loads, heat, clock, seconds / number, wall, least))
+        advance(heat + 1, number)
     return heats
 
 
 def _heat(
-    loads: Sequence[Callable[[], Run]], number: int, clock: Clock, seconds: float, wall: Clock
+    loads: Sequence[Callable[[], Run]],
+    number: int,
+    clock: Clock,
+    seconds: float,
+    wall: Clock,
+    least: int,
 ) -> Heat:
     started = wall()
     there = [*range(len(loads))]
@@ -57,7 +80,7 @@ def _heat(
     took = max(wall() - before, 1e-9)
     left = seconds - (wall() - started)
     times: list[list[float]] = [[] for _ in loads]
-    for _ in range(int(min(max(left / took, LEAST_ROUNDS), _MOST_ROUNDS))):
+    for _ in range(int(min(max(left / took, least), _MOST_ROUNDS))):
         for place, own in enumerate(_round(runs, order, clock)):
             times[place].append(own)
     return times

@@ -31,7 +31,7 @@ from .cache import Cache, Key, cache_folder, open_cache
 from .modules import ModuleSubject
 from .plan_file import PlannedRecipe, TuningPlan, applied
 from .probe import machine_of, probe
-from .race import HEATS, LEAST_ROUNDS, Clock, race
+from .race import Clock, least_seconds, race
 from .ratios import UNTOUCHED, Ratio, compare
 from .sites import TunedSite
 from .subject import GraphSubject, Subject
@@ -173,6 +173,10 @@ class _Work:
     seen: dict[tuple[str, str], list[float]] = field(default_factory=dict)
     totals: dict[int, float] = field(default_factory=dict)
     slowest: float = 0.0
+    """seconds that the slowest model took to load"""
+
+    one: float = 0.0
+    """seconds of a run of the untouched model"""
 
     @property
     def sites(self) -> Sequence[TunedSite]:
@@ -181,28 +185,29 @@ class _Work:
     def run(self) -> Tuning:
         self.started = self.options.wall()
         self.base = self.subject.made({})
-        one = self._once(self._load(self.base))
+        self.one = self._once(self._load(self.base))
         if not self.sites:
             return self.result({}, UNTOUCHED, {})
-        # The untouched model and one other, twice a round, and a round to warm up.
-        least = 4 * HEATS * (LEAST_ROUNDS + 1) * one
+        least = least_seconds(2, self.one)
         if least > self.options.budget:
             self.notes.append(
                 f"the budget of {self.options.budget:g} s is too small to compare anything: one "
-                f"run takes {one:.3g} s; give at least {math.ceil(least * 2)}"
+                f"run takes {self.one:.3g} s; give at least {math.ceil(least * 2)}"
             )
             return self.result({}, UNTOUCHED, {})
         cache = self._cache()
         choices = self.subject.choices(partial(self._machine, cache))
         variants = model_variants(choices)
-        found = {_EXPECTED: expected_recipes(choices)}
+        expected = {_EXPECTED: expected_recipes(choices)}
+        # The last of them are left out where there is no time to race all.
         if self._profiled(cache, variants):
-            found[_ASSEMBLED] = self._assembled(cache, choices)
+            found = {_ASSEMBLED: self._assembled(cache, choices), **expected}
             if self.totals:
                 found[_VARIANT] = variants[min(self.totals, key=lambda place: self.totals[place])]
         else:
             # Nobody says what a site takes: the variants themselves are raced.
-            found |= {f"variant {place}": v for place, v in enumerate(variants[1:], 1)}
+            numbered = {f"variant {place}": v for place, v in enumerate(variants[1:], 1)}
+            found = expected | numbered
         return self._raced(found)
 
     def _once(self, base: Program) -> float:
@@ -309,12 +314,16 @@ class _Work:
                 models.append(made)
         if not named:
             return self.result({}, UNTOUCHED, {})
-        left = self.options.budget - self._spent()
-        seconds = min(_MOST_SECONDS_OF_A_RACE, max(left, 0), _OF_RACING * self.options.budget)
         options = self.options
+        left = max(options.budget - self._spent(), 0)
+        seconds = min(_MOST_SECONDS_OF_A_RACE, left, _OF_RACING * options.budget)
+        while len(models) > 2 and least_seconds(len(models), self.one) > left:
+            name, _ = named.popitem()
+            models.pop()
+            self.notes.append(f"{name}: left out of the race, there was no time for it")
         clock = self.backend.clock(options.threads) if self.subject.host else options.wall
         loads = [partial(self._load, model) for model in models]
-        heats = race(loads, clock, seconds, options.wall, self.progress)
+        heats = race(loads, clock, seconds, options.wall, self.progress, run=self.one)
         races = {name: compare(heats, place) for place, name in enumerate(named, 1)}
         faster = [name for name, ratio in races.items() if ratio.verdict == "faster"]
         if not faster:

@@ -24,7 +24,7 @@ from groupfx.tuning.backends.torch_eager import EagerBackend, device_name, on_ho
 from groupfx.tuning.modules import ModuleSubject
 
 
-class Network(nn.Module):
+class LayerKinds(nn.Module):
     """A learned layer that is called twice, one that is called once, groups, and depthwise."""
 
     def __init__(self) -> None:
@@ -40,9 +40,9 @@ class Network(nn.Module):
         return self.depthwise(torch.relu(self.grouped(self.once(y))))
 
 
-def network() -> Network:
+def network() -> LayerKinds:
     torch.manual_seed(3)
-    model = Network()
+    model = LayerKinds()
     model.norm.running_mean.normal_()
     return model.eval()
 
@@ -131,7 +131,10 @@ BACKENDS: list[tuple[str, Callable[[], EagerBackend]]] = [
 
 @pytest.fixture
 def _uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything of torch.compile but its code generator, which takes seconds a model."""
+    """Everything of torch.compile but its code generator, which takes seconds a model; and races
+    that are short.
+    """
+    monkeypatch.setattr(tuning, "_MOST_SECONDS_OF_A_RACE", 0.5)
     whole = nn.Module.compile
 
     def compile_(self: nn.Module, **options: Any) -> None:
@@ -182,14 +185,13 @@ def test_what_lies_on_a_device_is_timed_on_the_wall(monkeypatch: pytest.MonkeyPa
     assert not on_host(there)
     assert (device_name(X), device_name(there)) == (None, "meta")
     read: list[str] = []
-    kept = tuning.race
 
-    def race(loads: Any, clock: Any, *others: Any) -> Any:
+    def race(loads: list[Any], clock: Any, *others: Any, **options_: Any) -> Any:
         read.append("wall" if clock is options.wall else "thread")
-        return kept(loads, clock, *others)
+        return [[[1.0] for _ in loads]] * 2
 
     monkeypatch.setattr(tuning, "race", race)
-    options = TuningOptions(budget=1, cache=None, backend="torch.compile")
+    options = TuningOptions(cache=None, backend="torch.compile")
     tune_module(network(), X, options)
     monkeypatch.setattr("groupfx.tuning.modules.on_host", lambda feeds: False)
     tune_module(network(), X, options)
@@ -219,7 +221,7 @@ def test_a_model_is_tuned_and_its_plan_gives_the_same_model(tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("_uncompiled")
 def test_whole_variants_are_raced_where_nobody_tells_of_nodes() -> None:
-    options = TuningOptions(budget=3, cache=None, backend="torch.compile")
+    options = TuningOptions(cache=None, backend="torch.compile")
     found, passes = tune_module(network(), X, options)
     assert {*found.races} <= {"variant 1", "variant 2", "variant 3"}
     assert found.races
@@ -238,7 +240,7 @@ def test_a_variant_that_cannot_be_compiled_is_dropped(monkeypatch: pytest.Monkey
         return load(self, model, *given)
 
     monkeypatch.setattr(CompileBackend, "load", picky)
-    options = TuningOptions(budget=3, cache=None, backend="torch.compile")
+    options = TuningOptions(cache=None, backend="torch.compile")
     found, _ = tune_module(network(), X, options)
     assert any("dropped, no compiler takes so much" in note for note in found.notes)
 
@@ -262,7 +264,7 @@ def test_a_model_that_takes_long_to_load_leaves_the_others_out(
 
 
 def test_a_random_module_is_refused() -> None:
-    class Noisy(Network):
+    class Noisy(LayerKinds):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) + torch.rand(1)
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from groupfx.tuning.race import HEATS, race
+from groupfx.tuning.race import HEATS, least_seconds, race
 from groupfx.tuning.ratios import UNTOUCHED, Heat, Ratio, compare, lower_half
 
 
@@ -99,9 +99,9 @@ class MadeUpRace:
 
         return run
 
-    def race(self, seconds: float) -> list[Heat]:
+    def race(self, seconds: float, *, run: float = 0.0) -> list[Heat]:
         loads = [lambda k=k: self.load(k) for k in range(len(self.seconds))]
-        return race(loads, self.clock, seconds, self.clock)  # type: ignore[arg-type]
+        return race(loads, self.clock, seconds, self.clock, run=run)  # type: ignore[arg-type]
 
 
 def test_each_round_goes_there_and_back_from_another_start() -> None:
@@ -117,6 +117,16 @@ def test_a_race_takes_as_long_as_it_may() -> None:
     machine = MadeUpRace(0.01, 0.02)
     machine.race(6.0)
     assert 4.0 < machine.now <= 6.1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "heats", "rounds"), [(96.0, 8, 2), (95.0, 8, 1), (56.0, 7, 1), (1.0, 5, 1)]
+)
+def test_models_that_run_long_race_in_fewer_heats(seconds: float, heats: int, rounds: int) -> None:
+    machine = MadeUpRace(1.0, 1.0)
+    found = machine.race(seconds, run=1.0)
+    assert [len(heat[0]) for heat in found] == [rounds] * heats
+    assert machine.now <= max(seconds, least_seconds(2, 1.0))
 
 
 def test_a_steady_drift_is_no_difference() -> None:

@@ -250,6 +250,17 @@ def test_a_budget_for_less_than_one_variant_leaves_it_untouched(
     assert note.startswith("the budget of 5 s is too small to compare anything: one run takes 2 s")
 
 
+def test_a_model_that_runs_long_is_raced_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A run takes 0.6 s: eight heats of two rounds would take twice what is left for the race.
+    runtime = MadeUp(fast_in_blocks, cost=3e-4)
+    found = tuned(monkeypatch, runtime, budget=40.0)
+    assert not found.untouched
+    assert found.ratio is not None
+    assert found.ratio.value == pytest.approx(0.75)
+    assert 5 <= found.ratio.rounds < 16
+    assert runtime.now < 45
+
+
 def test_a_budget_that_ends_early_uses_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = MadeUp(fast_in_blocks)
     profile = runtime.profile
