@@ -38,7 +38,7 @@ class Bottleneck(nn.Module):
         return F.relu(self.expand(y) + around)
 
 
-class PaperResNeXtBlock(nn.Module):
+class AggregatedBlock(nn.Module):
     """A bottleneck with its own way around."""
 
     def __init__(self, inputs: int, middle: int, outputs: int, stride: int) -> None:
@@ -58,7 +58,7 @@ def resnext_50() -> nn.Module:
     for stage, blocks in enumerate((3, 4, 6, 3)):
         for position in range(blocks):
             stride = 2 if stage and not position else 1
-            layers.append(PaperResNeXtBlock(channels, 128 << stage, 256 << stage, stride))
+            layers.append(AggregatedBlock(channels, 128 << stage, 256 << stage, stride))
             channels = 256 << stage
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 1000))
 

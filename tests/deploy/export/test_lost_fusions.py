@@ -30,7 +30,7 @@ class Added(nn.Module):
         return F.relu(self.conv(x) + 2 * x)
 
 
-class Shuffled(nn.Module):
+class ShuffledAndAdded(nn.Module):
     """A shuffle in front of what is added: with all sizes open it computes them."""
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ def notes(model: nn.Module, folder: Path, **options: Any) -> list[str]:
 
 
 def test_it_is_said_what_open_sizes_cost(tmp_path: Path) -> None:
-    (note,) = notes(Shuffled(), tmp_path, dynamic_sizes=True)
+    (note,) = notes(ShuffledAndAdded(), tmp_path, dynamic_sizes=True)
     assert note.startswith(SAID)
     assert "Shape" in note
     assert "read sizes at run time" in note
@@ -58,8 +58,8 @@ def test_it_is_said_what_open_sizes_cost(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "options"),
     [
-        (Shuffled(), {}),
-        (Shuffled(), {"dynamic_batch": False}),
+        (ShuffledAndAdded(), {}),
+        (ShuffledAndAdded(), {"dynamic_batch": False}),
         (Added(), {}),
         (nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.ReLU()), {"dynamic_sizes": True}),
     ],
@@ -72,7 +72,7 @@ def test_nothing_is_said_where_nothing_is_lost(
 
 
 def test_the_model_is_not_changed(tmp_path: Path) -> None:
-    notes(Shuffled(), tmp_path, dynamic_sizes=True)
+    notes(ShuffledAndAdded(), tmp_path, dynamic_sizes=True)
     model = ir.load(tmp_path / "m.onnx")
     before = ir.to_proto(model).SerializeToString()
     assert lost_fusions(model, [(2, 4, 6, 5)]) is not None
@@ -83,7 +83,7 @@ def test_a_user_of_the_command_line_reads_it(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cli = Cli(capsys, tmp_path, monkeypatch)
-    groupfx.rewrite(Shuffled().eval(), (X,), passes=[]).save(tmp_path / "m.pt")
+    groupfx.rewrite(ShuffledAndAdded().eval(), (X,), passes=[]).save(tmp_path / "m.pt")
     given = ("export", "m.pt", "--input-shape", "2,4,6,5", "--no-verify")
     done = cli(*given, "--dynamic-sizes", "-o", "open.onnx")
     assert done.code == 0, done.err
