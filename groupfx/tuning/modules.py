@@ -31,7 +31,7 @@ from .backends import Profile
 from .backends.torch_eager import device_name, on_host
 from .probe import cpu_name
 from .profile import overhead
-from .sites import TunedSite, group_blocks, signature
+from .sites import TunedSite, signature
 from .variants import SiteChoices
 
 _FORMS: tuple[PlainForm, ...] = ("padded", "bucketed", "split")
@@ -124,7 +124,11 @@ def _sites(model: nn.Module, inputs: ExampleInputs) -> Iterator[tuple[Site, Bloc
             if isinstance(found, Blocks) and found.structure.blocks:
                 yield site, found.structure
             elif not isinstance(found, (Skip, Blocks)):
-                yield site, group_blocks(site.spec)
+                spec = site.spec
+                yield (
+                    site,
+                    BlockStructure.of_groups(spec.in_channels, spec.out_channels, spec.groups),
+                )
 
 
 def _tuned_site(site: Site, name: str, structure: BlockStructure, dtype: str) -> TunedSite:

@@ -6,20 +6,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
 from ..convs.spec import ConvSpec
 from ..deploy.forms.forming import apply_form
 from ..deploy.forms.rewrite_onnx import static_shapes
+from ..deploy.forms.zero_blocks import zero_blocks
 from ..deploy.graph.conv_nodes import ConvNode, conv_nodes
 from ..deploy.graph.metadata import mark
-from ..plan.blocks import Block, BlockStructure, find_blocks
-from ..plan.channels import group_slices
+from ..plan.blocks import BlockStructure
 from ..plan.cost import Work
 from ..plan.recipes import recipe_plan
 
-_LEAST_SAVING = 0.1
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 
@@ -138,29 +136,11 @@ def _blocks(conv: ConvNode) -> BlockStructure | None:
     spec, tensor = conv.spec, conv.weight_tensor
     if spec.transposed or tensor is None or not conv.constant or tensor.dtype not in _FLOATS:
         return None
-    if spec.groups > 1:
-        if spec.in_channels == spec.groups:
-            return None
-        return group_blocks(spec)
-    weight = tensor.numpy()
-    mask = (weight != 0).reshape(*weight.shape[:2], -1).any(axis=2)
-    if np.all(mask) or not np.any(mask):
+    if spec.groups == 1:
+        return zero_blocks(conv)
+    if spec.in_channels == spec.groups:
         return None
-    found = find_blocks(mask)
-    if found.exact_macs > (1 - _LEAST_SAVING) * found.dense_macs:
-        return None
-    return found
-
-
-def group_blocks(spec: ConvSpec) -> BlockStructure:
-    """The groups of a grouped convolution as blocks."""
-    sides = (spec.in_channels, spec.out_channels)
-    inputs, outputs = (group_slices(channels, spec.groups) for channels in sides)
-    blocks = (
-        Block(tuple(range(read.start, read.stop)), tuple(range(written.start, written.stop)))
-        for read, written in zip(inputs, outputs, strict=True)
-    )
-    return BlockStructure(*sides, tuple(blocks))
+    return BlockStructure.of_groups(spec.in_channels, spec.out_channels, spec.groups)
 
 
 def _name(value: ir.Value | None) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..plan.binned import Way
-from ..plan.choice import choose, recipes
+from ..plan.choice import choose, choose_groups, recipes
 from ..plan.cost import OnnxRuntime
 from ..plan.forms import FormPlan
 from ..plan.machine import Machine
@@ -17,7 +17,6 @@ from .sites import TunedSite
 MOST_VARIANTS = 10
 # The cost model is right to about a tenth; what it calls so much slower is not tried.
 _HOPELESS = 1.5
-_LEAST_SAVING = 0.05
 _WAYS: tuple[tuple[Way, ...], ...] = (
     ("merged",),
     ("merged", "accumulated"),
@@ -57,23 +56,10 @@ def site_choices(site: TunedSite, machine: Machine) -> SiteChoices:
         if recipe != site.untouched
     )
     kept = tuple(recipe for time, recipe in priced if time <= _HOPELESS * base)
-    time, expected = _expected(site, machine, priced, base)
-    return SiteChoices(site, kept, expected, time, base)
-
-
-def _expected(
-    site: TunedSite, machine: Machine, priced: Sequence[tuple[float, str]], base: float
-) -> tuple[float, str]:
-    """The model's choice: never one that it calls slower than what is there.
-
-    Groups that an author wrote are only merged: the model is made for that.
-    """
-    if site.untouched == "dense":
-        choice = choose(site.structure, site.work, machine)
-        return choice.time, choice.recipe
-    merged = [entry for entry in priced if entry[1].startswith("merge ")]
-    found = min(merged, default=(base, site.untouched))
-    return found if found[0] < base * (1 - _LEAST_SAVING) else (base, site.untouched)
+    choice = (choose if site.untouched == "dense" else choose_groups)(
+        site.structure, site.work, machine
+    )
+    return SiteChoices(site, kept, choice.recipe, choice.time, base)
 
 
 def _candidates(site: TunedSite, machine: Machine) -> Iterator[tuple[str, FormPlan]]:
