@@ -264,8 +264,8 @@ def _reason(problem: Problem, link: Link, near: Mapping[int, Sequence[Link]]) ->
     meeting = [other for other in near[ends[-1]] if _ends(problem, other)[-1] == ends[-1]]
     others = [other for other in meeting if other is not link and other.given]
     if named is None and others:
-        own = next((f" ({wish})" for end in ends[:-1] for wish in _wishes(problem, end)), "")
-        return f"{_names(others)} and it write into one stream, each in an order of its own{own}"
+        told = next((f" ({wish})" for end in ends[:-1] for wish in _wishes(problem, end)), "")
+        return f"{_names(others)} and it write into one stream, each in an order of its own{told}"
     if len(np.unique(link.reads)) < len(link.reads):
         return "it repeats channels"
     wishes: list[str] = []

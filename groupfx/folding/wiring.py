@@ -152,7 +152,7 @@ class Graph:
         state = self.state(value)
         if isinstance(state, Natural):
             return state.reason
-        reason = op.numbers.get("why", f"{op.name} takes no other order")
+        reason: str = op.numbers.get("why", f"{op.name} takes no other order")
         if isinstance(state, Regrouped):
             self._require(state.place, state.base, state.state, reason)
         else:

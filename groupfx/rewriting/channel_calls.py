@@ -328,6 +328,9 @@ def _index_select(call: Call) -> Found | None:
 def _chosen(call: Call, dim: int | None, indices: Any) -> Found | None:
     """Channels by a list, or by a tensor that the graph holds as a constant."""
     if isinstance(indices, fx.Node):
+        # An export copies a constant before it is read.
+        while indices.op == "call_function" and _name_of(indices) in _COPIES:
+            indices = first_argument(indices)
         held = indices.op == "get_attr"
         found = attribute(call.tensors.module, str(indices.target)) if held else None
         if not isinstance(found, Tensor) or isinstance(found, nn.Parameter):
@@ -348,6 +351,9 @@ def _chosen(call: Call, dim: int | None, indices: Any) -> Found | None:
     if beyond is not None:
         return _untaken(dim, f"there is no channel {beyond} among {count}")
     return "select", {"dim": dim, "reads": [np.array(indices) % count]}
+
+
+_COPIES = _words("alias clone detach lift_fresh lift_fresh_copy")
 
 
 def _untaken(dim: int | None, reason: str) -> Found:

@@ -381,7 +381,9 @@ def _gather(seen: _Node, given: Parameters) -> tuple[str, Numbers] | None:
     if 0 in given or (indices is not None and indices.ndim != 1):
         return None
     count = seen.shape[dim]
-    beyond = [] if indices is None else indices[(indices < -count) | (indices >= count)]
+    beyond: Sequence[int] = (
+        [] if indices is None else indices[(indices < -count) | (indices >= count)]
+    )
     if indices is None or len(beyond):
         missing = f"there is no channel {beyond[0]} among {count}" if len(beyond) else None
         told = {"untaken": missing or "its indices are computed"} if dim == 1 else {}

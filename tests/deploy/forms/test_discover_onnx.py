@@ -154,7 +154,8 @@ def test_a_site_that_is_named_and_refused_writes_nothing(tmp_path: Path) -> None
 def test_a_pass_that_needs_torch_is_refused_by_name(tmp_path: Path) -> None:
     onnx.save(network(planted()), tmp_path / "m.onnx")
     with pytest.raises(
-        UsageError, match="split-grouped-conv, discover-groups and fold-permutations do"
+        UsageError,
+        match="split-grouped-conv, discover-groups, fold-permutations and merge-parallel-conv do",
     ):
         groupfx.find_onnx(tmp_path / "m.onnx", passes=["freeze-learned-groups"])
     assert SplitGroupedConv.works_on_onnx()
