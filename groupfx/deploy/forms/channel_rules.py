@@ -382,7 +382,7 @@ def _gather(seen: _Node, given: Parameters) -> tuple[str, Numbers] | None:
         return None
     count = seen.shape[dim]
     beyond: Sequence[int] = (
-        [] if indices is None else indices[(indices < -count) | (indices >= count)]
+        [] if indices is None else indices[(indices < -count) | (indices >= count)].tolist()
     )
     if indices is None or len(beyond):
         missing = f"there is no channel {beyond[0]} among {count}" if len(beyond) else None
