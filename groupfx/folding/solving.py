@@ -10,6 +10,11 @@ a table would be too large, the same is done with two candidates a variable, the
 and the one that some other variable would give it (an expansion move: Boykov, Veksler and Zabih,
 2001), as long as that gains anything.
 
+That is exact among the candidates, which are not all orders. Measured on 600 random problems of two
+or three variables, each with up to four channels, against every order of every variable
+(`tests/folding/test_solving.py`): 576 are solved as well as can be, the other 24 move up to 9 bytes
+more, where a link moves 1 to 9; all together move 2,927 bytes where 2,796 would do and 3,619 were.
+
 What is minimised are bytes moved a sample; among equals, the number of pieces that are moved, and
 then the number of variables that change at all.
 """

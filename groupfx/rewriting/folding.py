@@ -6,6 +6,7 @@ is left becomes its cheapest leaf. The map of the state_dict says which element 
 """
 
 import inspect
+import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -273,8 +274,11 @@ class _Links:
         source = sources[piece.source]
         if piece.part is None:
             return source
-        size = len(piece.part)
-        return self.graph.call_function(torch.narrow, (source, dim, piece.part.start, size))
+        start, stop = piece.part.start, piece.part.stop
+        if dim != 1:
+            return self.graph.call_function(torch.narrow, (source, dim, start, stop - start))
+        index = (slice(None), slice(start, stop))
+        return self.graph.call_function(operator.getitem, (source, index))
 
     def _gather(self, folded: FoldedLink, gather: GatherPlan, value: fx.Node) -> fx.Node:
         dim = folded.link.dim

@@ -20,5 +20,8 @@ def opinion(conv: "ConvSpec") -> Opinion:
 
 
 TARGET = Target(
-    "plinio", place=1, passes=("freeze-learned-groups", "split-grouped-conv"), opinion=opinion
+    "plinio",
+    place=1,
+    passes=("freeze-learned-groups", "split-grouped-conv", "fold-permutations:dead=keep"),
+    opinion=opinion,
 )
