@@ -54,6 +54,7 @@ ONLY_IN = {
     "onnxscript": {"deploy"},
     "openvino": {"tuning"},
     "rich": {"cli"},
+    "ruff": {"emit"},
     "typer": {"cli"},
     "torch": set(LEVEL) - {"errors", "folding", "parallel", "schema", "version", "plan"},
 }

@@ -449,9 +449,10 @@ def test_python_is_written_and_runs(cli: Cli, tmp_path: Path) -> None:
     assert json.loads(Path("report.json").read_text())["files"]["python"] == "net.py"
     namespace: dict[str, Any] = {"__name__": "net"}
     exec(compile(Path("net.py").read_text(), "net.py", "exec"), namespace)
-    again = namespace["Sequential"]()
+    again = namespace["rewrite"](grouped_model())
     split = groupfx.load("net.groupfx.pt").model
-    again.load_state_dict(split.state_dict())
+    original = torch.load(path, weights_only=False).state_dict()
+    again.load_state_dict(namespace["to_branches"](original))
     x = torch.randn(2, 6, 7, 5)
     assert torch.equal(again.eval()(x), split.eval()(x))
     # What we wrote may be replaced; test_cli_bad_input has the file that may not.
@@ -463,7 +464,7 @@ def test_python_on_stdout_is_alone_there(cli: Cli, tmp_path: Path) -> None:
     done = cli("rewrite", path, "--input-shape", SHAPE, "--emit-python", "-", "--dry-run")
     assert done.code == 0, done.err
     compile(done.out, "stdout", "exec")
-    assert "class Sequential" in done.out
+    assert "def rewrite(model: nn.Module) -> nn.Module:" in done.out
     assert done.err == "Dry run: no model was written.\n"
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrizations
 
-from tests.emit.models import Grouped, behind, with_forward
+from tests.emit.models import Grouped, Rates, behind, with_forward
 from tests.models import zoo_traps as traps
 
 # Names
@@ -40,28 +40,6 @@ def rename(model: nn.Module, old: str, new: str) -> None:
 # What cannot be written
 
 
-class Forgets(nn.Module):
-    """A leaf that does not keep what its constructor was given."""
-
-    def __init__(self, steps: int) -> None:
-        super().__init__()
-        self.factor = steps / 4
-
-    def forward(self, x: Tensor) -> Tensor:
-        return traps.Round.apply(x) * self.factor
-
-
-class Drawn(nn.Module):
-    """A leaf that is another one each time it is made."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.noise = torch.randn(7)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return traps.Round.apply(x) + self.noise
-
-
 def local_class() -> nn.Module:
     class Local(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -74,6 +52,25 @@ def replaced_forward() -> nn.Module:
     leaf = nn.ReLU()
     leaf.forward = torch.tanh  # type: ignore[method-assign,assignment]
     return behind(leaf)
+
+
+def changed_fields() -> nn.Module:
+    layer = nn.Conv1d(4, 4, 3)
+    layer.padding_mode = "reflect"
+    layer.padding = (1,)
+    return behind(layer)
+
+
+def hooked() -> nn.Module:
+    layer = nn.Conv1d(4, 4, 1)
+    layer.register_forward_hook(lambda module, args, output: None)
+    return behind(layer)
+
+
+def mixed_precision() -> nn.Module:
+    model = with_forward(lambda self, x: self.line(self.c(x).double()))
+    model.line = nn.Linear(7, 7).double()
+    return model
 
 
 def large_constant() -> nn.Module:
@@ -95,15 +92,18 @@ def _(x: Tensor) -> Tensor:
 _X = (torch.ones(2, 4, 7),)
 
 REFUSED: dict[str, tuple[nn.Module, tuple[Any, ...], str, str]] = {
-    "local-class": (local_class(), _X, "trace", r"1 cannot be .*Local cannot be imported"),
-    "forgets": (behind(Forgets(3)), _X, "trace", r"1 \(Forgets\) .*needs 'steps'"),
-    "drawn": (behind(Drawn()), _X, "trace", r"1 \(Drawn\) .*another noise"),
+    "local-class": (local_class(), _X, "trace", r"1 \(Local\) .*a class of its own in a graph"),
+    "own-class": (behind(Rates(5)), _X, "trace", r"1 \(Rates\) .*a class of its own in a graph"),
+    "changed-fields": (changed_fields(), _X, "trace", r"1 \(Conv1d\) .*fields were changed"),
+    "hooked": (hooked(), _X, "trace", r"1 \(Conv1d\) .*forward hooks, which a file cannot hold"),
+    "recurrent": (behind(nn.GRU(7, 4)), _X, "trace", r"1 \(GRU\) cannot be written"),
+    "precisions": (mixed_precision(), _X, "trace", r"several precisions .*float64.*\.to\(\)"),
     "replaced-forward": (replaced_forward(), _X, "trace", r"1 \(ReLU\) .*forward was put"),
     "orthogonal": (
         behind(parametrizations.orthogonal(nn.Linear(7, 7))),
         _X,
         "trace",
-        r"1 \(ParametrizedLinear\)",
+        r"1 \(Linear\) .*parametrisation; remove_parametrizations",
     ),
     "large-constant": (large_constant(), _X, "trace", r"noise holds 10000 numbers .* persistent"),
     "argument": (

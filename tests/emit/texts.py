@@ -4,10 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from tests.models import zoo_models as zm
-from tests.models import zoo_traps as traps
 
 
 class Small(nn.Module):
@@ -23,48 +22,130 @@ class Small(nn.Module):
         return self.fc(self.block(x).mean((2, 3)))
 
 
-BLOCK = '''\
+MODEL = '''\
+import copy
+
 import torch
 from torch import Tensor, nn
 
 
-class Parts(nn.Module):
-    """Holds modules under their names."""
+def part(module: nn.Module, k: int, groups: int) -> nn.Module:
+    """The k-th of `groups` equal parts of a convolution or a BatchNorm."""
+    new = copy.deepcopy(module)
+    for name, tensor in module.named_parameters():
+        rows = tensor.detach().chunk(groups)[k].clone()
+        setattr(new, name, nn.Parameter(rows, tensor.requires_grad))
+    for name, tensor in module.named_buffers():
+        if tensor.dim():
+            setattr(new, name, tensor.chunk(groups)[k].clone())
+    for name in ("in_channels", "out_channels", "num_features", "groups"):
+        if hasattr(new, name):
+            setattr(new, name, getattr(new, name) // groups)
+    return new
 
-    def __init__(self, /, **modules: nn.Module) -> None:
+
+class Branches(nn.Module):
+    """A grouped convolution as one convolution a group, each behind a slice of the channels."""
+
+    def __init__(self, conv: nn.Module, groups: int, norm: nn.Module | None = None) -> None:
         super().__init__()
-        for name, module in modules.items():
-            setattr(self, name, module)
+        # The model's own code may ask the convolution for its fields.
+        vars(self).update({k: v for k, v in vars(conv).items() if not k.startswith("_")})
+        self.convs = nn.ModuleList([part(conv, k, groups) for k in range(groups)])
+        self.norms = nn.ModuleList([part(norm, k, groups) for k in range(groups) if norm])
+        self.width = self.convs[0].weight.shape[0 if conv.transposed else 1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = []
+        for k, conv in enumerate(self.convs):
+            y = conv(x[:, k * self.width : (k + 1) * self.width])
+            parts.append(self.norms[k](y) if self.norms else y)
+        return torch.cat(parts, dim=1)
+
+
+# Each convolution, its groups, and the BatchNorm that goes with it.
+SITES = {
+    "block.conv2": (Branches, 32, "block.bn2"),
+}
+# Where the parts of the tensors of a module lie.
+PLACES = {
+    **{path: (f"{path}.convs", n) for path, (kind, n, _) in SITES.items() if kind is Branches},
+    **{norm: (f"{path}.norms", n) for path, (_, n, norm) in SITES.items() if norm},
+}
+
+
+def to_branches(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state_dict of the original model as one of the rewritten model."""
+    new = {}
+    for key, tensor in state.items():
+        path, _, name = key.rpartition(".")
+        if path in PLACES:
+            place, groups = PLACES[path]
+            parts = tensor.chunk(groups) if tensor.dim() else [tensor] * groups
+            new |= {f"{place}.{k}.{name}": part.clone() for k, part in enumerate(parts)}
+            continue
+        new[key] = tensor
+    return new
+
+
+def from_branches(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The way back."""
+    paths = {place: path for path, (place, _) in PLACES.items()}
+    new: dict[str, list[Tensor]] = {}
+    for key, tensor in state.items():
+        place, _, name = key.rpartition(".")
+        place = place.rpartition(".")[0]
+        key = f"{paths[place]}.{name}" if place in paths else key
+        new.setdefault(key, []).append(tensor)
+    whole = {key: torch.cat(parts) if parts[0].dim() else parts[0] for key, parts in new.items()}
+    return whole
+
+
+def rewrite(model: nn.Module) -> nn.Module:
+    """Change `model` itself, its numbers taken over; returns it."""
+    for path, (kind, groups, norm) in SITES.items():
+        moved = [model.get_submodule(norm)] if norm else []
+        model.set_submodule(path, kind(model.get_submodule(path), groups, *moved))
+        if norm:
+            model.set_submodule(norm, nn.Identity())
+    return model
+'''
+
+GRAPH = """\
+import torch
+from torch import Tensor, nn
+
+
+class ResNeXtBlock(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(6, 64, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.ModuleList([nn.Conv2d(2, 2, 3, padding=1, bias=False) for _ in range(32)])
+        self.bn2 = nn.ModuleList([nn.BatchNorm2d(2) for _ in range(32)])
+        self.conv3 = nn.Conv2d(64, 6, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(6)
+
+    def forward(self, x):
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = torch.cat(
+            [self.bn2[k](self.conv2[k](y[:, 2 * k : 2 * k + 2])) for k in range(32)], dim=1
+        )
+        y = self.bn3(self.conv3(self.relu(y))) + x
+        return self.relu(y)
 
 
 class Small(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.block = Parts(
-            conv1=nn.Conv2d(6, 64, 1, bias=False),
-            bn1=nn.BatchNorm2d(64),
-            conv2=nn.ModuleList(nn.Conv2d(2, 2, 3, padding=1, bias=False) for _ in range(32)),
-            bn2=nn.ModuleList(nn.BatchNorm2d(2) for _ in range(32)),
-            conv3=nn.Conv2d(64, 6, 1, bias=False),
-            bn3=nn.BatchNorm2d(6),
-            relu=nn.ReLU(inplace=True),
-        )
+        self.block = ResNeXtBlock()
         self.fc = nn.Linear(6, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         assert x.size(1) == 6, "wants 6 channels"
-        y = self.block.relu(self.block.bn1(self.block.conv1(x)))
-        # block.conv2: Conv2d 64->64, kernel 3x3, groups 32
-        y = torch.cat(
-            [
-                bn(conv(y[:, 2 * i : 2 * i + 2]))
-                for i, (conv, bn) in enumerate(zip(self.block.conv2, self.block.bn2))
-            ],
-            dim=1,
-        )
-        x = self.block.bn3(self.block.conv3(self.block.relu(y))) + x
-        return self.fc(self.block.relu(x).mean((2, 3)))
-'''
+        return self.fc(self.block(x).mean((2, 3)))
+"""
 
 FUNCTIONAL = """\
 import torch
@@ -77,83 +158,25 @@ class MaskedConv(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(9, 2, 3))
         self.bias = nn.Parameter(torch.zeros(9))
-        self.register_buffer("mask", torch.zeros(9, 2, 1))
+        self.mask = nn.Buffer(torch.zeros(9, 2, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.weight * self.mask
-        # weight: Conv1d 6->9, kernel 3, groups 3
         return torch.cat(
             [
                 F.conv1d(
-                    x[:, 2 * i : 2 * i + 2], y[3 * i : 3 * i + 3], self.bias[3 * i : 3 * i + 3]
+                    x[:, 2 * k : 2 * k + 2], y[3 * k : 3 * k + 3], self.bias[3 * k : 3 * k + 3]
                 )
-                for i in range(3)
+                for k in range(3)
             ],
             dim=1,
         )
 """
 
-SWAPPED = '''\
-from collections.abc import Iterable
-
-import torch
-from torch import Tensor, nn
-
-
-def keep_fields(new: nn.Module, conv: nn.Module) -> None:
-    """The model's own code may ask a convolution for its fields: `groups`, `stride`, ..."""
-    for name, value in vars(conv).items():
-        if not name.startswith("_") and not isinstance(value, Tensor):
-            setattr(new, name, value)
-
-
-class SplitConv(nn.ModuleList):
-    """Convolutions side by side in place of a grouped one, each with its rows of the weights."""
-
-    def __init__(self, conv: nn.Module, branches: Iterable[nn.Module]) -> None:
-        super().__init__(branches)
-        keep_fields(self, conv)
-        for name, tensor in conv.named_parameters():
-            for branch, rows in zip(self, tensor.detach().chunk(len(self))):
-                setattr(branch, name, nn.Parameter(rows.clone(), tensor.requires_grad))
-        self.train(conv.training)
-
-    @property
-    def weight(self) -> Tensor:
-        return torch.cat([branch.weight for branch in self])
-
-    @property
-    def bias(self) -> Tensor | None:
-        parts = [branch.bias for branch in self]
-        return None if parts[0] is None else torch.cat(parts)
-
-
-class SplitConv1d(SplitConv):
-    """Conv1d 6->9, kernel 3, groups 3."""
-
-    def __init__(self, conv: nn.Module) -> None:
-        super().__init__(conv, (nn.Conv1d(2, 3, 3) for _ in range(3)))
-
-    def forward(self, input):
-        return torch.cat([conv(input[:, 2 * i : 2 * i + 2]) for i, conv in enumerate(self)], dim=1)
-
-
-SITES = {
-    "conv": SplitConv1d,
-}
-
-
-def rewrite(model: nn.Module) -> nn.Module:
-    """Swap the convolutions of `model` itself for split ones, which take its weights over."""
-    for path, split in SITES.items():
-        model.set_submodule(path, split(model.get_submodule(path)))
-    return model
-'''
-
 
 # Model, its inputs, and the file below its docstring.
 TEXTS: dict[str, tuple[Callable[[], nn.Module], tuple[Any, ...], str]] = {
-    "block": (Small, (torch.ones(2, 6, 5, 5),), BLOCK),
+    "model": (Small, (torch.ones(2, 6, 5, 5),), MODEL),
+    "graph": (lambda: fx.symbolic_trace(Small()), (torch.ones(2, 6, 5, 5),), GRAPH),
     "functional": (zm.MaskedConv, (torch.ones(2, 6, 13),), FUNCTIONAL),
-    "swapped": (traps.ReadsFields, (torch.ones(2, 6, 13),), SWAPPED),
 }

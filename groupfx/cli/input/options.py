@@ -291,7 +291,7 @@ class RewriteCommand:
         "--emit-python",
         panel=_OUTPUT,
         metavar="FILE",
-        help="Write the rewritten model as readable Python; - for stdout.",
+        help="Write Python that makes these changes to your model, or is the model; - for stdout.",
     )
     told: Told
 
