@@ -93,7 +93,9 @@ PLACES = {  #s
     **{norm: (f"{path}.norms", n) for path, (_, n, norm) in SITES.items() if norm},  #s
 }  #s
 PLACES |= {  #n
-    path: (f"{path}.convs", PLACES[first][1]) for path, first in NAMES.items() if first in PLACES  #n
+    path: (f"{path}.convs", PLACES[first][1])  #n
+    for path, first in NAMES.items()  #n
+    if first in PLACES  #n
 }  #n
 
 
