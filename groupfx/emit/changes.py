@@ -15,6 +15,8 @@ from torch import fx, nn
 
 from ..errors import RewriteError
 from ..nn import HookedWeight
+from ..plan.branches import Branches
+from ..plan.forms import FormPlan
 from ..plan.site_plan import SitePlan, plan_of
 from ..rewriting import Result
 from ..rewriting.report import RewrittenSite
@@ -41,15 +43,15 @@ class Change:
     @property
     def kind(self) -> Literal["split", "sliced", "frozen"]:
         """A convolution for each group, slices of a weight that stays whole, or a frozen layer."""
-        if not isinstance(self.plan.form, int):
+        if isinstance(self.plan.form, FormPlan):
             return "frozen"
         return "split" if self.plan.convs else "sliced"
 
     @property
     def groups(self) -> int:
         """The number of groups of a convolution that was split."""
-        assert isinstance(self.plan.form, int)
-        return self.plan.form
+        assert isinstance(self.plan.form, Branches)
+        return self.plan.form.total
 
     def module(self) -> nn.Module:
         """What lies in the container: the pieces, and the BatchNorms under `norms`."""
@@ -138,6 +140,8 @@ def _change(site: RewrittenSite, result: Result) -> Change:
     plan = plan_of(rewritten.meta)
     if plan is None or (norm is not None and not (plan.norms and last is conv)):
         raise RewriteError(f"{site.name} was rewritten in a way that no plan tells")
+    if isinstance(plan.form, Branches) and not plan.form.single:
+        raise RewriteError(f"{site.name} was split into branches of several groups")
     output = rewritten if last is conv else fragment.standing[last.name]
     if plan.convs and output is not rewritten:
         raise RewriteError(f"{site.name} is a part of what its module computes")

@@ -15,6 +15,7 @@ import groupfx
 from groupfx.deploy.forms.rewrite_onnx import rewrite_graph
 from groupfx.deploy.graph.files import check_onnx, proto_of
 from groupfx.deploy.graph.metadata import Mark, mark_of
+from groupfx.emit import emit_python
 from groupfx.errors import UsageError
 from groupfx.passes import SplitGroupedConv
 from groupfx.plan.branches import Branches
@@ -192,3 +193,12 @@ def test_a_graph_that_is_traced_anew_is_recognised(tmp_path: Path) -> None:
     again = torch.fx.symbolic_trace(split.model)
     export = groupfx.export(again, (x,), tmp_path / "m.onnx")
     assert [(site.name, site.convs) for site in export.sites] == [("0", 3)]
+
+
+def test_python_of_it_has_the_branches() -> None:
+    """Which runs what it writes, and compares it, before it gives it away."""
+    model = nn.Sequential(nn.Conv2d(14, 21, 3, groups=7), nn.BatchNorm2d(21), nn.ReLU()).eval()
+    x = torch.randn(2, 14, 6, 5)
+    result = groupfx.rewrite(model, x, passes=[SplitGroupedConv(branches=3)])
+    text = emit_python(result)
+    assert [f"groups={n}" in text for n in (3, 2, 7)] == [True, True, False]
