@@ -48,10 +48,10 @@ class Change:
         return "split" if self.plan.convs else "sliced"
 
     @property
-    def groups(self) -> int:
-        """The number of groups of a convolution that was split."""
+    def groups(self) -> tuple[int, ...]:
+        """The number of groups in each branch of a convolution that was split."""
         assert isinstance(self.plan.form, Branches)
-        return self.plan.form.total
+        return self.plan.form.groups
 
     def module(self) -> nn.Module:
         """What lies in the container: the pieces, and the BatchNorms under `norms`."""

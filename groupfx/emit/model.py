@@ -23,38 +23,50 @@ from .text import docstring, finished, indented, is_name, one_line, written
 from .tree import Tree
 
 _PART = '''\
-def part(module: nn.Module, k: int, groups: int) -> nn.Module:
-    """The k-th of `groups` equal parts of a convolution or a BatchNorm."""
+def cut(tensor: Tensor, groups: Sequence[int]) -> Sequence[Tensor]:
+    """The rows of a tensor, shared out in proportion to `groups`; a number goes to each."""
+    if not tensor.dim():
+        return [tensor] * len(groups)
+    return tensor.split([len(tensor) * n // sum(groups) for n in groups])
+
+
+def part(module: nn.Module, k: int, groups: Sequence[int]) -> nn.Module:
+    """The k-th part of a convolution or a BatchNorm, with its rows of the tensors."""
     new = copy.deepcopy(module)
     for name, tensor in module.named_parameters():
-        rows = tensor.detach().chunk(groups)[k].clone()
+        rows = cut(tensor.detach(), groups)[k].clone()
         setattr(new, name, nn.Parameter(rows, tensor.requires_grad))
     for name, tensor in module.named_buffers():
-        if tensor.dim():
-            setattr(new, name, tensor.chunk(groups)[k].clone())
+        setattr(new, name, cut(tensor, groups)[k].clone())
     for name in ("in_channels", "out_channels", "num_features", "groups"):
         if hasattr(new, name):
-            setattr(new, name, getattr(new, name) // groups)
+            setattr(new, name, getattr(new, name) * groups[k] // sum(groups))
     return new
 '''
 
 _BRANCHES = '''\
 class Branches(nn.Module):
-    """A grouped convolution as one convolution a group, each behind a slice of the channels."""
+    """A grouped convolution as several convolutions, each on a slice of the channels."""
 
-    def __init__(self, conv: nn.Module, groups: int, norm: nn.Module | None = None) -> None:
+    def __init__(
+        self, conv: nn.Module, groups: Sequence[int], norm: nn.Module | None = None
+    ) -> None:
         super().__init__()
         # The model's own code may ask the convolution for its fields.
         vars(self).update({k: v for k, v in vars(conv).items() if not k.startswith("_")})
-        self.convs = nn.ModuleList([part(conv, k, groups) for k in range(groups)])
-        self.norms = nn.ModuleList([part(norm, k, groups) for k in range(groups) if norm])
-        self.width = self.convs[0].weight.shape[0 if conv.transposed else 1]
+        count = range(len(groups))
+        self.convs = nn.ModuleList([part(conv, k, groups) for k in count])
+        self.norms = nn.ModuleList([part(norm, k, groups) for k in count if norm])
+        self.widths = [
+            c.weight.shape[0] if c.transposed else c.weight.shape[1] * c.groups for c in self.convs
+        ]
 
     def forward(self, x: Tensor{more}) -> Tensor:
-        parts = []
-        for k, conv in enumerate(self.convs):
-            y = conv(x[:, k * self.width : (k + 1) * self.width]{given})
+        parts, start = [], 0
+        for k, (conv, width) in enumerate(zip(self.convs, self.widths)):
+            y = conv(x[:, start : start + width]{given})
             parts.append(self.norms[k](y) if self.norms else y)
+            start += width
         return torch.cat(parts, dim=1)
 '''
 
@@ -77,11 +89,13 @@ _SLICED = '''\
 class Sliced(nn.Module):
     """A grouped convolution whose weight stays whole, as it is computed or shared: it is sliced."""
 
-    def __init__(self, conv: nn.Module, groups: int, norm: nn.Module | None = None) -> None:
+    def __init__(
+        self, conv: nn.Module, groups: Sequence[int], norm: nn.Module | None = None
+    ) -> None:
         super().__init__()
         vars(self).update(vars(conv))  # its tensors, fields and hooks, under their names
         if norm is not None:
-            self.norms = nn.ModuleList([part(norm, k, groups) for k in range(groups)])
+            self.norms = nn.ModuleList([part(norm, k, groups) for k in range(len(groups))])
 '''
 
 # Lines that end in `#s` are for convolutions that were split, those in `#f` for frozen layers,
@@ -116,8 +130,8 @@ def to_branches(state: dict[str, Tensor]) -> dict[str, Tensor]:
         path, _, name = key.rpartition(".")  #s
         if path in PLACES:  #s
             place, groups = PLACES[path]  #s
-            parts = tensor.chunk(groups) if tensor.dim() else [tensor] * groups  #s
-            new |= {f"{place}.{k}.{name}": part.clone() for k, part in enumerate(parts)}  #s
+            parts = enumerate(cut(tensor, groups))  #s
+            new |= {f"{place}.{k}.{name}": part.clone() for k, part in parts}  #s
             continue  #s
         new[key] = tensor
     return new
@@ -216,10 +230,14 @@ class _Writer:
                 lines.append(f"    {_quoted(change.path)}: {entry},")
             lines.append("}")
         if others or not frozen:
-            lines += ["# Each convolution, its groups, and the BatchNorm that goes with it."]
+            lines += [
+                "# Each convolution, the groups of its branches, the BatchNorm that goes along."
+            ]
             lines += ["SITES = {"]
             for change in others:
-                entry = f"({kinds[change.path]}, {change.groups}, {_quoted(change.norm)})"
+                groups = change.groups
+                same = f"[{groups[0]}] * {len(groups)}" if len({*groups}) == 1 else list(groups)
+                entry = f"({kinds[change.path]}, {same}, {_quoted(change.norm)})"
                 lines.append(f"    {_quoted(change.path)}: {entry},")
             lines.append("}")
         if names:
