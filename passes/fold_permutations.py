@@ -17,6 +17,7 @@ has the terms that it had, but for those that were 0.
 from dataclasses import dataclass
 from typing import Literal
 
+from groupfx.errors import UsageError
 from groupfx.folding.fold import Fold, fold, leave, permutations
 from groupfx.folding.problem import Problem
 from groupfx.rewriting.graph_pass import GraphPass
@@ -37,11 +38,19 @@ class FoldPermutations(GraphPass):
         "tensors that are tied or parametrised, where one order does not suit every use",
     )
 
+    align: int = 1
+    """blocks that are read of a tensor begin at multiples of this, with channels of zeros between;
+    for a model that is not trained any more"""
+
     only: tuple[str, ...] = ()
     """patterns of names of permutations; the others stay as they are"""
 
     skip: tuple[str, ...] = ()
     """patterns of names of permutations that stay as they are"""
+
+    def __post_init__(self) -> None:
+        if self.align < 1:
+            raise UsageError(f"align={self.align}: blocks begin at multiples of 1 or more")
 
     def plan_graph(self, problem: Problem) -> Fold:
         found = permutations(problem)
@@ -51,4 +60,4 @@ class FoldPermutations(GraphPass):
             reason = unwanted((link.place.name,), self.only, self.skip)
             if reason is not None:
                 leave(problem, link, f"{link.place.name} is {reason}")
-        return fold(problem, drop_dead=self.dead == "drop")
+        return fold(problem, drop_dead=self.dead == "drop", align=self.align)

@@ -132,6 +132,7 @@ def _per_channel(graph: Graph, op: Operation) -> None:
     slot, _ = one_input(op)
     state = graph.read(op, slot, 1)
     given = [op.parameter(role) for role in ("weight", "bias", "mean", "variance")]
+    graph.problem.variances |= {p.key for p in given[-1:] if p is not None}
     give(graph, op, graph.bind(op, slot, state, [(p, 0) for p in given]))
 
 

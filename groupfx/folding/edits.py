@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..plan.channel_order import PADDING
 from .orders import Order, identity, is_identity
 from .problem import GroupedWeight, Orders, Problem, Reader, axis_order
 
@@ -29,8 +30,8 @@ class Edit:
     """A parameter whose elements are put in another order.
 
     `axes` gives the order of whole dimensions; `blocks` that of the first two, where the rows of
-    each group of a convolution have columns of their own. `leaves_out` says that some are gone;
-    those of them that rows which stay are left without were zero, and are `zeros`.
+    each group of a convolution have columns of their own. `leaves_out` says that some are gone, or
+    padding is there; those that rows which stay are left without were zero, and are `zeros`.
     """
 
     key: Hashable
@@ -38,11 +39,14 @@ class Edit:
     blocks: tuple[Block, ...] = ()
     leaves_out: bool = False
     zeros: tuple[Block, ...] = ()
+    fill: float = 0.0
 
     def of(self, array: Array) -> Array:
-        """The new tensor."""
+        """The new tensor; `fill` where an order has padding."""
         for dim, order in self.axes.items():
             array = np.take(array, order, axis=dim)
+            if PADDING in order:
+                np.moveaxis(array, dim, 0)[order == PADDING] = self.fill
         if not self.blocks:
             return array
         return np.concatenate([array[b.rows][:, b.columns] for b in self.blocks])
@@ -60,20 +64,22 @@ def edits(problem: Problem, orders: Orders) -> list[Edit]:
     inputs = {flow.key: flow.columns for flow in problem.flows if isinstance(flow, Reader)}
     found = []
     for key, dims in axes.items():
-        fewer = any(len(order) < lengths[key][dim] for dim, order in dims.items())
+        others = any(len(order) != lengths[key][dim] for dim, order in dims.items())
         zeros = _zeros(dims, lengths[key], inputs[key]) if key in inputs else ()
-        found.append(Edit(key, dims, leaves_out=fewer, zeros=zeros))
+        fill = 1.0 if key in problem.variances else 0.0
+        found.append(Edit(key, dims, leaves_out=others, zeros=zeros, fill=fill))
     grouped = (_grouped(problem, weight, orders) for weight in problem.grouped.values())
     return [*found, *(edit for edit in grouped if edit is not None)]
 
 
 def _zeros(dims: Mapping[int, Order], lengths: Mapping[int, int], inputs: int) -> tuple[Block, ...]:
     """Inputs that are gone, by the outputs that stay."""
-    if inputs not in dims or len(dims[inputs]) == lengths[inputs]:
-        return ()
     outputs = 1 - inputs
-    gone = np.setdiff1d(identity(lengths[inputs]), dims[inputs])
+    gone = np.setdiff1d(identity(lengths[inputs]), dims.get(inputs, identity(lengths[inputs])))
+    if not len(gone):
+        return ()
     kept = dims.get(outputs, identity(lengths[outputs]))
+    kept = kept[kept != PADDING]
     return (Block(kept, gone) if inputs == 1 else Block(gone, kept),)
 
 

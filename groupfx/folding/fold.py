@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from ..plan.channel_order import PADDING
 from .edits import Edit, edits
 from .liveness import everything, live_units, with_all_numbers, without_dead
 from .orders import Order, identity, is_identity
+from .padding import padded
 from .problem import Axis, Link, Orders, Problem, Reader, Untaken, axis_order, positions
 from .solving import moved_bytes, solve
 from .spelling import Spelling, spell
@@ -83,6 +85,7 @@ class Fold:
     edits: tuple[Edit, ...]
     counts: tuple[Count, ...]
     dead: Dead
+    padding: int
     before: Totals
     after: Totals
     kept: tuple[Kept, ...]
@@ -122,6 +125,7 @@ class Fold:
             "before": vars(self.before),
             "after": vars(self.after),
             "dead": vars(self.dead),
+            "padding": self.padding,
             "kept": [vars(kept) for kept in self.kept],
             "exact": self.exact,
         }
@@ -131,11 +135,16 @@ class Fold:
         before, after = self.before, self.after
         sizes = f"{in_bytes(before.moved)} -> {in_bytes(after.moved)} a sample"
         gone = f"; {self.dead}" if self.dead != Dead() else ""
-        return f"permutations: {before.count} -> {after.count} ({sizes}){gone}"
+        zeros = f"; padding: {self.padding} filters of zeros between blocks" if self.padding else ""
+        return f"permutations: {before.count} -> {after.count} ({sizes}){gone}{zeros}"
 
 
-def fold(problem: Problem, *, drop_dead: bool = True) -> Fold:
-    """Choose the orders, and say what follows from them; without what nobody reads, if asked."""
+def fold(problem: Problem, *, drop_dead: bool = True, align: int = 1) -> Fold:
+    """Choose the orders, and say what follows from them.
+
+    Without what nobody reads, if `drop_dead`; blocks begin at multiples of `align` where that takes
+    no more than zeros in the weights around them.
+    """
     live = live_units(problem) if drop_dead else everything(problem)
     small = without_dead(problem, live)
     solution = solve(small)
@@ -146,9 +155,14 @@ def fold(problem: Problem, *, drop_dead: bool = True) -> Fold:
     ):
         chosen = start
     orders = with_all_numbers(chosen, live)
+    spelled = [_spelled(small, link, chosen) for link in small.links]
+    if align > 1:
+        blocks = padded(problem, spelled, orders, align)
+        orders = blocks.orders
+        spelled = [blocks.spellings.get(k, spelling) for k, spelling in enumerate(spelled)]
     links = tuple(
-        _folded(problem, link, _spelled(small, left, chosen), orders)
-        for link, left in zip(problem.links, small.links, strict=True)
+        _folded(problem, link, spelling, orders)
+        for link, spelling in zip(problem.links, spelled, strict=True)
     )
     as_it_was = {root: identity(problem.units(root)) for root in problem.roots()}
     return Fold(
@@ -158,6 +172,7 @@ def fold(problem: Problem, *, drop_dead: bool = True) -> Fold:
         tuple(edits(problem, orders)),
         tuple(_counts(problem, orders)),
         _dead(problem, orders),
+        _padding(problem, orders),
         _totals(problem, as_it_was),
         _totals(small, chosen),
         (*_kept(problem, links), *map(_untaken, problem.untaken)),
@@ -199,16 +214,29 @@ def _counts(problem: Problem, orders: Orders) -> Iterator[Count]:
 
 def _dead(problem: Problem, orders: Orders) -> Dead:
     """Rows and columns that are gone; a depthwise convolution has no columns of its own."""
-    sides = {f.key: (f.outputs, f.inputs) for f in problem.flows if isinstance(f, Reader)}
-    sides |= {w.key: (Axis(w.outputs), Axis(w.inputs)) for w in problem.grouped.values()}
-    gone = [[_gone(problem, axis, orders) for axis in axes] for axes in sides.values()]
-    depthwise = {c.node: c.axis for c in problem.counted if c.dim is None and c.groups is None}
-    filters = sum(_gone(problem, axis, orders) for axis in depthwise.values())
+    sides, depthwise = _weights(problem)
+    gone = [[_gone(problem, axis, orders) for axis in axes] for axes in sides]
+    filters = sum(_gone(problem, axis, orders) for axis in depthwise)
     return Dead(filters + sum(rows for rows, _ in gone), sum(columns for _, columns in gone))
 
 
+def _padding(problem: Problem, orders: Orders) -> int:
+    """Filters of zeros that are there now."""
+    sides, depthwise = _weights(problem)
+    axes = [*(rows for rows, _ in sides), *depthwise]
+    return sum(int((axis_order(problem, axis, orders) == PADDING).sum()) for axis in axes)
+
+
+def _weights(problem: Problem) -> tuple[list[tuple[Axis, Axis]], list[Axis]]:
+    """Rows and columns of each weight, and the one axis of each depthwise one."""
+    sides = {f.key: (f.outputs, f.inputs) for f in problem.flows if isinstance(f, Reader)}
+    sides |= {w.key: (Axis(w.outputs), Axis(w.inputs)) for w in problem.grouped.values()}
+    depthwise = {c.node: c.axis for c in problem.counted if c.dim is None and c.groups is None}
+    return list(sides.values()), list(depthwise.values())
+
+
 def _gone(problem: Problem, axis: Axis, orders: Orders) -> int:
-    return problem.length(axis) - len(axis_order(problem, axis, orders))
+    return problem.length(axis) - int((axis_order(problem, axis, orders) != PADDING).sum())
 
 
 def _totals(problem: Problem, orders: Orders) -> Totals:

@@ -148,9 +148,12 @@ class Problem:
         self.pairs: list[Together] = []
         self.counted: list[Counted] = []
         self.untaken: list[Untaken] = []
+        # Parameters that are divided by.
+        self.variances: set[Hashable] = set()
         # What is read of what, in the order of the graph.
         self.flows: list[Link | Reader | GroupedWeight] = []
         self._kept: dict[int, str] = {}
+        self._unpadded: list[int] = []
         self._units: list[int] = []
         self._parents: list[int] = []
         self._fixed: dict[int, str] = {}
@@ -211,6 +214,14 @@ class Problem:
     def keep_all(self, variable: int, reason: str) -> None:
         """Leave no channel of a variable out, in whatever order they are."""
         self._kept.setdefault(self.find(variable), reason)
+
+    def keep_unpadded(self, variable: int) -> None:
+        """Put no zeros among the channels of a variable: they would become infinite somewhere."""
+        self._unpadded.append(variable)
+
+    def unpadded(self, variable: int) -> bool:
+        """Whether no zeros may stand among the channels of a variable."""
+        return self.find(variable) in map(self.find, self._unpadded)
 
     def whole(self, variable: int) -> bool:
         """Whether every channel of a variable must stay."""

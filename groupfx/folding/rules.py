@@ -33,6 +33,14 @@ class Rule:
 
 RULES: dict[str, Rule] = {}
 
+_NOT_FINITE_AT_ZERO = frozenset(
+    {
+        *("acosh", "div", "divide", "floor_divide", "fmod", "itruediv", "log", "logit", "mod"),
+        *("pow", "reciprocal", "remainder", "rsqrt", "true_divide", "truediv"),
+    }
+)
+"""Functions of one or two tensors, in the spellings of either realm, in small letters."""
+
 
 def rule(name: str, operations: str, text: str, *, each: bool = False) -> Callable[[Apply], Apply]:
     """Enter a function into the table as the rule of some operations."""
@@ -50,6 +58,8 @@ def apply(graph: Graph, op: Operation) -> None:
     found.apply(graph, op)
     if not found.each:
         graph.keep_all(op)
+    if op.numbers.get("function") in _NOT_FINITE_AT_ZERO:
+        graph.keep_unpadded(op)
     graph.close(op)
 
 

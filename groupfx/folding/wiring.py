@@ -229,6 +229,13 @@ class Graph:
             if isinstance(tracked, Tracked):
                 self.problem.keep_all(tracked.axis.variable, f"{op.name} takes all of them")
 
+    def keep_unpadded(self, op: Operation) -> None:
+        """Put no zeros among the channels of what goes into `op`."""
+        for value in op.values.values():
+            state = self.state(value)
+            if isinstance(state, Tracked):
+                self.problem.keep_unpadded(state.axis.variable)
+
     def weigh(self, weight: Parameter, columns: int, made: Axis) -> None:
         """Note that channels are read through columns of `weight`, whose rows make `made`."""
         bound = self.problem.bound(weight.key, columns)

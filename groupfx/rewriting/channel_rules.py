@@ -113,6 +113,7 @@ class TorchRules:
             return self._barrier(node, inputs, outputs)
         rule, numbers = found
         source = numbers.pop("source", first_argument(node))
+        numbers.setdefault("function", "" if node.op == "call_module" else call_of(node, self).name)
         if rule == "elementwise" and len(inputs) > 1:
             rule = "binary"
         if rule not in ("binary", "concat"):

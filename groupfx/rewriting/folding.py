@@ -20,10 +20,11 @@ from ..errors import ModelError
 from ..folding.algebra import apply
 from ..folding.edits import Block, Edit
 from ..folding.fold import Dead, Fold, FoldedLink
+from ..folding.orders import Order
 from ..folding.problem import Problem
 from ..folding.spelling import Piece
 from ..folding.wiring import Graph, Operation
-from ..plan.channel_order import AS_THEY_WERE, FoldNote, fold_note
+from ..plan.channel_order import AS_THEY_WERE, PADDING, FoldNote, fold_note
 from ..plan.gathers import GatherPlan
 from ..plan.site_plan import NOTE, site_of
 from ..running.inputs import ExampleInputs, in_order
@@ -149,10 +150,16 @@ def _picked(edit: Edit, shape: tuple[int, ...]) -> Picked:
     """The elements of a tensor in their new order, in the words of the map."""
     if edit.blocks:
         return _blocks_picked(edit.blocks, shape)
-    rows = tuple(edit.axes[0].tolist()) if 0 in edit.axes else tuple(range(shape[0]))
+    rows = _indices(edit.axes.get(0), shape[0])
     if 1 not in edit.axes:
-        return Picked("", (Part(rows),), shape[:1])
-    return Picked("", (Part(rows, tuple(edit.axes[1].tolist())),), shape[:2])
+        return Picked("", (Part(rows),), shape[:1], edit.fill)
+    return Picked("", (Part(rows, _indices(edit.axes[1], shape[1])),), shape[:2])
+
+
+def _indices(order: Order | None, length: int) -> tuple[int | None, ...]:
+    if order is None:
+        return tuple(range(length))
+    return tuple(None if index == PADDING else index for index in order.tolist())
 
 
 def _blocks_picked(blocks: Sequence[Block], shape: tuple[int, ...]) -> Picked:
@@ -172,7 +179,7 @@ def _fit(working: fx.GraphModule, store: Store, plan: Fold) -> None:
         else:
             write_groups(node, count.value)
     store.fit_fields([*(str(edit.key).rpartition(".")[0] for edit in plan.edits), *groups], groups)
-    if plan.dead != Dead():
+    if plan.dead != Dead() or plan.padding:
         for node in working.graph.nodes:
             for key in _OF_OTHER_SHAPES if node.op != "placeholder" else ():
                 node.meta.pop(key, None)

@@ -129,6 +129,7 @@ class OnnxRules:
         inputs = dict(self._inputs(node))
         outputs = tuple(self._value(value) for value in node.outputs)
         rule, numbers = self._rule(node, inputs) or ("barrier", {})
+        numbers.setdefault("function", node.op_type.lower())
         if rule == "size":
             numbers = _asked(node, self._shapes)
         if rule not in _OF_ALL_INPUTS:

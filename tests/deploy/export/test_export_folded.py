@@ -37,7 +37,7 @@ def image() -> Tensor:
     return torch.randn(2, 3, 8, 8)
 
 
-class Shuffled(nn.Module):
+class ShuffledStem(nn.Module):
     """The same with a gather in place of the learned layers."""
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ def folded(model: nn.Module, way: str = "auto") -> Result:
     return result
 
 
-@pytest.mark.parametrize(("kind", "way"), [(Learned, "trace"), (Shuffled, "export")])
+@pytest.mark.parametrize(("kind", "way"), [(Learned, "trace"), (ShuffledStem, "export")])
 def test_the_file_of_a_folded_model_is_the_original(
     tmp_path: Path, kind: type[nn.Module], way: str
 ) -> None:
