@@ -140,8 +140,6 @@ def _change(site: RewrittenSite, result: Result) -> Change:
     plan = plan_of(rewritten.meta)
     if plan is None or (norm is not None and not (plan.norms and last is conv)):
         raise RewriteError(f"{site.name} was rewritten in a way that no plan tells")
-    if isinstance(plan.form, Branches) and not plan.form.single:
-        raise RewriteError(f"{site.name} was split into branches of several groups")
     output = rewritten if last is conv else fragment.standing[last.name]
     if plan.convs and output is not rewritten:
         raise RewriteError(f"{site.name} is a part of what its module computes")
