@@ -18,6 +18,7 @@ from .graph.conv_nodes import sites_in
 from .graph.files import check_onnx, check_target, write_onnx
 from .graph.reading import read_onnx
 from .validate.example_feeds import example_feeds
+from .validate.opinions import BRIEF_RUNTIMES
 from .validate.output_checks import OutputCheck
 from .validate.sides import OnnxSide, TorchSide
 from .validate.site_checks import SiteCheck
@@ -25,6 +26,7 @@ from .validate.validating import Progress, ValidationOptions, validate_sides
 from .validate.verdict import Validation, Verdict
 
 __all__ = [
+    "BRIEF_RUNTIMES",
     "DEFAULT_OPSET",
     "DType",
     "Dynamic",

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pty
+import random
 import re
 import signal
 import struct
@@ -194,6 +195,35 @@ def test_where_nothing_fits_the_rows_are_stacked_and_whole() -> None:
     stacked = ["site", "    many", "layer1.conv", "      1k", "x", "       7"]
     assert shown(16) == stacked
     assert shown(3) == stacked
+
+
+LONG = ".".join(["backbone", "layer4", "bottlenecks", "0", "branches"] * 3)[:90]
+
+
+def hostile(rows: int, columns: int, generator: random.Random) -> Table:
+    """Names of 90 characters, counts of six digits, and cells of several words."""
+    words = ["grouped", "123,456", "Conv2d 3x3 512->1024", "64 x 8->16 + BN", "within bound*", "-"]
+    words.append(
+        "bucketed: 17 convolutions of 3 to 64 channels, one gather in front and one behind"
+    )
+    made = [(LONG, *(generator.choice(words) for _ in range(columns - 1))) for _ in range(rows)]
+    return Table([Column(f"column {k}", right=k % 2 == 1) for k in range(columns)], made)
+
+
+@pytest.mark.parametrize("width", [40, 80, 132])
+@pytest.mark.parametrize("columns", [1, 2, 5, 8, 13])
+def test_no_table_is_wider_than_the_terminal(width: int, columns: int) -> None:
+    """But for a name, which is not broken, so that it can be copied."""
+    table = hostile(7, columns, random.Random(columns))
+    lines = [line.plain for line in table_lines([table], width)]
+    assert all(len(line) <= width for line in lines if line != LONG)
+    assert lines.count(LONG) == (7 if width < 132 or columns > 2 else lines.count(LONG))
+    shown = re.sub(r"\s+", " ", " ".join(lines))
+    for row in table.rows:
+        for cell in row:
+            assert str(cell) in shown
+    widths = [len(line.plain) for line in table_lines([table], None)]
+    assert columns < 5 or max(widths) > width  # or it says nothing
 
 
 def test_a_column_without_a_value_is_left_out() -> None:

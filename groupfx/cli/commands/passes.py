@@ -59,7 +59,7 @@ def _show(screen: Screen, entry: dict[str, Any]) -> None:
     screen.paragraph(entry["text"], indent="  ")
     screen.line()
     for option in entry["options"]:
-        screen.line(f"  {_form(option)}")
+        screen.paragraph(_form(option), indent="  ")
         screen.paragraph(option["text"], indent="      ")
     if entry["refuses"]:
         screen.line("  leaves as it is, with the reason in the report:")

@@ -180,7 +180,7 @@ def show_series(
         members = first.groups.inputs if side == "inputs" else first.groups.outputs
         held = [len(group) for group in members]
         screen.line()
-        screen.line(f"{first.name or 'the model'}, {plural(changes[0].channels, word)}")
+        screen.paragraph(f"{first.name or 'the model'}, {plural(changes[0].channels, word)}")
         _show_layer(screen, labels, changes, held)
         if screen.verbose:
             _show_channels(screen, labels, changes, word)

@@ -56,10 +56,10 @@ def show_onnx_rewrite(screen: Screen, path: Path, result: OnnxResult) -> None:
         screen.line()
         branches = sum(site.branches for site in made.sites)
         sites = plural(len(made.sites), "site")
-        screen.line(f"{sites} rewritten, {plural(branches, 'branch')}.")
+        screen.paragraph(f"{sites} rewritten, {plural(branches, 'branch')}.")
     elif not made.folds:
         why = "" if made.skipped else ": there is no grouped convolution"
-        screen.line(f"Nothing to rewrite{why}.")
+        screen.paragraph(f"Nothing to rewrite{why}.")
     if made.fastest is not None and made.fastest.summary is not None:
         screen.paragraph(made.fastest.summary)
     show_folds(screen, made.folds)

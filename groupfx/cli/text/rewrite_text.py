@@ -111,18 +111,18 @@ def _show_summary(screen: Screen, report: Report) -> None:
     if not report.sites and report.folds:
         return
     if not report.sites:
-        screen.line(f"Nothing to rewrite{_why_nothing(report)}.")
+        screen.paragraph(f"Nothing to rewrite{_why_nothing(report)}.")
         return
     branches = sum(site.branches for site in report.sites)
     names = ", ".join(dict.fromkeys(site.pass_name for site in report.sites))
     sites = plural(len(report.sites), "site")
-    screen.line(f"{sites} rewritten by {names}, {plural(branches, 'branch')}.")
+    screen.paragraph(f"{sites} rewritten by {names}, {plural(branches, 'branch')}.")
 
 
 def show_folds(screen: Screen, folds: Sequence[Fold]) -> None:
     """How many permutations were there and are left, and why those."""
     for fold in folds:
-        screen.line(fold.describe())
+        screen.paragraph(fold.describe())
         shown = fold.kept if screen.whole else fold.kept[:_KEPT_SHOWN]
         for kept in shown:
             screen.paragraph(str(kept), indent="  ")
@@ -143,7 +143,7 @@ def show_taken(screen: Screen, number: int, taken: int) -> None:
     """How many grouped convolutions there are, and how many of them a rewrite would take."""
     if number:
         found = plural(number, "grouped convolution")
-        screen.line(f"{found}, of which a rewrite would take {taken}.")
+        screen.paragraph(f"{found}, of which a rewrite would take {taken}.")
     else:
         screen.line("There is no grouped convolution.")
 

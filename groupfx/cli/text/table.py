@@ -1,5 +1,6 @@
 """Tables that fit: one row a line where the width allows it, two where not, nothing cut off."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,8 @@ from rich.text import Text
 
 _GAP = "  "
 _INDENT = "    "
+# Below this no table can be read anyway.
+_LEAST = 20
 
 Cell = str | Text
 
@@ -43,11 +46,12 @@ def table_lines(tables: Sequence[Table], width: int | None) -> list[Text]:
     """The same table in a wide form and in narrower ones: the first that fits, as aligned lines.
 
     Where none fits into `width` (None: no limit), the first cell of each row of the last form
-    stands on a line of its own, and the rest below it. A column without a value is left out.
+    stands on a line of its own, and the rest below it, in as many lines as it takes. A column
+    without a value is left out.
     """
     forms = [_Form.of(table) for table in tables]
     fitting = next((form for form in forms if width is None or form.width <= width), None)
-    return forms[-1].stacked() if fitting is None else fitting.lines()
+    return forms[-1].stacked(width or 0) if fitting is None else fitting.lines()
 
 
 @dataclass(frozen=True)
@@ -73,12 +77,43 @@ class _Form:
     def lines(self) -> list[Text]:
         return [_line(row, self.columns, self.sizes) for row in self.cells]
 
-    def stacked(self) -> list[Text]:
-        lines = []
-        for first, *rest in self.cells:
-            lines.append(first)
-            lines.append(Text(_INDENT) + _line(rest, self.columns[1:], self.sizes[1:]))
+    def stacked(self, width: int) -> list[Text]:
+        lines, room = [], max(width, _LEAST) - len(_INDENT)
+        sizes = [min(size, room) for size in self.sizes]
+        for row in self.cells:
+            lines.append(row[0])
+            for part in self._parts(room):
+                line = _line(row[part], self.columns[part], sizes[part])
+                lines += [Text(_INDENT) + piece for piece in _broken(line, room)]
         return lines
+
+    def _parts(self, width: int) -> list[slice]:
+        """The columns behind the first, as many in a line as fit into `width`, at least one."""
+        parts: list[slice] = []
+        start, used = 1, 0
+        for position, size in enumerate(self.sizes[1:], 1):
+            if position > start and used + len(_GAP) + size > width:
+                parts.append(slice(start, position))
+                start, used = position, 0
+            used += size + (len(_GAP) if position > start else 0)
+        return [*parts, slice(start, len(self.sizes))] if len(self.sizes) > 1 else []
+
+
+def _broken(line: Text, width: int) -> list[Text]:
+    """A line in pieces between its words where it is too wide: of one cell, then."""
+    if cell_len(line.plain) <= width:
+        return [line]
+    ends: list[int] = []
+    start = 0
+    _, *others = re.finditer(r"\S+\s*", line.plain)
+    for word in others:
+        if cell_len(line.plain[start : word.end()].rstrip()) > width:
+            ends.append(word.start())
+            start = word.start()
+    pieces = list(line.divide(ends))
+    for piece in pieces:
+        piece.rstrip()
+    return pieces
 
 
 def _text(cell: Cell) -> Text:

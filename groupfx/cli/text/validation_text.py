@@ -8,6 +8,7 @@ from rich.text import Text
 
 from ...api.onnx import require_same
 from ...deploy import (
+    BRIEF_RUNTIMES,
     OnnxSide,
     OutputCheck,
     PreparedExport,
@@ -116,8 +117,8 @@ def _named(check: OutputCheck) -> str:
 
 
 def _brief_row(check: OutputCheck) -> tuple[str | Text, ...]:
-    runtime = check.runtime.replace("onnxruntime, optimisations", "optimised")
     numbers = (check.max_abs, check.rms, check.limit)
+    runtime = BRIEF_RUNTIMES.get(check.runtime, check.runtime)
     return (_named(check), runtime, *map(_number, numbers), _mark(check.ok))
 
 

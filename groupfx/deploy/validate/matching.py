@@ -158,9 +158,12 @@ class _Walk:
             free = self._free()
             if not free:
                 return True
-            side, name = self._last(free)
-            if len(self.ops[0]) + len(self.ops[1]) > _MOST_OPERATORS:
+            # A site that was split into thousands of branches is too much from the start.
+            waiting = {(s, self._sides[s].producer[v].index) for s, v in free}
+            taken = len(self.ops[0]) + len(self.ops[1])
+            if taken > _MOST_OPERATORS or len(waiting) > 2 * _MOST_OPERATORS:
                 return False
+            side, name = self._last(free)
             if not self._expand(side, name):
                 return False
 
