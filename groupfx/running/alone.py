@@ -10,11 +10,14 @@ something else than what is looked at, and a default device of `meta` makes tens
 
 import contextlib
 import functools
+import re
 import threading
 from collections.abc import Callable, Iterator
-from typing import ParamSpec, TypeVar
+from importlib import import_module
+from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch import fx, nn
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -50,3 +53,43 @@ def shielded() -> Iterator[None]:
         if torch.get_default_device().type == "meta":
             stack.enter_context(torch.device("cpu"))
         yield
+
+
+@contextlib.contextmanager
+def beside(model: nn.Module) -> Iterator[None]:
+    """While torch exports `model`, another thread's training goes on as it does without.
+
+    torch.export tells the whole process that it runs: an optimizer's step in another thread then
+    writes notes into a global of the exporter's, and either of them ends with KeyError 'custom'. It
+    also switches mkldnn off for all threads, which rounds otherwise. So where there are other
+    threads, that it runs is said to this one alone, and mkldnn stays on unless the model needs it
+    off: recurrent layers, which have an operator of mkldnn's own.
+    """
+    if threading.active_count() == 1:
+        yield
+        return
+    here, exporting = threading.get_ident(), torch.compiler.is_exporting
+    trace: Any = import_module("torch.export._trace")
+    switching = trace._ignore_backend_decomps
+
+    def is_exporting() -> bool:
+        return threading.get_ident() == here and exporting()
+
+    torch.compiler.is_exporting = is_exporting
+    if not _is_recurrent(model):
+        trace._ignore_backend_decomps = contextlib.nullcontext
+    try:
+        yield
+    finally:
+        torch.compiler.is_exporting = exporting
+        trace._ignore_backend_decomps = switching
+
+
+_RECURRENT = re.compile(r"aten[.:]+(\w*_)?(lstm|gru|rnn)\b|aten[.:]+rnn_")
+
+
+def _is_recurrent(model: nn.Module) -> bool:
+    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        return True
+    graphs = (module.graph for module in model.modules() if isinstance(module, fx.GraphModule))
+    return any(_RECURRENT.match(str(node.target)) for graph in graphs for node in graph.nodes)

@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 
 from ..errors import kind_and_line, no_exit
+from ..running.alone import beside
 from ..running.inputs import ExampleInputs, in_order
 from ..running.unchanged import evaluate, unchanged
 from .graphs import adopt, restore_order
@@ -73,7 +74,11 @@ def export_program(
         said = io.StringIO()
         try:
             # Where it refuses, torch prints the graph; the error says what matters.
-            with contextlib.redirect_stderr(said), no_exit(type(model).__name__):
+            with (
+                contextlib.redirect_stderr(said),
+                no_exit(type(model).__name__),
+                beside(model),
+            ):
                 program = torch.export.export(
                     model, pair.args, dict(pair.kwargs), dynamic_shapes=dict(shapes)
                 )

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 import groupfx
+from groupfx.running.inputs import ExampleInputs
+from groupfx.tracing.exporting import export_program
 
 X = torch.randn(2, 6, 9, 7)
 
@@ -64,7 +66,7 @@ def trained(stop: threading.Event) -> int:
     return steps
 
 
-WORK = {"rewrite": rewritten, "find": found}
+WORK = {"rewrite": rewritten, "find": found, "export": exported}
 
 
 @pytest.mark.parametrize("work", WORK.values(), ids=WORK)
@@ -85,11 +87,55 @@ def test_two_at_once_and_a_training_beside(
     assert (torch.backends.mkldnn.enabled, torch.is_grad_enabled()) == before
 
 
-def test_several_exports_at_once(tmp_path: Path) -> None:
-    """No training beside: torch's exporter keeps notes in a global, and was seen to lose them then.
+def test_that_torch_exports_is_said_to_this_thread_alone() -> None:
+    """Else an optimizer's step in another writes into a global of the exporter's."""
+    exporting = torch.compiler.is_exporting
+    seen: list[tuple[bool, bool]] = []
+    began, told = threading.Event(), threading.Event()
 
-    It also switches mkldnn off for all threads while it runs.
-    """
+    class Recording(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            began.set()
+            assert told.wait(60)
+            seen.append((torch.compiler.is_exporting(), torch.backends.mkldnn.enabled))
+            return super().forward(x)
+
+    def other() -> None:
+        assert began.wait(60)
+        seen.append((torch.compiler.is_exporting(), torch.backends.mkldnn.enabled))
+        told.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(other)
+        export_program(Recording(3, 2), ExampleInputs.of(torch.randn(2, 3)))
+        future.result()
+    assert seen[:2] == [(False, True), (True, True)]
+    assert torch.compiler.is_exporting is exporting
+
+
+def test_a_recurrent_model_is_exported_beside_another_thread(tmp_path: Path) -> None:
+    """Where mkldnn has an operator of its own, which no file holds, it must be off."""
+
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.lstm = nn.Conv1d(4, 4, 3, groups=2), nn.LSTM(4, 3, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.lstm(self.conv(x).transpose(1, 2))[0]
+            return result
+
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(stop.wait, 60)
+        try:
+            groupfx.export(Recurrent().eval(), (torch.randn(2, 4, 9),), tmp_path / "net.onnx")
+        finally:
+            stop.set()
+    assert torch.backends.mkldnn.enabled
+
+
+def test_several_exports_at_once(tmp_path: Path) -> None:
     before = (torch.backends.mkldnn.enabled, torch.is_grad_enabled())
     with ThreadPoolExecutor(3) as pool:
         for future in [pool.submit(exported, number, tmp_path) for number in range(3)]:

@@ -29,6 +29,7 @@ from ...plan.blocks import BlockStructure
 from ...plan.branches import Branches
 from ...plan.channel_order import AS_THEY_WERE
 from ...plan.forms import FormPlan
+from ...running.alone import beside
 from ...version import __version__
 from ..forms.fastest import Blocks, Fastest, fastest_forms
 from ..forms.forming import apply_form
@@ -111,9 +112,10 @@ def quiet() -> Iterator[None]:
 def _translated(traced: TracedModel, opset: int) -> ir.Model:
     with quiet():
         try:
-            program = torch.onnx.export(
-                traced.program, dynamo=True, optimize=False, verbose=False, opset_version=opset
-            )
+            with beside(traced.program.graph_module):
+                program = torch.onnx.export(
+                    traced.program, dynamo=True, optimize=False, verbose=False, opset_version=opset
+                )
         except Exception as error:
             found = open_size(traced.program, error)
             if found is not None:

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from ...convs.names import module_path
 from ...learned.groups import deciding_tensors
+from ...running.alone import beside
 from ...running.float64 import Float64, named_state
 from ...tracing import CannotTrace
 from ..export.graph_sites import tensor_at
@@ -130,7 +131,8 @@ def _graph(program: torch.export.ExportedProgram) -> fx.GraphModule:
     }
     if names.isdisjoint(_BY_TORCH) and split_operators(graph):
         return graph
-    functional = graph_of(program.run_decompositions(dict(_by_torch())))
+    with beside(program.graph_module):
+        functional = graph_of(program.run_decompositions(dict(_by_torch())))
     split_operators(functional)
     return functional
 
