@@ -135,14 +135,6 @@ def test_a_recurrent_model_is_exported_beside_another_thread(tmp_path: Path) -> 
     assert torch.backends.mkldnn.enabled
 
 
-def test_several_exports_at_once(tmp_path: Path) -> None:
-    before = (torch.backends.mkldnn.enabled, torch.is_grad_enabled())
-    with ThreadPoolExecutor(3) as pool:
-        for future in [pool.submit(exported, number, tmp_path) for number in range(3)]:
-            future.result()
-    assert (torch.backends.mkldnn.enabled, torch.is_grad_enabled()) == before
-
-
 def test_two_validations_at_once(tmp_path: Path) -> None:
     model, other = network().eval(), network().eval()
     path = tmp_path / "network.onnx"
