@@ -29,14 +29,15 @@ from ..nn import (
     Flgc2d,
     Flgc3d,
 )
-from ..nn.marks import FROZEN_MARK
+from ..nn.marks import FROZEN_MARK, ORDER_MARK
 from ..nn.masked_conv import MASKED
 from ..tracing.tracer import seeded
 from .imports import Imports
 from .text import call, indented, item, parsed, written
 from .values import constant, value
 
-_INTERNAL = frozenset(nn.Module().__dict__) | {"_compiled_call_impl", "training", FROZEN_MARK}
+_MARKS = {FROZEN_MARK, ORDER_MARK}
+_INTERNAL = frozenset(nn.Module().__dict__) | {"_compiled_call_impl", "training"} | _MARKS
 _HOOKS = tuple(name for name in nn.Module().__dict__ if name.endswith("_hooks"))
 _PLAIN = {masked: plain for plain, masked in MASKED.items()}
 _FEW = 16

@@ -21,8 +21,9 @@ from torch import fx, nn
 
 from ..convs.names import joined, unnumbered
 from ..errors import UsageError
+from ..nn.marks import fold_of
 from ..nn.swapped import SwappedConv
-from ..plan.channel_order import ChannelOrders, FoldNote, fold_note
+from ..plan.channel_order import ChannelOrders, FoldNote
 from ..plan.forms import FormPlan
 from ..plan.site_plan import plan_of, site_of
 from ..running.inputs import ExampleInputs
@@ -74,9 +75,8 @@ def merge_sites(model: nn.Module, inputs: ExampleInputs) -> Merged:
 
 def noted_orders(model: nn.Module) -> dict[str, ChannelOrders]:
     """What folds have written on the graphs of `model`: orders by the paths of convolutions."""
-    notes = {
-        p: fold_note(m.meta) for p, m in model.named_modules() if isinstance(m, fx.GraphModule)
-    }
+    graphs = [p for p, m in model.named_modules() if isinstance(m, fx.GraphModule)]
+    notes = {p: fold_of(model.get_submodule(p)) for p in graphs or [""]}
     held = {path: note.orders for path, note in notes.items() if note is not None}
     return {joined(p, path): found for p, own in held.items() for path, found in own.items()}
 
@@ -193,7 +193,7 @@ class _Reading:
     @property
     def fold(self) -> FoldNote | None:
         """What a fold of the graph has written on it."""
-        return fold_note(self.root.meta)
+        return fold_of(self.root)
 
     def _merge(self, regions: Sequence[Region], others: Mapping[str, int]) -> None:
         """Put the calls of one site in. Raises `UnfitError` where they are not all there is."""

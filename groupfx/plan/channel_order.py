@@ -20,6 +20,8 @@ from .site_plan import NOTE
 
 Order = tuple[int, ...]
 PADDING = -1
+NOTE_FILE = "groupfx.json"
+"""Beside the graph in a `.pt2` that we write."""
 Numbers = Sequence[int] | npt.NDArray[np.intp]
 
 
@@ -63,8 +65,12 @@ class FoldNote:
 
     def write(self, meta: dict[str, Any]) -> None:
         """Put it into the `meta` of a graph module, as plain data."""
+        meta[NOTE] = self.to_plain()
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain data."""
         data = {path: (found.input, found.output) for path, found in self.orders.items()}
-        meta[NOTE] = {"folded": data}
+        return {"folded": data}
 
 
 def fold_note(meta: Mapping[str, Any]) -> FoldNote | None:

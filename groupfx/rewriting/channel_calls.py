@@ -143,26 +143,6 @@ def first_argument(node: fx.Node) -> fx.Node:
     return first if isinstance(first, fx.Node) else node.all_input_nodes[0]
 
 
-def changed_in_place(graph: fx.Graph) -> str | None:
-    """The name of a value that is changed in place and read again afterwards, if there is one.
-
-    Whoever reads it later would read what a gather in between has copied.
-    """
-    place = {node: number for number, node in enumerate(graph.nodes)}
-    for node in graph.nodes:
-        if node.op not in ("call_function", "call_method") or not node.all_input_nodes:
-            continue
-        name = getattr(node.target, "__name__", str(node.target)).partition(".")[0]
-        inside = (name.endswith("_") and not name.endswith("__")) or name in _IN_PLACE
-        first = first_argument(node)
-        if inside and any(place[user] > place[node] for user in first.users):
-            return first.name
-    return None
-
-
-_IN_PLACE = _words("iadd isub imul itruediv setitem")
-
-
 def _name_of(node: fx.Node) -> str:
     """The name of a function, a method or an aten operator, in place or not."""
     target: Any = node.target

@@ -24,7 +24,8 @@ from ..folding.orders import Order
 from ..folding.problem import Problem
 from ..folding.spelling import Piece
 from ..folding.wiring import Graph, Operation
-from ..plan.channel_order import AS_THEY_WERE, PADDING, FoldNote, fold_note
+from ..nn.marks import fold_of
+from ..plan.channel_order import AS_THEY_WERE, PADDING, FoldNote
 from ..plan.gathers import GatherPlan
 from ..plan.site_plan import NOTE, site_of
 from ..running.inputs import ExampleInputs, in_order
@@ -33,7 +34,7 @@ from ..state.map import Entry, Part, Picked, Requirement, Rows
 from ..tracing.program import Fragment, Program
 from ..verify import Change
 from ..verify.alike import same_bits
-from .channel_calls import changed_in_place
+from .channel_calls import first_argument
 from .channel_rules import TorchRules, tensor_keys
 from .leaves import gather_module
 from .report import RewrittenSite
@@ -55,6 +56,26 @@ def whole_graph(program: Program) -> Fragment | str:
     if changed is not None:
         return f"{changed} is changed in place and read again afterwards"
     return fragment
+
+
+def changed_in_place(graph: fx.Graph) -> str | None:
+    """The name of a value that is changed in place and read again afterwards, if there is one.
+
+    Whoever reads it later would read what a gather in between has copied.
+    """
+    place = {node: number for number, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        if node.op not in ("call_function", "call_method") or not node.all_input_nodes:
+            continue
+        name = getattr(node.target, "__name__", str(node.target)).partition(".")[0]
+        inside = (name.endswith("_") and not name.endswith("__")) or name in _IN_PLACE
+        first = first_argument(node)
+        if inside and any(place[user] > place[node] for user in first.users):
+            return first.name
+    return None
+
+
+_IN_PLACE = frozenset({"iadd", "isub", "imul", "itruediv", "setitem"})
 
 
 def read_problem(program: Program, fragment: Fragment, store: Store) -> Problem:
@@ -112,7 +133,7 @@ def _shapes(
 
 def carry_out(fragment: Fragment, store: Store, plan: Fold) -> None:
     """Do to the working graph what `plan` says of it."""
-    _tell(fragment.working, plan)
+    _tell(fragment.working, store, plan)
     for edit in plan.edits:
         tensor = attribute(fragment.working, str(edit.key))
         shape = tuple(tensor.shape)
@@ -188,9 +209,9 @@ def _fit(working: fx.GraphModule, store: Store, plan: Fold) -> None:
 _OF_OTHER_SHAPES = ("val", "shape", "tensor_meta")
 
 
-def _tell(working: fx.GraphModule, plan: Fold) -> None:
-    """Write on the graph how the channels of each convolution will lie."""
-    known = fold_note(working.meta) or FoldNote()
+def _tell(working: fx.GraphModule, store: Store, plan: Fold) -> None:
+    """Write on the graph and on each convolution how its channels will lie."""
+    known = fold_of(working) or FoldNote()
     orders, keys = dict(known.orders), tensor_keys(working)
     for call in convs(working).values():
         if not isinstance(call, ConvCall) or not isinstance(call.weight, Stored):
@@ -199,8 +220,9 @@ def _tell(working: fx.GraphModule, plan: Fold) -> None:
         sides = None if key is None else plan.sides(key, call.spec.transposed)
         if sides is not None:
             path = call_name(call)
-            before = known.orders.get(path, AS_THEY_WERE)
-            orders[path] = before.then(*sides)
+            orders[path] = known.orders.get(path, AS_THEY_WERE).then(*sides)
+            if call.path is not None:
+                store.mark_orders(call.path, orders[path])
     FoldNote({path: found for path, found in orders.items() if found != AS_THEY_WERE}).write(
         working.meta
     )

@@ -1,5 +1,6 @@
 """What a rewrite returns: the model, the report, and the way back to the original's checkpoints."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from torch import nn
 from ..errors import MismatchError, ModelError
 from ..files.archive import Archive, check_replaceable, write
 from ..files.atomic import whole_file
+from ..nn.marks import fold_of
+from ..plan.channel_order import NOTE_FILE
 from ..state.map import StateDictMap
 from ..tracing import CannotTrace, Program, export_program
 from ..verify import compare_models
@@ -68,8 +71,10 @@ class Result:
         verdict = compare_models(self.model, program.module(), inputs.with_batch(2), vary=False)
         if not verdict.ok:
             raise MismatchError(f"the exported model computes something else: {verdict.reason}")
+        note = fold_of(self.model)
+        extra = {} if note is None else {NOTE_FILE: json.dumps(note.to_plain())}
         with whole_file(place) as file:
-            torch.export.save(program, file)
+            torch.export.save(program, file, extra_files=extra)
 
     def archive(self) -> Archive:
         """What `save` writes."""

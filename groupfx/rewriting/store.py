@@ -20,6 +20,8 @@ from ..convs.spec import BATCHNORMS, norm_channels, rows_of
 from ..learned.groups import INPUT_SCORES, OUTPUT_SCORES
 from ..nn import HookedWeight, is_weight_hook
 from ..nn.flgc import BALANCED
+from ..nn.marks import mark_orders
+from ..plan.channel_order import ChannelOrders
 from ..plan.channels import Slice
 from ..state import compose
 from ..state.map import Entry, Fixed, Picked, Requirement, Rows, Zeros
@@ -131,6 +133,10 @@ class Store:
         root = self.program.result
         for path in dict.fromkeys(paths):
             fit_fields(self._own(root, path), groups.get(path))
+
+    def mark_orders(self, path: str, orders: ChannelOrders) -> None:
+        """Write on the convolution at `path` how its channels lie."""
+        mark_orders(self._own(self.program.result, path), orders)
 
     def _own(self, root: nn.Module, path: str) -> nn.Module:
         """The module at `path`, as one that only the working side has."""

@@ -290,7 +290,7 @@ def test_a_wrong_plan_changes_no_function(
 
 def test_frozen_and_then_split_keeps_its_name(tmp_path: Path) -> None:
     model = with_batchnorm(LEARNED.build(), 8).eval()
-    split = groupfx.rewrite(model, X, target="plinio")
+    split = groupfx.rewrite(model, X, passes=["freeze-learned-groups", "split-grouped-conv"])
     path = tmp_path / "m.onnx"
     export = groupfx.export(split, None, path)
     assert [site.name for site in export.sites] == ["0"]

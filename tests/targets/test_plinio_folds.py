@@ -1,5 +1,7 @@
 """No permutation is left in front of a depthwise convolution: PLiNIO would export it wrongly."""
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +23,7 @@ class LearnedProjection(nn.Module):
         return self.last(torch.relu(self.project(torch.relu(y))))
 
 
-def test_no_permutation_is_left_in_front_of_a_depthwise_convolution() -> None:
+def test_no_permutation_is_left_in_front_of_a_depthwise_convolution(tmp_path: Path) -> None:
     torch.manual_seed(4)
     x = torch.randn(2, 3, 9, 11)
     model = LearnedProjection().eval()
@@ -36,3 +38,6 @@ def test_no_permutation_is_left_in_front_of_a_depthwise_convolution() -> None:
     targets = {node.target for node in result.model.graph.nodes if node.op == "call_function"}
     assert torch.narrow not in targets
     assert result.report.ok
+    groupfx.export(result, x, tmp_path / "folded.onnx")
+    found = groupfx.validate(model, tmp_path / "folded.onnx", x)
+    assert found.ok, found.blame

@@ -6,14 +6,18 @@ size expressions with sympy, which evaluates Python; and the module that it make
 text of its guards. So a `.pt2` is read only with trust, whatever lies in it.
 """
 
+import contextlib
+import json
 import warnings
 import zipfile
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from ...errors import FileError, UsageError, kind_and_line
+from ...plan.channel_order import NOTE_FILE
+from ...plan.site_plan import NOTE
 from ...running.inputs import ExampleInputs
 from ..container import ZIP_START
 from ..inert import scan
@@ -70,8 +74,10 @@ def read_exported(file: BinaryIO, source: str) -> tuple[nn.Module, list[dict[str
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            program = torch.export.load(file)
+            beside: dict[str, Any] = {NOTE_FILE: ""}
+            program = torch.export.load(file, extra_files=beside)
             module = program.module(check_guards=False)
+            _take_note(module, beside[NOTE_FILE])
         except Exception as error:
             raise FileError(f"{source} cannot be loaded: {kind_and_line(error)}") from error
     if program.example_inputs is None:
@@ -81,3 +87,10 @@ def read_exported(file: BinaryIO, source: str) -> tuple[nn.Module, list[dict[str
         return module, ExampleInputs(tuple(args), dict(kwargs)).describe()
     except UsageError:
         return module, None
+
+
+def _take_note(module: nn.Module, text: str | bytes) -> None:
+    """Put what a fold left in the file on the graph; what makes no sense is passed over."""
+    with contextlib.suppress(ValueError):
+        if text and isinstance(module, fx.GraphModule):
+            module.meta[NOTE] = json.loads(text)

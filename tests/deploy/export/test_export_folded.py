@@ -1,19 +1,23 @@
 """Export and validation of a torch model whose permutations were folded."""
 
+import copy
 from pathlib import Path
 from types import SimpleNamespace
 
 import onnx_ir as ir
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import groupfx
 from groupfx.deploy.graph.channel_order import orders_of, write_orders
 from groupfx.deploy.validate.matching import Matching
+from groupfx.files.models import read_model
 from groupfx.nn import ChannelGather, Flgc2d
+from groupfx.nn.marks import ORDER_MARK, fold_of
 from groupfx.plan.channel_order import ChannelOrders, fold_note
 from groupfx.rewriting import Result
+from tests.folding.pruned import PrunedChain, randomised
 
 
 class Learned(nn.Module):
@@ -107,6 +111,47 @@ def test_the_note_travels_and_folds_compose(tmp_path: Path) -> None:
     assert fold_note(loaded.meta) == known
     again = groupfx.rewrite(loaded, image(), passes=["fold-permutations"])
     assert fold_note(again.model.meta) == known
+
+
+@pytest.mark.parametrize("kind", [Learned, PrunedChain])
+@pytest.mark.parametrize("how", ["traced anew", "saved", "as .pt2"])
+def test_the_note_is_there_however_the_model_comes_back(
+    kind: type[nn.Module], how: str, tmp_path: Path
+) -> None:
+    """It once was lost, and a right model accused."""
+    model = randomised(kind())
+    result = folded(model)
+    again: nn.Module
+    if how == "traced anew":
+        again = copy.deepcopy(fx.symbolic_trace(result.model))
+    elif how == "saved":
+        result.save(tmp_path / "folded.pt")
+        again = groupfx.load(tmp_path / "folded.pt").model
+        assert {vars(m).get(ORDER_MARK) for m in again.modules()} != {None}
+    else:
+        result.save_exported(tmp_path / "folded.pt2")
+        again = read_model(tmp_path / "folded.pt2", trust_pickle=True).model
+    found = groupfx.validate(model, again, image())
+    assert found.ok, found.blame
+    groupfx.export(again, image(), tmp_path / "folded.onnx")
+    found = groupfx.validate(model, tmp_path / "folded.onnx", image())
+    assert found.ok, found.blame
+
+
+def test_a_second_fold_goes_on_from_the_marks() -> None:
+    model = Learned().eval()
+    traced = fx.symbolic_trace(folded(model).model)
+    again = groupfx.rewrite(traced, image(), passes=["fold-permutations"])
+    found = groupfx.validate(model, again.model, image())
+    assert found.ok, found.blame
+
+
+def test_a_mark_without_sense_counts_for_nothing() -> None:
+    conv = nn.Sequential(nn.Conv2d(3, 3, 1))
+    for mark in (((0, 0, 1), None), (1,), "abc"):
+        setattr(conv[0], ORDER_MARK, mark)
+        known = fold_of(conv)
+        assert known is None or known.orders == {"0": ChannelOrders()}
 
 
 def test_a_note_without_sense_counts_for_nothing() -> None:
