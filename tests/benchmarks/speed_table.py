@@ -211,7 +211,9 @@ def run(console: Console, quick: bool, pattern: str = "", kept: Path | None = No
             with kept.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(done[row.key]) + "\n")
         console.print(f"{row.key}: {_text(done[row.key], 'tuned')}")
-    console.print(_table([done[row.key] for row in chosen]), width=_WIDTH, crop=False)
+    # Whole also where it goes into a file.
+    wide = Console(width=max(console.width, _WIDTH), file=console.file)
+    wide.print(_table([done[row.key] for row in chosen]))
 
 
 def _read(kept: Path) -> dict[str, dict[str, Any]]:

@@ -232,7 +232,8 @@ class TuningChoice:
         "--batch",
         panel=_TUNING,
         metavar="N",
-        help="The batch that the file is to be fast with.  [default: that of the inputs]",
+        help="The batch that the file is to be fast with.  [default: that of the inputs; 1 for an "
+        ".onnx file that leaves it open]",
     )
     backend: str = option(
         "--backend",
@@ -350,7 +351,7 @@ class ExportCommand:
 class TuneCommand:
     """`groupfx tune`."""
 
-    model: Path = argument("MODEL", f"{_MODEL} Or an .onnx file.")
+    model: Path = argument("MODEL", _MODEL)
     file: ModelFile
     tuning: TuningChoice
     device: str | None = option(
