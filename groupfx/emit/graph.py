@@ -21,7 +21,7 @@ from .imports import Imports
 from .modules import Constructors
 from .nesting import nested
 from .signature import read_signature
-from .sites import site_lines
+from .sites import note_lines, site_lines
 from .text import call, docstring, finished, indented, is_name, written
 from .tree import Tree, unregistered
 
@@ -94,9 +94,12 @@ class _Writer:
             "",
             f"    model = {self._name}()",
             "    model.load_state_dict(result.model.state_dict())",
+            "",
+            "It is in train mode, as any new model.",
         ]
+        notes = note_lines(self._result)
         title = f"{self._name}, rewritten. Written by groupfx {__version__}."
-        return docstring(title, load, site_lines(self._result))
+        return docstring(title, load, site_lines(self._result), *filter(None, [notes]))
 
     def _make_parts(self) -> None:
         """A class for each part, those that hold no other part first."""

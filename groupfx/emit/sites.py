@@ -1,4 +1,4 @@
-"""The rewritten sites as lines of a docstring."""
+"""The rewritten sites, and what opening a model fixed, as lines of a docstring."""
 
 from __future__ import annotations
 
@@ -20,3 +20,9 @@ def site_lines(result: Result) -> list[str]:
             one_line(f"{', '.join(where)}: {before} -> {after}"), 96, subsequent_indent="    "
         )
     return lines or ["No convolution in it was rewritten."]
+
+
+def note_lines(result: Result) -> list[str]:
+    """What opening the model fixed, such as its mode."""
+    notes = [f"Note: {one_line(note)}." for note in result.report.notes]
+    return [line for note in notes for line in textwrap.wrap(note, 96)]
