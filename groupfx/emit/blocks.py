@@ -11,24 +11,6 @@ from torch import fx, nn
 from ..plan.forms import FormPlan
 from ..plan.site_plan import SitePlan, plan_of
 
-BLOCKS = '''\
-class Blocks(Parts):
-    """Convolutions side by side, each on the next channels of the input, with norms behind them."""
-
-    def forward(self, x: Tensor, norms: Sequence[nn.Module] = ()) -> Tensor:
-        x = self.input_gather(x) if hasattr(self, "input_gather") else x
-        norms = getattr(self, "norms", norms)
-        parts, start = [], 0
-        for conv in self.convs:
-            parts.append(conv(x[:, start : start + conv.in_channels]))
-            start += conv.in_channels
-        if hasattr(self, "constants"):
-            parts.append(self.constants(parts[0]))
-        parts = [norm(part) for norm, part in zip(norms, parts)] if len(norms) else parts
-        y = torch.cat(parts, dim=1)
-        return self.output_gather(y) if hasattr(self, "output_gather") else y
-'''
-
 
 def collapse(graph: fx.Graph, root: nn.Module) -> list[str]:
     """Make each frozen layer of several convolutions one call; returns the paths of the modules.

@@ -12,11 +12,10 @@ from ..plan.forms import FormPlan
 from ..rewriting import Result
 from ..state.map import Entry, Rows
 from .alike import repeated
-from .blocks import BLOCKS
 from .changes import Change
 from .modules import Constructors
+from .templates import BLOCKS, PARTS
 from .text import call
-from .tree import PARTS
 
 Columns = tuple[tuple[int, ...], ...]
 

@@ -22,8 +22,6 @@ from ..convs.spec import original_type
 from ..errors import RewriteError
 from ..nn import (
     ChannelGather,
-    ChannelShuffle,
-    ChannelTranspose,
     ConstantChannels,
     Flgc1d,
     Flgc2d,
@@ -33,6 +31,7 @@ from ..nn.marks import FROZEN_MARK, ORDER_MARK
 from ..nn.masked_conv import MASKED
 from ..tracing.tracer import seeded
 from .imports import Imports
+from .templates import FIXED, LAYERS, MASKED_LAYER
 from .text import call, indented, item, parsed, written
 from .values import constant, value
 
@@ -41,83 +40,6 @@ _INTERNAL = frozenset(nn.Module().__dict__) | {"_compiled_call_impl", "training"
 _HOOKS = tuple(name for name in nn.Module().__dict__ if name.endswith("_hooks"))
 _PLAIN = {masked: plain for plain, masked in MASKED.items()}
 _FEW = 16
-
-# What a rewrite puts into a model, as the classes of a file that stands alone.
-_SOURCES = {
-    ChannelGather: '''\
-class ChannelGather(nn.Module):
-    """Channels in another order; some may be left out, or be there several times."""
-
-    def __init__(self, channels: list[int]) -> None:
-        super().__init__()
-        self.register_buffer("channels", torch.tensor(channels), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.index_select(1, self.channels)
-''',
-    ChannelShuffle: '''\
-class ChannelShuffle(nn.Module):
-    """Channels laid out as (groups, n) in the order (n, groups)."""
-
-    def __init__(self, groups: int) -> None:
-        super().__init__()
-        self.groups = groups
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.unflatten(1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)
-''',
-    ChannelTranspose: '''\
-class ChannelTranspose(nn.Module):
-    """Channels laid out as `shape`, with their axes in another order."""
-
-    def __init__(self, shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
-        super().__init__()
-        self.shape, self.axes = shape, axes
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.unflatten(1, self.shape)
-        last = len(self.shape)
-        order = [0, *(1 + axis for axis in self.axes), *range(last + 1, x.dim())]
-        return x.permute(order).flatten(1, last)
-''',
-    ConstantChannels: '''\
-class ConstantChannels(nn.Module):
-    """Channels that hold one number each, for the batch and the size of another tensor."""
-
-    def __init__(self, channels: int, bias: bool = True) -> None:
-        super().__init__()
-        zeros = torch.zeros(channels)
-        if bias:
-            self.bias = nn.Parameter(zeros)
-        else:
-            self.register_buffer("bias", zeros, persistent=False)
-
-    def forward(self, like: Tensor) -> Tensor:
-        y = self.bias.reshape(1, -1, *[1] * (like.dim() - 2)).to(like.dtype)
-        return y.expand(like.shape[0], -1, *like.shape[2:])
-''',
-}
-_MASKED_SOURCE = '''\
-class Masked{kind}(nn.{kind}):
-    """A convolution whose weight is 0 where the mask is, and stays so in training."""
-
-    def masked(self, mask: Tensor) -> "Masked{kind}":
-        self.register_buffer("mask", mask, persistent=False)
-        return self
-
-    def forward(self, x: Tensor) -> Tensor:
-        mask = self.mask.reshape(*self.mask.shape, *[1] * (self.weight.dim() - 2))
-        return self._conv_forward(x, self.weight * mask, self.bias)
-'''
-
-_FIXED = '''\
-def fixed(module: nn.Module) -> nn.Module:
-    """The parameters of a layer as buffers: they are stored, and not trained."""
-    for name, parameter in list(module.named_parameters()):
-        delattr(module, name)
-        module.register_buffer(name, parameter.detach())
-    return module
-'''
 
 
 @dataclass(frozen=True)
@@ -180,9 +102,9 @@ class Constructors:
             )
         if kind in _PLAIN:
             return self._masked(module, path)
-        if kind not in _SOURCES:
+        if kind not in LAYERS:
             return self._call(_made(module, path))
-        name = self.own(kind.__name__, _SOURCES[kind])
+        name = self.own(kind.__name__, LAYERS[kind])
         if isinstance(module, ConstantChannels):
             bias: dict[str, Any] = {} if module._parameters else {"bias": False}
             return self._call(_Made(kind, (len(module.bias),), bias), name)
@@ -217,12 +139,12 @@ class Constructors:
         head = name or self._imports.callable(made.kind)
         named = {key: value(given, self._imports) for key, given in made.kwargs.items()}
         tree = call(head, [value(given, self._imports) for given in made.args], named)
-        return call(self.own("fixed", _FIXED), [tree]) if made.fixed else tree
+        return call(self.own("fixed", FIXED), [tree]) if made.fixed else tree
 
     def _masked(self, module: nn.Module, path: str) -> ast.expr:
         plain = _PLAIN[type(module)]
         kind = plain.__name__
-        name = self.own(f"Masked{kind}", _MASKED_SOURCE.format(kind=kind))
+        name = self.own(f"Masked{kind}", MASKED_LAYER.format(kind=kind))
         made = self._call(_made(module, path, plain), name)
         mask = constant(module.get_buffer("mask"), f"{path}.mask", self._imports)
         return call(ast.Attribute(made, "masked"), [mask])
@@ -237,7 +159,7 @@ def _problem(module: nn.Module) -> str | None:
         return "its weight is computed by a parametrisation; remove_parametrizations stores it"
     if isinstance(module, Flgc1d | Flgc2d | Flgc3d):
         return "it still learns its groups; freeze-learned-groups makes plain layers of it"
-    own = type(module) in _SOURCES or type(module) in _PLAIN
+    own = type(module) in LAYERS or type(module) in _PLAIN
     if not own and not type(module).__module__.startswith("torch.nn."):
         return (
             "it is a class of its own in a graph; rewrite the model before it is traced, "

@@ -15,21 +15,11 @@ from torch import Tensor, fx, nn
 from ..convs.names import joined
 from ..errors import RewriteError
 from .alike import repeated
-from .blocks import BLOCKS
 from .imports import Imports
 from .modules import Constructors
+from .templates import BLOCKS, PARTS
 from .text import attribute, call, is_name, item, parsed
 from .values import constant, value, zeros
-
-PARTS = '''\
-class Parts(nn.Module):
-    """Holds modules and tensors under their names."""
-
-    def __init__(self, /, **parts: nn.Module | Tensor) -> None:
-        super().__init__()
-        for name, part in parts.items():
-            setattr(self, name, part)
-'''
 
 
 class Tree:
