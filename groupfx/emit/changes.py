@@ -21,6 +21,7 @@ from ..plan.site_plan import SitePlan, plan_of
 from ..rewriting import Result
 from ..rewriting.report import RewrittenSite
 from ..tracing import Fragment
+from .nesting import reached
 
 
 @dataclass(frozen=True)
@@ -115,14 +116,9 @@ def _require_nothing_else(fragment: Fragment, inside: set[fx.Node]) -> None:
 
 def _region(output: fx.Node, starts: Sequence[fx.Node]) -> set[fx.Node]:
     """The nodes that `output` is made of, from `starts` on."""
-    found: set[fx.Node] = set()
-    pending = [output]
-    while pending:
-        node = pending.pop()
-        if node not in found and node not in starts:
-            found.add(node)
-            pending += node.all_input_nodes
-    return found
+    return {output} | reached(
+        [output], lambda node: [s for s in node.all_input_nodes if s not in starts]
+    )
 
 
 def _change(site: RewrittenSite, result: Result) -> Change:

@@ -29,7 +29,6 @@ from ..nn import (
 )
 from ..nn.marks import FROZEN_MARK, ORDER_MARK
 from ..nn.masked_conv import MASKED
-from ..tracing.tracer import seeded
 from .imports import Imports
 from .templates import FIXED, LAYERS, MASKED_LAYER
 from .text import call, indented, item, parsed, written
@@ -54,7 +53,8 @@ class _Made:
     def twin(self, module: nn.Module) -> nn.Module | None:
         """What the call makes, without numbers; None where that is not like `module`."""
         try:
-            with seeded(0), torch.device("meta"), warnings.catch_warnings():
+            # On meta, numbers are neither made nor drawn.
+            with torch.device("meta"), warnings.catch_warnings():
                 # What a constructor has to say was said when the model was made.
                 warnings.simplefilter("ignore")
                 twin = self.kind(*self.args, **self.kwargs)

@@ -101,8 +101,8 @@ def _take_out(path: str, module: nn.Module, found: Nested) -> None:
 def _hull(path: str, graph: fx.Graph) -> dict[fx.Node, None]:
     """The nodes that use what is below `path`, and all between them, in the order of the graph."""
     own = [node for node in graph.nodes if _uses(node, path) or _was_in(node, path)]
-    behind = _reached(own, lambda node: node.users)
-    before = _reached(own, lambda node: node.all_input_nodes)
+    behind = reached(own, lambda node: node.users)
+    before = reached(own, lambda node: node.all_input_nodes)
     inside = (behind & before) | set(own)
     inside |= _slices(inside)
     while True:
@@ -167,12 +167,11 @@ _ACTIVATIONS = (functional.relu, torch.relu, functional.relu6, functional.gelu, 
 
 def _is_needed(node: fx.Node) -> bool:
     """Whether the output of the graph depends on `node`."""
-    return any(found.op == "output" for found in _reached([node], lambda node: node.users))
+    return any(found.op == "output" for found in reached([node], lambda node: node.users))
 
 
-def _reached(
-    start: Iterable[fx.Node], step: Callable[[fx.Node], Iterable[fx.Node]]
-) -> set[fx.Node]:
+def reached(start: Iterable[fx.Node], step: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
+    """The nodes that steps from `start` lead to."""
     found: set[fx.Node] = set()
     pending = list(start)
     while pending:
