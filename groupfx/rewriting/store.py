@@ -48,6 +48,8 @@ class Store:
         self._moved: dict[tuple[int, str], str] = {}
         self._tied: list[torch.Tensor] = []
         self._owned: dict[int, nn.Module] = {}
+        # Kept, as what is known of them goes by their addresses.
+        self._replaced: list[object] = []
         self._claimed: set[fx.Node] = set()
         self._paths: dict[int, list[str]] = defaultdict(list)
         self._registered: dict[int, set[Place]] = defaultdict(set)
@@ -113,6 +115,7 @@ class Store:
         root = self.program.result
         old = _get(root, name)
         assert isinstance(old, torch.Tensor)
+        self._replaced.append(old)
         made = pick.of(old)
         new = parameter_like(old, made) if isinstance(old, nn.Parameter) else made
         for module_id, own in sorted(self._registered[id(old)]):
@@ -147,6 +150,7 @@ class Store:
         for field in ("_parameters", "_buffers", "_modules"):
             twin.__dict__[field] = dict(module.__dict__[field])
         self._owned[id(twin)] = twin
+        self._replaced.append(module)
         for alias in self._paths[id(module)]:
             _set(root, alias, twin)
         self._paths[id(twin)] = self._paths[id(module)]

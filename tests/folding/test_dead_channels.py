@@ -15,7 +15,7 @@ from groupfx.folding.fold import Dead
 from groupfx.nn import Flgc2d
 from groupfx.passes import FoldPermutations
 from groupfx.rewriting import Pipeline, Result
-from tests.folding.pruned import INPUT, PrunedChain, PrunedStream, pruned, randomised
+from tests.folding.pruned import INPUT, PrunedChain, PrunedStream, pruned, randomised, without
 
 MODELS = pruned()
 
@@ -165,3 +165,13 @@ def test_inputs_of_no_group_go(tmp_path: Path) -> None:
     groupfx.export(result, x, tmp_path / "folded.onnx")
     found = groupfx.validate(model, tmp_path / "folded.onnx", x)
     assert found.ok, found.blame
+
+
+def test_many_layers_keep_their_own_tensors() -> None:
+    """A module that was replaced once lent its address to the next, which got its tensors."""
+    convs = [nn.Conv2d(3 if k == 0 else 5 + k % 3, 5 + (k + 1) % 3, 1) for k in range(60)]
+    for conv in convs[1:]:
+        without(conv, (1,))
+    model = nn.Sequential(*(layer for conv in convs for layer in (conv, nn.ReLU())))
+    (fold,) = folded(model).report.folds
+    assert fold.dead == Dead(59, 59)
