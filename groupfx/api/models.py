@@ -34,7 +34,7 @@ from ..running.inputs import ExampleInputs
 from ..state.map import StateDictMap
 from ..state.reversed_map import map_from_dict
 from ..targets import target_named
-from ..tracing import ExportedModule, open_model
+from ..tracing import ExportedModule, inputs_of, module_of, open_model
 from ..version import TORCH_BEFORE, TORCH_FROM
 
 
@@ -120,8 +120,9 @@ def survey(
 ) -> Survey:
     """As `find`, with how it was found."""
     pipeline = make_pipeline(passes, target)
-    example, notes = example_inputs(model, inputs)
-    program = open_model(model, example, way=way, read_only=True)
+    given, said = module_of(model)
+    example, notes = example_inputs(given, inputs_of(model) if inputs is None else inputs)
+    program = open_model(given, example, way=way, read_only=True, whole=pipeline.needs_graph)
     store = Store(program, {})
     found: dict[object, Site | UnreadableSite] = {}
     decisions: dict[object, list[object]] = {}
@@ -155,8 +156,8 @@ def survey(
         else _found(site, decisions.get(key, []))
         for key, site in sorted(found.items(), key=lambda item: place(item[1]))
     ]
-    whole = totals(model, example, macs=program.macs)
-    return Survey(program.way, (*program.notes, *notes), example, tuple(listed), whole)
+    whole = totals(given, example, macs=program.macs)
+    return Survey(program.way, (*program.notes, *said, *notes), example, tuple(listed), whole)
 
 
 def _key(site: Site | UnreadableSite) -> object:
@@ -280,5 +281,8 @@ def load(path: str | Path, model: nn.Module | None = None) -> Loaded:
         rebuilt = apply(archive, model)
     report = dict(archive.report)
     state_map = map_from_dict(report.pop("state_dict_map"), model=rebuilt)
-    inputs = ExampleInputs.from_description(archive.inputs) if archive.inputs else None
+    try:
+        inputs = ExampleInputs.from_description(archive.inputs) if archive.inputs else None
+    except UsageError:
+        inputs = None  # one of them was an object, of which a file holds the class's name alone
     return Loaded(rebuilt, report, state_map, inputs)

@@ -5,7 +5,7 @@ legacy hook that recomputes its weight), a call of `torch.nn.functional.conv*`, 
 operator that `torch.export` left. `read_conv` reads all of them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,8 @@ def _functions() -> dict[Any, tuple[int | None, bool | None, tuple[str, ...]]]:
     """Target -> (dims, transposed, argument names); None where the call itself says it."""
     table: dict[Any, tuple[int | None, bool | None, tuple[str, ...]]] = {
         torch.convolution: (None, None, _CONVOLUTION),
+        torch._convolution: (None, None, _CONVOLUTION),
+        _ATEN.convolution: (None, None, _CONVOLUTION),
         _ATEN.convolution.default: (None, None, _CONVOLUTION),
     }
     for dims in (1, 2, 3):
@@ -61,6 +63,8 @@ def _functions() -> dict[Any, tuple[int | None, bool | None, tuple[str, ...]]]:
         transposed = getattr(_ATEN, f"conv_transpose{dims}d")
         table[getattr(torch, f"conv{dims}d")] = (dims, False, CONV_ARGUMENTS)
         table[getattr(torch, f"conv_transpose{dims}d")] = (dims, True, TRANSPOSED_ARGUMENTS)
+        table[conv] = (dims, False, CONV_ARGUMENTS)
+        table[transposed] = (dims, True, TRANSPOSED_ARGUMENTS)
         table[conv.default] = (dims, False, CONV_ARGUMENTS)
         table[conv.padding] = (dims, False, CONV_ARGUMENTS)
         table[transposed.default if dims == 1 else transposed.input] = (
@@ -72,6 +76,11 @@ def _functions() -> dict[Any, tuple[int | None, bool | None, tuple[str, ...]]]:
 
 
 _FUNCTIONS = _functions()
+CONV_FUNCTIONS = _FUNCTIONS.keys()
+"""Every function that is a convolution."""
+
+PLACE = "place"
+"""Key of a node's `meta`: where in the user's source it was called, `file:line`."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +148,12 @@ _PADDED = (
 )
 
 
+_PLAIN_TENSOR = (
+    "its weight or bias is a plain tensor, neither a parameter nor a buffer of the layer: "
+    "register it, or compute it in forward"
+)
+
+
 @dataclass(frozen=True)
 class Unreadable:
     """A convolution whose numbers are not constants of the graph, and why."""
@@ -169,6 +184,8 @@ def _read_module(node: fx.Node, root: fx.GraphModule) -> ConvCall | Unreadable |
     arguments = _arguments(node)
     if not isinstance(arguments.get("input"), fx.Node):
         return Unreadable(node, "its input is not a value of the graph")
+    if not all(_is_held(module, name) for name in ("weight", *(["bias"] if spec.bias else []))):
+        return Unreadable(node, _PLAIN_TENSOR, groups)
     bias = _module_source(module, path, "bias") if spec.bias else None
     return ConvCall(
         spec=spec,
@@ -180,6 +197,12 @@ def _read_module(node: fx.Node, root: fx.GraphModule) -> ConvCall | Unreadable |
     )
 
 
+def _is_held(module: nn.Module, name: str) -> bool:
+    """Whether a tensor is registered, or made anew in each forward."""
+    held = name in module._parameters or name in module._buffers
+    return held or isinstance(_module_source(module, "", name), Recomputed)
+
+
 def _module_source(module: nn.Module, path: str, name: str) -> Source:
     parametrized = nn.utils.parametrize.is_parametrized(module, name)
     hooked = any(is_weight_hook(hook, name) for hook in module._forward_pre_hooks.values())
@@ -189,25 +212,64 @@ def _module_source(module: nn.Module, path: str, name: str) -> Source:
 
 
 def _read_function(node: fx.Node, root: fx.GraphModule) -> ConvCall | Unreadable:
-    dims, transposed, _ = _FUNCTIONS[node.target]
     arguments = _DEFAULTS | _arguments(node)
     if _has_node(arguments["groups"]):
-        return Unreadable(node, "its groups are computed in forward, not a constant")
+        return Unreadable(node, _computed("groups", node))
     groups = int(arguments["groups"])
     for name in ("stride", "padding", "output_padding", "dilation"):
         if _has_node(arguments[name]):
-            return Unreadable(node, f"its {name} is computed in forward, not a constant", groups)
+            return Unreadable(node, _computed(name, node), groups)
     data, weight, bias = arguments["input"], arguments["weight"], arguments["bias"]
     if not isinstance(data, fx.Node) or not isinstance(weight, fx.Node):
         return Unreadable(node, "its input or its weight is not a value of the graph", groups)
     shape = shape_of(weight, root)
     if shape is None:
         return Unreadable(node, "the shape of its weight depends on the input", groups)
-    dims = len(shape) - 2 if dims is None else dims
+    spec = _spec(node.target, arguments, shape)
+    return ConvCall(
+        spec=spec,
+        node=node,
+        weight=_node_source(node, "weight"),
+        bias=_node_source(node, "bias") if isinstance(bias, fx.Node) else None,
+    )
+
+
+def function_of(spec: ConvSpec) -> tuple[Callable[..., torch.Tensor], dict[str, Any]]:
+    """The function of torch with such numbers, and its options but `groups`."""
+    name = f"conv{'_transpose' if spec.transposed else ''}{spec.dims}d"
+    options: dict[str, Any] = {
+        "stride": spec.stride,
+        "padding": spec.padding,
+        "dilation": spec.dilation,
+    }
+    if spec.transposed:
+        options["output_padding"] = spec.output_padding
+    return getattr(torch, name), options
+
+
+def spec_of_call(function: Any, args: Any, kwargs: dict[str, Any]) -> ConvSpec | None:
+    """The numbers of a call of one of `CONV_FUNCTIONS` on tensors; None where they make none."""
+    named = dict(zip(_FUNCTIONS[function][2], args, strict=False))
+    arguments = _DEFAULTS | named | kwargs
+    weight = arguments.get("weight")
+    return _spec(function, arguments, tuple(weight.shape)) if torch.is_tensor(weight) else None
+
+
+def arguments_of_call(function: Any, args: Any, kwargs: dict[str, Any]) -> list[torch.Tensor]:
+    """Input, weight and, where there is one, bias of a call of one of `CONV_FUNCTIONS`."""
+    named = dict(zip(_FUNCTIONS[function][2], args, strict=False)) | kwargs
+    tensors = (named["input"], named["weight"], named.get("bias"))
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def _spec(function: Any, arguments: Mapping[str, Any], weight: tuple[int, ...]) -> ConvSpec:
+    dims, transposed, _ = _FUNCTIONS[function]
+    groups = int(arguments["groups"])
+    dims = len(weight) - 2 if dims is None else dims
     transposed = bool(arguments["transposed"]) if transposed is None else transposed
-    rows, columns, *kernel = shape
+    rows, columns, *kernel = weight
     padding = arguments["padding"]
-    spec = ConvSpec(
+    return ConvSpec(
         dims=dims,
         transposed=transposed,
         in_channels=rows if transposed else columns * groups,
@@ -219,13 +281,15 @@ def _read_function(node: fx.Node, root: fx.GraphModule) -> ConvCall | Unreadable
         dilation=sizes(arguments["dilation"], dims),
         output_padding=sizes(arguments["output_padding"], dims),
         padding_mode="zeros",
-        bias=bias is not None,
+        bias=arguments["bias"] is not None,
     )
-    return ConvCall(
-        spec=spec,
-        node=node,
-        weight=_node_source(node, "weight"),
-        bias=_node_source(node, "bias") if isinstance(bias, fx.Node) else None,
+
+
+def _computed(name: str, node: fx.Node) -> str:
+    place = f" ({node.meta[PLACE]})" if node.meta.get(PLACE) else ""
+    return (
+        f"its {name}: computed in forward{place}, and another for other inputs, so that no plan "
+        "made once would hold"
     )
 
 

@@ -156,6 +156,21 @@ def original_type(module: nn.Module) -> type[nn.Module]:
     return kind
 
 
+def is_plain(module: nn.Module) -> bool:
+    """Whether `module` computes what its fields say: of torch's own class, forward as it is."""
+    own = vars(module).keys() & {"forward", "_conv_forward"}
+    return original_type(module) in CONV_TYPES and not own
+
+
+def has_users_parametrization(module: nn.Module) -> bool:
+    """Whether a class of the user's computes a tensor of `module`."""
+    parametrized = nn.utils.parametrize.is_parametrized(module)
+    held = module._modules["parametrizations"] if parametrized else None
+    return held is not None and any(
+        not type(each).__module__.startswith("torch.") for each in held.modules()
+    )
+
+
 def written_class(module: nn.Module) -> type[nn.Module]:
     """Class of `module` as it was written: each `GraphModule` has a generated one of its own."""
     kinds = type(module).__mro__
@@ -165,7 +180,7 @@ def written_class(module: nn.Module) -> type[nn.Module]:
 def spec_of_module(module: nn.Module) -> ConvSpec | None:
     """Fields of a plain convolution module (parametrised or not); None for anything else."""
     found = CONV_TYPES.get(original_type(module))
-    if found is None or not isinstance(module, _ConvNd):
+    if found is None or not isinstance(module, _ConvNd) or not is_plain(module):
         return None
     dims, transposed = found
     return fields_of(module, dims, transposed)
@@ -179,13 +194,14 @@ def fields_of(module: _ConvNd, dims: int, transposed: bool) -> ConvSpec:
     into it may leave them as they were.
     """
     rows, columns, *kernel = shape_of_weight(module)
+    groups = int(module.groups)  # some configurations are numbers of NumPy's
     padding = module.padding if isinstance(module.padding, str) else sizes(module.padding, dims)
     return ConvSpec(
         dims=dims,
         transposed=transposed,
-        in_channels=rows if transposed else columns * module.groups,
-        out_channels=columns * module.groups if transposed else rows,
-        groups=module.groups,
+        in_channels=rows if transposed else columns * groups,
+        out_channels=columns * groups if transposed else rows,
+        groups=groups,
         kernel_size=tuple(kernel),
         stride=sizes(module.stride, dims),
         padding=padding,

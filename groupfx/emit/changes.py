@@ -123,6 +123,12 @@ def _region(output: fx.Node, starts: Sequence[fx.Node]) -> set[fx.Node]:
 
 def _change(site: RewrittenSite, result: Result) -> Change:
     fragment = site.fragment
+    if fragment.calls_of is not None:
+        raise RewriteError(
+            f"{site.name} is a call of a function that is taken while the model's own class "
+            "runs, and no module that a file could put in its place: keep the model with "
+            "result.save, or write the call as a layer"
+        )
     nodes = {node.name: node for node in fragment.reference.graph.nodes}
     conv = nodes.get(site.conv or "")
     end = nodes.get(site.end or "")

@@ -81,6 +81,8 @@ class LearnedGroups:
 
 def has_learned_groups(layer: nn.Module) -> bool:
     """Whether `layer` holds what a learned-group layer holds; nothing is said about its forward."""
+    if isinstance(layer, torch.jit.ScriptModule):
+        return False
     conv = layer._modules.get(CONV)
     is_conv = isinstance(conv, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
     return is_conv and all(_holds(layer, name) for name in (INPUT_SCORES, OUTPUT_SCORES))

@@ -14,6 +14,7 @@ from torch import fx, nn
 
 from ..convs.calls import ConvCall, Recomputed, Unreadable, convs
 from ..convs.names import call_name, numbered, unnumbered
+from ..convs.swapped_calls import SwappedCalls
 from ..errors import GroupfxError, InternalError
 from ..folding.fold import Fold
 from ..plan.notes import Note
@@ -67,10 +68,10 @@ def find_sites(
                     yield UnreadableSite(name, call.reason)
                 continue
             shapes = fragment.shapes or _node_shapes(call, node)
-            calls = fragment.calls if fragment.is_module else counts[base]
+            calls = fragment.calls if fragment.is_part else counts[base]
             yield Site(name, fragment, call, store, calls, shapes)
-    for path, reason in program.unreachable.items():
-        yield UnreadableSite(path, reason)
+    for path, unreachable in program.unreachable.items():
+        yield UnreadableSite(path, unreachable.reason, unreachable.calls)
     for path in program.uncalled:
         yield UnreadableSite(path, "it is not called in this forward", calls=0)
 
@@ -301,13 +302,16 @@ def _finish(pass_: Pass[Any], fragment: Fragment, program: Program) -> None:
             f"{fragment.path or 'the model'} ({type(error).__name__}: {error})"
         ) from error
     fragment.changed = True
-    if fragment.path:
+    if fragment.is_part:
         _install(fragment, program)
 
 
 def _install(fragment: Fragment, program: Program) -> None:
     result = program.result
     old = result.get_submodule(fragment.path)
+    if fragment.calls_of is not None:
+        SwappedCalls.of(old).graphs[fragment.calls_of] = fragment.working
+        return
     if old is fragment.working:
         return
     if isinstance(fragment.working, SwappedConv):

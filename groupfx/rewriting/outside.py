@@ -68,7 +68,7 @@ class Outside:
         compared: set[str] = set()
         swapped: dict[str, nn.Module] = {}
         for fragment in program.fragments:
-            if fragment.is_module and not fragment.changed:
+            if fragment.is_part and not fragment.changed:
                 continue
             if fragment.is_module:
                 swapped[fragment.path] = fragment.working

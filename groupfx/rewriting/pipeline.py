@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import UsageError
+from ..convs.calls import ConvCall, Stored, convs
+from ..errors import MismatchError, UsageError
 from ..running.alone import alone
 from ..running.guess import infer_inputs
 from ..running.inputs import ExampleInputs
 from ..running.totals import Complexity, totals
 from ..state.map import Entry, Requirement, Rows, StateDictMap
 from ..state.reversed_map import ReversedMap
-from ..tracing import Program, open_model
+from ..tracing import Program, inputs_of, module_of, open_model
 from ..version import __version__
 from .checking import Progress, check_program, check_sites, require_ok
 from .driver import PassResult, run_pass
@@ -51,6 +52,11 @@ class Pipeline:
         _require_order(flat)
         object.__setattr__(self, "passes", tuple(flat))
 
+    @property
+    def needs_graph(self) -> bool:
+        """Whether one of the passes looks at the whole graph."""
+        return any(isinstance(pass_, GraphPass) for pass_ in self.passes)
+
     @alone
     def __call__(
         self,
@@ -68,9 +74,20 @@ class Pipeline:
         `forward`; where it is None, a shape is inferred and the report says which. Raises
         `ModelError` where the model cannot be opened, and `MismatchError` where the check fails.
         """
-        example, notes = example_inputs(model, inputs)
-        program = open_model(model, example, way=way, inplace=inplace)
-        program.notes = (*program.notes, *notes)
+        given, said = module_of(model)
+        example, notes = example_inputs(given, inputs_of(model) if inputs is None else inputs)
+        program = open_model(given, example, way=way, inplace=inplace, whole=self.needs_graph)
+        program.notes = (*program.notes, *said, *notes)
+        try:
+            return self.run(program, verify=verify, progress=progress)
+        except MismatchError as error:
+            reason = _whole_alone(error.report)
+            opened = (way, program.way, inplace)
+            if reason is None or self.needs_graph or opened != ("auto", "trace", False):
+                raise
+        # What a trace computed once, the model computes each time: its own class does.
+        program = open_model(given, example, way="modules")
+        program.notes = (f"not traced: {reason}", *said, *notes)
         return self.run(program, verify=verify, progress=progress)
 
     @alone
@@ -79,10 +96,11 @@ class Pipeline:
     ) -> Result:
         """Apply the passes to an opened program."""
         as_opened = Outside.of(program) if verify else None
-        entries: dict[str, Entry | Requirement] = {
-            key: Rows(key) for key in program.result.state_dict()
-        }
-        dropped = program.model.state_dict().keys() - entries.keys()
+        stored = program.result.state_dict().keys()
+        dropped = program.model.state_dict().keys() - stored
+        # A weight that no checkpoint holds is moved too, and the check has to know where.
+        transient = set(_stored_weights(program)) - stored
+        entries: dict[str, Entry | Requirement] = {key: Rows(key) for key in stored | transient}
         results: list[PassResult] = []
         changes = None
         for pass_ in self.passes:
@@ -110,7 +128,12 @@ class Pipeline:
             if not changes:  # which else are why it does not run
                 raise
         require_ok(report)
-        state_map = _state_map(program, entries, dropped, report.sites)
+        kept = {
+            name: entry
+            for name, entry in entries.items()
+            if not (isinstance(entry, Entry) and entry.key in transient)
+        }
+        state_map = _state_map(program, kept, dropped, report.sites)
         return Result(program.result, report, state_map, program)
 
 
@@ -126,6 +149,25 @@ def _state_map(
     kept = {key: entry for key, entry in entries.items() if isinstance(entry, Rows)}
     back = {rows.key: Rows(key) for key, rows in kept.items()} | joined
     return ReversedMap(back, dropped=dropped, model=program.result)
+
+
+def _stored_weights(program: Program) -> Iterator[str]:
+    """Names of the tensors that functions of convolution read as they are stored."""
+    for fragment in program.fragments:
+        for call in convs(fragment.working).values():
+            if isinstance(call, ConvCall):
+                for source in (call.weight, call.bias):
+                    if isinstance(source, Stored):
+                        yield fragment.working_key(source.key)
+
+
+def _whole_alone(report: object) -> str | None:
+    """Why a model differs of which no part does, if that is so."""
+    assert isinstance(report, Report)
+    parts = all(site.verdict is None or site.verdict.ok for site in report.sites)
+    if not parts or report.changes or report.model is None:
+        return None
+    return report.model.reason
 
 
 def _require_order(passes: Sequence[Pass[Any]]) -> None:

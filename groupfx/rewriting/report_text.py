@@ -61,7 +61,10 @@ def verdict(report: Report) -> str:
     """Whether the function is the same."""
     if not report.verified:
         return "Not checked." if report.ok else "NOT the same function."
-    return "Same function, checked in float64." if report.ok else "NOT the same function."
+    if not report.ok:
+        return "NOT the same function."
+    own = report.model is not None and not report.model.wide
+    return f"Same function, checked in {'its own dtype' if own else 'float64'}."
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

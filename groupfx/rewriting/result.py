@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..errors import MismatchError, ModelError
-from ..files.archive import Archive, check_replaceable, write
+from ..files.archive import Archive, Calls, check_replaceable, write
 from ..files.atomic import whole_file
 from ..nn.marks import fold_of
 from ..plan.channel_order import NOTE_FILE
@@ -81,8 +81,12 @@ class Result:
         program = self.program
         report = {**self.report.to_dict(), "state_dict_map": self.state_dict_map.to_dict()}
         if program.way == "modules":
-            fragments = {f.path: f.working for f in program.fragments if f.changed}
+            changed = [fragment for fragment in program.fragments if fragment.changed]
             return Archive.of_modules(
-                fragments, self.model.state_dict(), inputs=self.report.inputs, report=report
+                {f.path: f.working for f in changed if f.calls_of is None},
+                self.model.state_dict(),
+                calls=[Calls(f.path, f.calls_of, f.working) for f in changed if f.calls_of],
+                inputs=self.report.inputs,
+                report=report,
             )
         return Archive.of_graph(self.model, program.way, inputs=self.report.inputs, report=report)

@@ -15,12 +15,11 @@ import numpy.typing as npt
 import torch
 from torch import fx, nn
 
-from ..convs.calls import Computed, ConvCall, Source, Stored, attribute
+from ..convs.calls import Computed, ConvCall, Source, Stored, attribute, function_of
 from ..convs.names import joined
 from ..convs.norms import is_batchnorm
 from ..convs.spec import (
     BATCHNORMS,
-    CONV_TYPES,
     ConvSpec,
     module_from_spec,
     norm_channels,
@@ -324,15 +323,10 @@ class Site:
         weight = self._node_of(self.call.weight)
         bias = None if self.call.bias is None else self._node_of(self.call.bias)
         first = fields[0]
-        function = _FUNCTIONAL[first.dims, first.transposed]
+        function, options = function_of(first)
         padded = None if first.padding_mode == "zeros" else _edges(first)
-        options: dict[str, Any] = {
-            "stride": first.stride,
-            "padding": first.padding if padded is None else 0,
-            "dilation": first.dilation,
-        }
-        if first.transposed:
-            options["output_padding"] = first.output_padding
+        if padded is not None:
+            options["padding"] = 0
 
         def emitter(rows: Slice, bias_part: Slice, groups: int) -> Emit:
             own = options if groups == 1 else options | {"groups": groups}
@@ -413,12 +407,3 @@ def _with_tensors(
 
 
 _PAD: Callable[..., torch.Tensor] = nn.functional.pad
-_FUNCTIONAL: dict[tuple[int, bool], Callable[..., torch.Tensor]] = {
-    (1, False): torch.conv1d,
-    (2, False): torch.conv2d,
-    (3, False): torch.conv3d,
-    (1, True): torch.conv_transpose1d,
-    (2, True): torch.conv_transpose2d,
-    (3, True): torch.conv_transpose3d,
-}
-assert set(_FUNCTIONAL) == set(CONV_TYPES.values())

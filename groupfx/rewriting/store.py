@@ -276,6 +276,10 @@ class Store:
             attribute = key.rpartition(".")[2]
             owner = fragment.full_name(key.rpartition(".")[0])
             self._move(owner, attribute, full_home, rows[name], new_name=name)
+            holder, _ = _holder(fragment.working, key)
+            if attribute in holder._non_persistent_buffers_set:
+                for branch in branches:
+                    branch._non_persistent_buffers_set.add(name)
             _remove(fragment.working, key)
         container = nn.ModuleList(branches)
         container.training = fragment.working.training

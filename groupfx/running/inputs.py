@@ -6,6 +6,8 @@ random values, and it can be written down as plain data.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import inspect
 import math
 import re
@@ -160,10 +162,9 @@ class ExampleInputs:
         """Plain data, one entry an argument: `name` (None if positional) and what it is.
 
         A tensor has `dtype`, `shape` and, for integers, `low` and `high`; a tuple, list or dict has
-        `kind` and `items`; None, a bool, a number or a string has `value`. Where sizes are a guess,
-        each argument has them as `guessed`.
-
-        Raises UsageError for an argument of another type.
+        `kind` and `items`; None, a bool, a number or a string has `value`; of anything else there
+        is the `type` alone, and no inputs can be made of it again. Where sizes are a guess, each
+        argument has them as `guessed`.
         """
         entries = [{"name": None, **_describe(value)} for value in self.args]
         entries.extend({"name": key, **_describe(value)} for key, value in self.kwargs.items())
@@ -198,7 +199,20 @@ def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return [_map(part, change) for part in value]
     if isinstance(value, dict):
         return {key: _map(part, change) for key, part in value.items()}
+    if _is_record(value):
+        made = copy.copy(value)
+        for name, part in vars(value).items():
+            object.__setattr__(made, name, _map(part, change))
+        return made
     return value
+
+
+def _is_record(value: Any) -> bool:
+    return (
+        dataclasses.is_dataclass(value)
+        and not isinstance(value, type)
+        and hasattr(value, "__dict__")
+    )
 
 
 def _leaves(value: Any) -> Iterator[Tensor]:
@@ -209,6 +223,8 @@ def _leaves(value: Any) -> Iterator[Tensor]:
             yield from _leaves(part)
     elif isinstance(value, dict):
         yield from _leaves(list(value.values()))
+    elif _is_record(value):
+        yield from _leaves(list(vars(value).values()))
 
 
 def _stretch(tensor: Tensor, dim: int, size: int) -> Tensor:
@@ -249,7 +265,7 @@ def _describe(value: Any) -> dict[str, Any]:
         return {"kind": "dict", "items": items}
     if value is None or isinstance(value, (bool, int, float, str)):
         return {"value": value}
-    raise UsageError(f"an input of type {type(value).__name__} cannot be written down")
+    return {"type": f"{type(value).__module__}.{type(value).__qualname__}"}
 
 
 def _restore(entry: Mapping[str, Any], generator: torch.Generator) -> Any:
@@ -257,6 +273,8 @@ def _restore(entry: Mapping[str, Any], generator: torch.Generator) -> Any:
         return entry["value"]
     if "dtype" in entry:
         return _random_of(entry, generator)
+    if "type" in entry:
+        raise UsageError(f"an input of type {entry['type']} cannot be made from its description")
     items = entry["items"]
     if entry["kind"] == "dict":
         return {key: _restore(part, generator) for key, part in items.items()}

@@ -4,14 +4,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._ops import OpOverload
 from torch.utils.flop_counter import flop_registry
 
 from ..learned.groups import INPUT_SCORES, OUTPUT_SCORES, has_learned_groups
 from .inputs import ExampleInputs
+from .watching import Watcher
 
 
-class MacCounter(TorchDispatchMode):
+class MacCounter(Watcher):
     """Counts the convolutions and matrix products that run inside `with`, by torch's own formulas.
 
     A layer that learns its groups makes its mask anew in each forward, as a matrix product of
@@ -20,7 +21,7 @@ class MacCounter(TorchDispatchMode):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._flops = 0
         self._masks = {
             (*getattr(layer, OUTPUT_SCORES).shape, len(getattr(layer, INPUT_SCORES)))
@@ -32,10 +33,9 @@ class MacCounter(TorchDispatchMode):
         """MACs of one sample: two floating-point operations each."""
         return self._flops // (2 * max(inputs.batch or 1, 1))
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+    def saw(self, func: OpOverload, args: Any, kwargs: Any, result: Any) -> None:
+        """Add what one operator multiplies."""
         formula = flop_registry.get(func._overloadpacket)
         mask = func is torch.ops.aten.mm.default and (*args[0].shape, args[1].shape[1])
         if formula is not None and mask not in self._masks:
-            self._flops += int(formula(*args, **(kwargs or {}), out_val=result))
-        return result
+            self._flops += int(formula(*args, **kwargs, out_val=result))

@@ -66,7 +66,7 @@ def _groups(model: nn.Module) -> list[int]:
             groups += _groups(module)
             continue
         if isinstance(module, _ConvNd):
-            groups.append(module.groups)
+            groups.append(int(module.groups))
     return groups
 
 

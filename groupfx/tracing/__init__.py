@@ -2,6 +2,7 @@
 
 from ..nn.swapped import SwappedConv
 from .exporting import ExportedModule, export_program
+from .given import inputs_of, module_of
 from .opening import open_model
 from .program import WAYS, Fragment, Program, Shapes, Way
 from .tracer import CannotTrace
@@ -16,5 +17,7 @@ __all__ = [
     "SwappedConv",
     "Way",
     "export_program",
+    "inputs_of",
+    "module_of",
     "open_model",
 ]

@@ -60,6 +60,8 @@ def export_program(
 
     Raises `CannotTrace` with the reason where the exporter refuses.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CannotTrace("the model is TorchScript")
     pair = in_order(model, inputs if batch is None else inputs.with_batch(batch))
     dynamic = torch.export.Dim.AUTO
 
@@ -88,6 +90,13 @@ def export_program(
         return program
 
 
+def as_exported_module(program: torch.export.ExportedProgram) -> ExportedModule:
+    """The graph of an exported program as a module."""
+    module = program.module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
+    return ExportedModule.of(module)
+
+
 @dataclass(frozen=True)
 class Exported:
     """A graph of `torch.export` in eval mode, and notes on what it fixed.
@@ -105,9 +114,7 @@ def exported(model: nn.Module, inputs: ExampleInputs) -> Exported:
 
     Raises `CannotTrace` with the reason where the exporter refuses.
     """
-    module = export_program(model, inputs).module(check_guards=False)
-    assert isinstance(module, fx.GraphModule)
-    module = ExportedModule.of(module)
+    module = as_exported_module(export_program(model, inputs))
     adopt(module, model)
     restore_order(module, model)
     notes = ["exported in eval mode: result.model stays in it"]

@@ -2,20 +2,24 @@
 
 import copy
 import inspect
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from ..convs.spec import CONV_TYPES, original_type, written_class
+from ..convs.calls import function_of, read_conv
+from ..convs.spec import CONV_TYPES, ConvSpec, is_plain, original_type, written_class
 from ..errors import ModelError, kind_and_line
 from ..learned.groups import has_learned_groups
 from ..nn.swapped import SwappedConv
+from ..running.grouped_runs import GroupedRun, GroupedRuns
 from ..running.inputs import ExampleInputs
+from ..running.kept import KeptParameters
 from ..running.macs import MacCounter
 from ..running.unchanged import evaluate, unchanged
-from .program import FRAGMENT_MODULE, copied
-from .tracer import CannotTrace, Trace, Tracer, trace
+from .program import FRAGMENT_MODULE, Shapes, copied
+from .tracer import CannotTrace, Trace, Tracer, seeded, trace
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
@@ -25,6 +29,9 @@ def assemble(
 ) -> fx.GraphModule:
     """A `GraphModule` of `traced` over the modules and tensors of `model`, none left behind."""
     graph = traced.graph
+    taken = taken_names(model)
+    if taken:
+        raise CannotTrace(f"a GraphModule has a {taken[0]} of its own, and cannot hold that name")
     # Neither the tracer nor the file that forward stood in is part of the model.
     graph._tracer_cls = None
     graph._co_fields = {}
@@ -41,6 +48,13 @@ def assemble(
     adopt(module, model)
     restore_order(module, model)
     return module
+
+
+def taken_names(model: nn.Module) -> list[str]:
+    """Names of children and tensors of `model` that mean something else on a `GraphModule`."""
+    empty = fx.GraphModule(nn.Module(), fx.Graph())
+    held = (*model._modules, *model._parameters, *model._buffers)
+    return [name for name in held if hasattr(empty, name) and not hasattr(nn.Module(), name)]
 
 
 def adopt(module: fx.GraphModule, model: nn.Module) -> None:
@@ -148,28 +162,62 @@ def _keep_what_copying_drops(reference: fx.GraphModule, working: fx.GraphModule)
 class _ShapeRecorder(fx.Interpreter):
     """Runs a graph and notes the shape of each tensor on its node."""
 
+    node: fx.Node
+
     def run_node(self, n: fx.Node) -> Any:
+        self.node = n
         value = super().run_node(n)
         if isinstance(value, torch.Tensor):
             n.meta["shape"] = tuple(value.shape)
         return value
 
 
-def record_shapes(module: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> int:
-    """Run `module` once in eval mode and note each node's shape in `node.meta["shape"]`.
+@dataclass(frozen=True)
+class GraphRun:
+    """One run of a graph: its output, the grouped convolutions in it, and MACs of one sample."""
 
-    Returns the multiply-accumulates of one sample.
-    """
+    output: Any = field(repr=False)
+    convs: tuple[GroupedRun[fx.Node], ...]
+    macs: int
+
+    def hidden(self, module: fx.GraphModule) -> tuple[GroupedRun[fx.Node], ...]:
+        """The convolutions that ran in nodes which are read as something else."""
+        return tuple(run for run in self.convs if not _is_site(run.owner, module))
+
+
+def _is_site(node: fx.Node, module: fx.GraphModule) -> bool:
+    if read_conv(node, module) is not None:
+        return True
+    return node.op == "call_module" and has_learned_groups(module.get_submodule(str(node.target)))
+
+
+def in_forward_order(model: nn.Module, inputs: ExampleInputs) -> tuple[Any, ...]:
+    """One value an argument of `forward`, defaults included."""
     bound = inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs)
     bound.apply_defaults()
-    counter = MacCounter(module)
-    with unchanged(module), torch.no_grad(), counter:
+    return tuple(bound.arguments.values())
+
+
+def run_graph(module: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> GraphRun:
+    """Run `module` once in eval mode and note each node's shape in `node.meta["shape"]`.
+
+    Raises `ModelError` where the inputs do not run.
+    """
+    counter, recorder = MacCounter(module), _ShapeRecorder(module)
+    runs = GroupedRuns(lambda: recorder.node)
+    arguments = in_forward_order(model, inputs.map(torch.clone))
+    kept = KeptParameters(module)
+    with unchanged(module), seeded(SEED), torch.no_grad(), kept, runs, counter:
         evaluate(module)
         try:
-            _ShapeRecorder(module).run(*bound.arguments.values())
+            output = recorder.run(*arguments)
         except Exception as error:
             raise ModelError(forward_failed(model, inputs, error)) from error
-    return counter.of_one(inputs)
+    return GraphRun(output, tuple(runs.runs), counter.of_one(inputs))
+
+
+SEED = 7
+"""Of the run of a model, and of that of its graph."""
 
 
 def forward_failed(model: nn.Module, inputs: ExampleInputs, error: Exception) -> str:
@@ -188,9 +236,9 @@ def module_graph(module: nn.Module) -> fx.GraphModule:
     Raises `CannotTrace` where a subclass's `forward` cannot be traced.
     """
     learned = has_learned_groups(module)
-    if original_type(module) not in CONV_TYPES and not learned:
+    if not is_plain(module) and not learned:
         names = list(inspect.signature(module.forward).parameters)
-        traced = trace(module, frozenset(names[:1]), fix_optional=True)
+        traced = trace(module, frozenset(names[:1]), asked=True)
         return assemble(module, traced, SwappedConv)
     graph = fx.Graph()
     arguments: list[fx.Node] = [graph.placeholder("input")]
@@ -203,8 +251,28 @@ def module_graph(module: nn.Module) -> fx.GraphModule:
     return SwappedConv(root, graph, class_name=type(module).__name__)
 
 
+def call_graph(spec: ConvSpec, weight: tuple[int, ...], shapes: Shapes) -> fx.GraphModule:
+    """A graph of one call of a convolution function with these numbers, on tensors of these shapes.
+
+    It takes the input, the weight and, where there is one, the bias.
+    """
+    graph = fx.Graph()
+    data = graph.placeholder("input")
+    data.meta["shape"] = shapes.input
+    tensors = [graph.placeholder("weight")]
+    tensors[0].meta["shape"] = weight
+    if spec.bias:
+        tensors.append(graph.placeholder("bias"))
+        tensors[1].meta["shape"] = (spec.out_channels,)
+    function, options = function_of(spec)
+    node = graph.call_function(function, (data, *tensors), {**options, "groups": spec.groups})
+    node.meta["shape"] = shapes.output
+    graph.output(node)
+    return fx.GraphModule(nn.Module(), graph, class_name=spec.type_name)
+
+
 def run_for_shapes(module: fx.GraphModule, example: torch.Tensor | None) -> None:
-    """Note shapes as `record_shapes` does, in the graph of one module; nothing without an input."""
+    """Note shapes as `run_graph` does, in the graph of one module; nothing without an input."""
     if example is None:
         return
     with unchanged(module), torch.no_grad():

@@ -6,29 +6,38 @@ convolution is a function call in a `forward` that cannot be traced, the whole i
 """
 
 import inspect
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_leaves
 
 from ..convs.calls import attribute
-from ..convs.spec import CONV_TYPES, original_type
+from ..convs.names import numbered
+from ..convs.spec import has_users_parametrization, is_plain, written_class
 from ..errors import ModelError, UsageError
 from ..learned.groups import has_learned_groups
 from ..nn.masked_conv import MASKED
+from ..running.grouped_runs import at
 from ..running.inputs import ExampleInputs
-from .counting import Counted, ModuleCalls, count_calls, site_modules
+from ..verify.measures import unlike
+from .counting import Counted, FunctionCalls, ModuleCalls, Unseen, count_calls, site_modules
 from .exporting import exported
 from .graphs import (
+    GraphRun,
     assemble,
+    call_graph,
     copied_graph,
     module_graph,
-    record_shapes,
     run_for_shapes,
+    run_graph,
     same_tensors,
 )
-from .program import WAYS, Fragment, Program, Way, copied, twin_tree
+from .numbers import fix_numbers
+from .program import WAYS, Fragment, Program, Unreachable, Way, copied, twin_tree
 from .tracer import CannotTrace, trace
 
 
@@ -39,12 +48,14 @@ def open_model(
     way: str = "auto",
     inplace: bool = False,
     read_only: bool = False,
+    whole: bool = False,
 ) -> Program:
     """Open `model` in the first way that keeps it whole, or in the given `way`.
 
     `read_only` makes the working side the reference itself, for looking without rewriting.
-    `inplace` works on the caller's own tensors and modules instead of a copy. Raises `ModelError`
-    where no way takes the model, with the reason of each.
+    `inplace` works on the caller's own tensors and modules instead of a copy. `whole` asks for one
+    graph of the whole model rather than for its class, where it cannot be both. Raises
+    `ModelError` where no way takes the model, with the reason of each.
     """
     if way not in ("auto", *WAYS):
         raise UsageError(f"unknown way {way!r}: choose one of auto, {', '.join(WAYS)}")
@@ -55,32 +66,34 @@ def open_model(
             return program
     own = twin_tree(model) if inplace else copied(model, share=True)
     opener = _Opener(model, own, inputs, inplace=inplace, read_only=read_only)
-    if way == "trace":
-        return opener.trace(fix_optional=True)
     if way == "modules":
         return opener.modules(())
-    if way == "export":
-        return opener.export(())
-    return _first_way(opener)
+    if way == "auto":
+        return _first_way(opener, whole)
+    try:
+        return opener.trace(asked=True) if way == "trace" else opener.export(())
+    except CannotTrace as error:
+        done = "traced" if way == "trace" else "exported"
+        raise ModelError(f"{type(model).__name__} cannot be {done}: {error}") from error
 
 
-def _first_way(opener: "_Opener") -> Program:
+def _first_way(opener: "_Opener", whole: bool) -> Program:
     """The first way that keeps the model whole; `ModelError` with every reason if none does."""
     try:
         return opener.trace()
     except CannotTrace as error:
-        reason = f"not traced: {error}"
-    counted = count_calls(opener.own, opener.inputs)
-    if counted.outside == 0:
-        return opener.modules((reason,), counted)
-    try:
-        return opener.export((reason,))
-    except CannotTrace as error:
-        reasons = (reason, f"not exported: {error}")
-    if not counted.modules:
-        raise ModelError(f"{type(opener.model).__name__} cannot be opened: {'; '.join(reasons)}")
-    missed = f"{counted.outside} grouped convolution calls outside convolution modules"
-    return opener.modules((*reasons, f"{missed} are not seen"), counted)
+        reasons: tuple[str, ...] = (f"not traced: {error}",)
+    counted = opener.counted
+    graph_alone = whole and counted.functions
+    if graph_alone or counted.unseen:
+        try:
+            exported = opener.export(reasons)
+        except CannotTrace as error:
+            reasons = (*reasons, f"not exported: {error}")
+        else:
+            if graph_alone or not exported.unreachable:
+                return exported
+    return opener.modules(reasons)
 
 
 def _traced_twin(model: nn.Module, inputs: ExampleInputs) -> Program | None:
@@ -89,7 +102,7 @@ def _traced_twin(model: nn.Module, inputs: ExampleInputs) -> Program | None:
     What a shallow copy does not follow (a bound method, a module in a nested list) ends there too.
     """
     if any(isinstance(module, fx.GraphModule) for module in model.modules()):
-        return None
+        return None  # its twin would share the graph, which names its module
     try:
         return _Opener(model, twin_tree(model), inputs, inplace=False, read_only=True).trace()
     except CannotTrace:
@@ -116,26 +129,43 @@ class _Opener:
     inplace: bool
     read_only: bool
 
-    def trace(self, *, fix_optional: bool = False) -> Program:
-        if isinstance(self.own, fx.GraphModule) and not _hidden_convs(self.own):
-            return self._as_it_is(self.own)
+    @cached_property
+    def counted(self) -> Counted:
+        """What one run of the model itself calls and gives."""
+        return count_calls(self.own, self.inputs)
+
+    def trace(self, *, asked: bool = False) -> Program:
+        """The model as one graph. Raises `CannotTrace` where that would not be the model.
+
+        `asked`: by name, so that what a trace can only fix or drop is said instead of refused.
+        """
+        own = self.own
+        if isinstance(own, fx.GraphModule) and is_plain_graph(own) and not _hidden_convs(own):
+            return self._as_it_is(own)
         given = given_arguments(self.own, self.inputs)
-        try:
-            traced = trace(self.own, given, fix_optional=fix_optional)
-        except CannotTrace as error:
-            if not fix_optional:
-                raise
-            raise ModelError(f"{type(self.model).__name__} cannot be traced: {error}") from error
+        taken = None if asked else _users_input(self.inputs)
+        if taken:
+            raise CannotTrace(f"forward takes a {taken}, which its class knows how to read")
+        traced = trace(self.own, given, asked=asked)
         reference = assemble(self.own, traced)
         hidden = _hidden_convs(reference)
         if hidden:
             raise CannotTrace(f"{hidden} holds grouped convolutions and stays a leaf")
-        macs = record_shapes(reference, self.own, self.inputs)
+        returned = None if asked else _users_output(reference)
+        if returned:
+            raise CannotTrace(f"forward returns a {returned}, which stays as it is in its class")
+        counted = self.counted  # first: what the model itself refuses is no fault of the trace
+        try:
+            run = run_graph(reference, self.own, self.inputs)
+            fix_numbers(reference, self.own, self.inputs)
+        except ModelError as error:
+            raise CannotTrace(f"the trace does not run: {error}") from error
+        _require_same(counted, reference, run)
         working = self._working(reference)
         fragment = Fragment(path="", reference=reference, working=working)
         program = Program("trace", self.model, working, [fragment], self.inputs, traced.notes)
         program.uncalled = _uncalled(self.own, reference)
-        program.macs = macs
+        program.macs = run.macs
         return program
 
     def _as_it_is(self, reference: fx.GraphModule) -> Program:
@@ -145,39 +175,52 @@ class _Opener:
             macs = None
         else:
             way = "trace"
-            macs = record_shapes(reference, reference, self.inputs)
+            macs = run_graph(reference, reference, self.inputs).macs
         fragment = Fragment(path="", reference=reference, working=self._working(reference))
         program = Program(way, self.model, fragment.working, [fragment], self.inputs)
         program.uncalled = _uncalled(self.own, reference)
         program.macs = macs
         return program
 
-    def modules(self, reasons: tuple[str, ...], counted: "Counted | None" = None) -> Program:
-        counted = counted or count_calls(self.own, self.inputs)
-        if counted.outside and not reasons:
-            reasons = (f"{counted.outside} grouped convolution calls are not calls of modules",)
+    def modules(self, reasons: tuple[str, ...]) -> Program:
+        """The model's own class, and a small graph for each convolution that it calls."""
+        counted = self.counted
+        originals = {id(module) for module in self.model.modules()}
+        bound = any(_closes_over_modules(module) for module in self.model.modules())
+        if not self.inplace and (bound or not counted.strangers.isdisjoint(originals)):
+            raise ModelError(
+                f"{type(self.model).__name__} holds a function that calls its own modules by their "
+                "objects (a forward that was put on an instance): a copy would still call those of "
+                "the original. Write it as a method of a class, or pass inplace=True"
+            )
         result = self.own
         if not self.read_only:
             result = self.model if self.inplace else copied(self.model, share=False)
-        fragments, unreachable = [], {}
+        fragments: list[Fragment] = []
+        unreachable: dict[str, Unreachable] = {}
+        calls = [each for each in counted.functions if each.site is None]
         for path, module in site_modules(self.own).items():
-            calls = counted.modules.get(path, ModuleCalls(None, None, 0))
-            plain = original_type(module) in CONV_TYPES or has_learned_groups(module)
-            if path == "" or (calls.count == 0 and not plain):
-                unreachable[path] = "it is not called in this forward, and its forward is its own"
+            called = counted.modules.get(path, ModuleCalls(None, None, 0))
+            inside = [each for each in counted.functions if each.site == path]
+            plain = is_plain(module) or has_learned_groups(module)
+            if not plain and called.count == 0:
+                unreachable[path] = Unreachable("it is not called in this forward", 0)
+                continue
+            kept = any(name.startswith(f"{path}.") for name in counted.written)
+            if inside and (kept or has_users_parametrization(module)):
+                # Somebody needs the layer itself: forward, or a class of the user's in it.
+                calls += inside
                 continue
             try:
-                reference = module_graph(module)
-                twin = result.get_submodule(path)
-                working = reference if self.read_only else module_graph(twin)
+                fragments.append(self._module(path, module, called, result))
             except CannotTrace as error:
-                unreachable[path] = f"its forward cannot be traced: {error}"
-                continue
-            run_for_shapes(reference, calls.example)
-            run_for_shapes(working, calls.example)
-            fragments.append(
-                Fragment(path, reference, working, calls.shapes, calls.count, is_module=True)
-            )
+                calls += inside
+                if not inside:
+                    reason = f"its forward cannot be traced: {error}"
+                    unreachable[path] = Unreachable(reason, called.count)
+        fragments += self._functions(calls)
+        for name, unseen in _named(counted.unseen):
+            unreachable[name] = Unreachable(_why_unseen(self.own, unseen), unseen.count)
         original = self.own if self.inplace else self.model
         return Program(
             "modules",
@@ -190,6 +233,34 @@ class _Opener:
             macs=counted.macs,
         )
 
+    def _module(
+        self, path: str, module: nn.Module, called: ModuleCalls, result: nn.Module
+    ) -> Fragment:
+        """The graph of one convolution module."""
+        if path == "":
+            raise CannotTrace("it is the whole model")
+        reference = module_graph(module)
+        twin = result.get_submodule(path)
+        working = reference if self.read_only else module_graph(twin)
+        run_for_shapes(reference, called.example)
+        run_for_shapes(working, called.example)
+        return Fragment(path, reference, working, called.shapes, called.count, is_module=True)
+
+    def _functions(self, calls: Sequence[FunctionCalls]) -> Iterator[Fragment]:
+        """A graph for the calls of a function with the same numbers in the same module."""
+        names = numbered(each.path or "forward" for each in calls)
+        for name, each in zip(names, calls, strict=True):
+            reference, working = (call_graph(each.spec, each.weight, each.shapes) for _ in range(2))
+            yield Fragment(
+                each.path,
+                reference,
+                reference if self.read_only else working,
+                each.shapes,
+                each.count,
+                calls_of=each.spec,
+                label=name,
+            )
+
     def export(self, reasons: tuple[str, ...]) -> Program:
         made = exported(self.own, self.inputs)
         reference, working = made.module, self._working(made.module)
@@ -197,6 +268,13 @@ class _Opener:
         program = Program(
             "export", self.model, working, [fragment], self.inputs, (*reasons, *made.notes)
         )
+        hidden = run_graph(reference, self.own, self.inputs).hidden(reference)
+        for run in hidden:
+            what = f"{run.operator} with {run.groups} groups runs inside {run.owner}"
+            program.unreachable = {
+                **program.unreachable,
+                run.owner.name: Unreachable(f"{what}, which no pass looks into", len(hidden)),
+            }
         program.dynamic = made.dynamic
         program.uncalled = _uncalled(self.own, reference)
         return program
@@ -210,6 +288,8 @@ class _Opener:
 
 def given_arguments(model: nn.Module, inputs: ExampleInputs) -> frozenset[str]:
     """Names of the arguments of `forward` that `inputs` fills."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CannotTrace("the model is TorchScript")
     try:
         bound = inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs)
     except TypeError as error:
@@ -217,6 +297,73 @@ def given_arguments(model: nn.Module, inputs: ExampleInputs) -> frozenset[str]:
             f"the example inputs do not fit {type(model).__name__}.forward: {error}"
         ) from error
     return frozenset(bound.arguments)
+
+
+def _require_same(counted: Counted, graph: fx.GraphModule, run: GraphRun) -> None:
+    """Raise `CannotTrace` where the graph does not run, or give, what the model does."""
+    for hidden in run.hidden(graph)[:1]:
+        what = f"{hidden.operator} with {hidden.groups} groups"
+        raise CannotTrace(f"a grouped convolution runs inside {hidden.owner} ({what})")
+    if len(run.convs) != counted.runs:
+        ran = f"{len(run.convs)} grouped convolutions, and the model runs {counted.runs}"
+        raise CannotTrace(f"the trace runs {ran}")
+    if counted.written:
+        raise CannotTrace(f"forward writes to its parameter {counted.written[0]}")
+    difference = unlike(counted.output, run.output)
+    if difference:
+        raise CannotTrace(f"the trace computes something else: {difference}")
+
+
+def _users_input(inputs: ExampleInputs) -> str | None:
+    """Name of a class of the user's among the arguments, whose attributes a graph would read."""
+    for value in (*inputs.args, *inputs.kwargs.values()):
+        for leaf in tree_leaves(value):
+            kind = type(leaf)
+            if kind.__module__.partition(".")[0] not in ("builtins", "torch") or callable(leaf):
+                return f"{kind.__module__}.{kind.__qualname__}"
+    return None
+
+
+def _users_output(graph: fx.GraphModule) -> str | None:
+    """Name of a class of the user's in the output, which a graph would have to call."""
+    pending = list(graph.graph.output_node().all_input_nodes)
+    while pending:
+        node = pending.pop()
+        if node.op == "call_function" and isinstance(node.target, type):
+            if node.target.__module__ != "builtins":
+                return f"{node.target.__module__}.{node.target.__qualname__}"
+            pending += node.all_input_nodes
+    return None
+
+
+def is_plain_graph(graph: fx.GraphModule) -> bool:
+    """Whether a model is its graph and nothing else: of a class of torch's or of ours."""
+    return written_class(graph).__module__.startswith(("torch.", "groupfx."))
+
+
+def _closes_over_modules(module: nn.Module) -> bool:
+    """Whether a function that stands for the forward of one instance has modules in its closure."""
+    forward = vars(module).get("forward")
+    cells = getattr(forward, "__closure__", None) or ()
+    held = (cell.cell_contents for cell in cells)
+    compiled = type(module).__module__.startswith("torch._dynamo")
+    return not compiled and any(isinstance(getattr(v, "__self__", v), nn.Module) for v in held)
+
+
+def _named(unseen: Sequence[Unseen]) -> Iterator[tuple[str, Unseen]]:
+    return zip(numbered(each.path or each.operator for each in unseen), unseen, strict=True)
+
+
+def _why_unseen(model: nn.Module, unseen: Unseen) -> str:
+    module = dict(model.named_modules())[unseen.path]
+    ran = f"{unseen.operator} with {unseen.groups} groups runs here{at(unseen.place)}"
+    if isinstance(module, torch.jit.ScriptModule):
+        return f"{ran} in TorchScript: give the model as it was before torch.jit"
+    if unseen.operator.startswith(("quantized::", "onednn::")):
+        return f"{ran} on integers: rewrite the model before it is quantised"
+    if unseen.inside:
+        return f"{ran} in a branch of torch.cond or an operator like it: call a module there"
+    return f"{ran} where no call of torch's functions shows it: call torch.nn.functional.conv there"
 
 
 def _uncalled(model: nn.Module, graph: fx.GraphModule) -> tuple[str, ...]:
@@ -249,7 +396,7 @@ def _hidden_convs(module: fx.GraphModule) -> str | None:
     for path in called:
         leaf = module.get_submodule(path)
         # What freezing padded is a leaf that everything else can be seen around.
-        if original_type(leaf) in CONV_TYPES or isinstance(leaf, tuple(MASKED.values())):
+        if is_plain(leaf) or isinstance(leaf, tuple(MASKED.values())):
             continue
         if any(isinstance(m, _ConvNd) and m.groups > 1 for m in leaf.modules()):
             return path

@@ -14,6 +14,7 @@ import torch
 from torch import fx, nn
 
 from ..convs.names import joined
+from ..convs.spec import ConvSpec
 from ..errors import ModelError
 from ..running.inputs import ExampleInputs
 
@@ -37,6 +38,8 @@ class Fragment:
     """A graph of the original, its working copy, and which nodes compute the same value.
 
     `path` is where the graph stands in the model: `""` for a whole model, else a module's path.
+    `calls_of` are the numbers of the calls of a function that it stands for while that module runs
+    (`label` is what they are called), None where it is all of the model or of the module.
     `standing` maps the name of a reference node to the working node that stands for it; a node
     whose value is no longer computed anywhere is not in it.
     """
@@ -47,6 +50,8 @@ class Fragment:
     shapes: Shapes | None = None
     calls: int = 1
     is_module: bool = False
+    calls_of: ConvSpec | None = None
+    label: str = ""
     changed: bool = False
     standing: dict[str, fx.Node] = field(init=False)
     _names: dict[fx.Node, list[str]] = field(init=False, repr=False)
@@ -54,6 +59,11 @@ class Fragment:
     def __post_init__(self) -> None:
         self.standing = {node.name: node for node in self.working.graph.nodes}
         self._names = {node: [name] for name, node in self.standing.items()}
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it stands for a part of a model that is not a graph."""
+        return self.is_module or self.calls_of is not None
 
     @property
     def order(self) -> dict[fx.Node, int]:
@@ -81,7 +91,7 @@ class Fragment:
 
     def full_name(self, path: str) -> str:
         """Name, in the whole model, of what lies at `path` in this fragment."""
-        return joined(self.path, self.home(path))
+        return self.label or joined(self.path, self.home(path))
 
     def working_key(self, key: str) -> str:
         """Key in the result's state_dict of a tensor of the working graph."""
@@ -94,6 +104,14 @@ class Fragment:
         return joined(self.path, key)
 
 
+@dataclass(frozen=True)
+class Unreachable:
+    """A convolution that no graph shows: why, and how often it ran."""
+
+    reason: str
+    calls: int = 1
+
+
 @dataclass
 class Program:
     """A model opened in one of three ways.
@@ -101,7 +119,8 @@ class Program:
     `model` is the caller's, `result` the working model: a `GraphModule`, or in way `modules` a
     copy of the caller's model into which changed fragments are put. `notes` say why this way was
     taken and what a trace or an export fixed. `unreachable` gives, for paths of grouped convolution
-    modules that cannot be opened, the reason; `uncalled` are those that forward does not call.
+    modules that cannot be opened and for other convolutions that ran, the reason; `uncalled` are
+    modules that forward does not call.
     `dynamic` is False where an export fixed the sizes of the inputs. `macs` are those of the
     original for one sample, None where it was not run.
     """
@@ -112,7 +131,7 @@ class Program:
     fragments: list[Fragment]
     inputs: ExampleInputs | None
     notes: tuple[str, ...] = ()
-    unreachable: Mapping[str, str] = field(default_factory=dict)
+    unreachable: Mapping[str, Unreachable] = field(default_factory=dict)
     uncalled: tuple[str, ...] = ()
     dynamic: bool = True
     macs: int | None = None
@@ -125,13 +144,18 @@ def twin_tree(model: nn.Module) -> nn.Module:
     twins, so that a forward that appends to a list changes the twin's list alone.
     """
     twins: dict[int, nn.Module] = {
-        id(module): module.__class__.__new__(module.__class__) for module in model.modules()
+        id(module): module.__class__.__new__(module.__class__)
+        for module in model.modules()
+        # What TorchScript holds lies out of Python's sight.
+        if not isinstance(module, torch.jit.ScriptModule)
     }
     for module in model.modules():
-        twin = twins[id(module)]
+        twin = twins.get(id(module))
+        if twin is None:
+            continue
         for name, value in module.__dict__.items():
             twin.__dict__[name] = _with_twins(value, twins)
-    return twins[id(model)]
+    return twins.get(id(model), model)
 
 
 def _with_twins(value: Any, twins: Mapping[int, nn.Module]) -> Any:
@@ -168,6 +192,18 @@ def _detached_attributes(model: nn.Module) -> dict[int, Any]:
     }
 
 
+def _complete(model: nn.Module, memo: dict[int, Any]) -> None:
+    """Give each copy of a `GraphModule` the fields that its own way of copying leaves behind."""
+    for module in model.modules():
+        twin = memo.get(id(module))
+        if not isinstance(module, fx.GraphModule) or twin is None or twin is module:
+            continue
+        twin.training = module.training
+        for name, value in module.__dict__.items():
+            if name not in twin.__dict__:
+                twin.__dict__[name] = copy.deepcopy(value, memo)
+
+
 def copied(
     model: nn.Module, *, share: bool, instead: Mapping[nn.Module, nn.Module] | None = None
 ) -> nn.Module:
@@ -179,7 +215,9 @@ def copied(
     memo = share_tensors(model) if share else _detached_attributes(model)
     memo.update({id(old): new for old, new in (instead or {}).items()})
     try:
-        return copy.deepcopy(model, memo)
+        twin = copy.deepcopy(model, memo)
+        _complete(model, memo)
+        return twin
     except Exception as error:
         raise ModelError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}): "

@@ -8,7 +8,12 @@ without any error, and each is looked for here:
 - a custom `torch.autograd.Function` is inlined and its backward is lost: the module that calls it
   stays a leaf;
 - hooks on modules that are traced through, or on the root, would be recorded once or dropped;
-- an optional argument would be traced as given, or as left out, for good.
+- an optional argument would be traced as given, or as left out, for good;
+- what is drawn with `random` or `torch.rand(())` while it is traced would be drawn once: the
+  generators are looked at afterwards;
+- `train()` or `__call__` of the model's own, and a `forward` that somebody put on one instance, are
+  not in the graph;
+- activation checkpointing is dropped, which is said.
 
 So does a part of `forward` that runs under `no_grad` or `autocast`: a graph has no `with`.
 """
@@ -27,14 +32,17 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.utils.checkpoint
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
+from ..convs.calls import CONV_FUNCTIONS, PLACE
 from ..convs.names import joined
 from ..convs.spec import CONV_TYPES, original_type
 from ..errors import kind_and_line, no_exit
 from ..learned.groups import has_learned_groups
 from ..nn import is_weight_hook
+from ..running.grouped_runs import at, error_place, users_place
 from ..running.unchanged import unchanged
 
 _RAISES = "LOAD_ASSERTION_ERROR"
@@ -76,8 +84,17 @@ class Tracer(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         # A graph has no `with`: what ran under no_grad or autocast would run without it.
         if _context() != self._context:
-            raise CannotTrace("forward switches the grad mode or autocast for a part of itself")
-        return super().create_node(*args, **kwargs)
+            place = at(users_place())
+            raise CannotTrace(
+                f"forward switches the grad mode or autocast for a part of itself{place}"
+            )
+        if args[:2] == ("call_function", getattr) and args[2][1] == "data":
+            # The same but for a counter of writes; an attribute of that name no file may read.
+            args = ("call_method", "detach", args[2][:1], *args[3:])
+        node = super().create_node(*args, **kwargs)
+        if node.op == "call_module" or node.target in CONV_FUNCTIONS:
+            node.meta[PLACE] = users_place()
+        return node
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name in self.opaque:
@@ -180,6 +197,11 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+def _random_states() -> tuple[Any, ...]:
+    numbers: Any = np.random.get_state()
+    return random.getstate(), numbers[2], bytes(numbers[1]), bytes(torch.get_rng_state().numpy())
+
+
 def hooked(module: nn.Module) -> list[str]:
     """Names of the kinds of user hooks on `module`, legacy reparametrisations not counted."""
     found = []
@@ -203,32 +225,79 @@ def _recomputes(hook: object) -> bool:
     return is_weight_hook(hook, str(getattr(hook, "name", getattr(hook, "_tensor_name", ""))))
 
 
-def trace(model: nn.Module, given: frozenset[str], *, fix_optional: bool = False) -> Trace:
+def trace(model: nn.Module, given: frozenset[str], *, asked: bool = False) -> Trace:
     """Graph of `model`, which is left as it was.
 
     `given` names the arguments of `forward` that the caller passes. Raises `CannotTrace` with the
-    reason where the graph would not be the model; with `fix_optional`, arguments left out are
-    fixed at their defaults (said in the notes) instead of refused.
+    reason where the graph would not be the model; where it was
+    `asked` for by name, arguments left out are fixed at their defaults, and what a trace drops of
+    the training is dropped (said in the notes), instead of refused.
     """
     optional = _optional_arguments(model)
-    if optional and not fix_optional:
+    if optional and not asked:
         names = ", ".join(optional)
         raise CannotTrace(f"a trace would fix the optional arguments of forward ({names})")
     fixed = {name: value for name, value in optional.items() if name not in given}
+    _refuse_own_methods(model)
     _refuse_hooks(model)
-    traced = _trace_with_leaves(model, fixed, seed=1)
-    with unchanged(model), torch.set_grad_enabled(not torch.is_grad_enabled()):
-        for module in model.modules():
-            module.training = not module.training
-        other = _trace_with_leaves(model, fixed, seed=2)
+    checkpointed: list[str] = []
+    with _checkpoints_seen(checkpointed):
+        traced, other = _in_both_modes(model, fixed)
     difference = _first_difference(traced, other)
     if difference:
         raise CannotTrace(
             "forward depends on the training mode, the grad mode or random numbers, "
             f"and a trace would freeze it (it differs at {difference})"
         )
-    notes = tuple(f"argument {name!r} is fixed at {value!r}" for name, value in fixed.items())
-    return Trace(traced.graph, traced.constants, notes)
+    notes = [f"argument {name!r} is fixed at {value!r}" for name, value in fixed.items()]
+    if checkpointed:
+        what = ", ".join(dict.fromkeys(checkpointed))
+        notes.append(
+            f"activation checkpointing (of {what}) is not in a trace, which takes more memory in "
+            "training: open the model with way='modules' to keep it"
+        )
+    return Trace(traced.graph, traced.constants, tuple(notes))
+
+
+def _in_both_modes(model: nn.Module, fixed: dict[str, Any]) -> tuple[Trace, Trace]:
+    traced = _trace_with_leaves(model, fixed, seed=1)
+    with unchanged(model), torch.set_grad_enabled(not torch.is_grad_enabled()):
+        for module in model.modules():
+            module.training = not module.training
+        return traced, _trace_with_leaves(model, fixed, seed=2)
+
+
+@contextlib.contextmanager
+def _checkpoints_seen(seen: list[str]) -> Iterator[None]:
+    """While active, notes each call of `torch.utils.checkpoint` by the name of what it runs."""
+    room: Any = torch.utils.checkpoint
+    generator = room._checkpoint_without_reentrant_generator
+
+    def noted(function: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(getattr(function, "__name__", type(function).__name__))
+        return generator(function, *args, **kwargs)
+
+    room._checkpoint_without_reentrant_generator = noted
+    try:
+        yield
+    finally:
+        room._checkpoint_without_reentrant_generator = generator
+
+
+def _refuse_own_methods(model: nn.Module) -> None:
+    """What decides about a model beside the `forward` of its class is not in a graph."""
+    if type(model).__call__ is not nn.Module.__call__ and not isinstance(model, fx.GraphModule):
+        raise CannotTrace(f"{type(model).__name__} has a __call__ of its own")
+    if "forward" in vars(model):
+        raise CannotTrace("its forward was put on this instance, not on its class")
+    tracer = Tracer()
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise CannotTrace(f"{path or 'the model'} is TorchScript")
+        kind = type(module)
+        own = kind.train is not nn.Module.train or kind.eval is not nn.Module.eval
+        if own and not (path and tracer.is_leaf_module(module, path)):
+            raise CannotTrace(f"{path or kind.__name__} has a train() of its own")
 
 
 def _optional_arguments(model: nn.Module) -> dict[str, Any]:
@@ -258,7 +327,12 @@ def _trace_with_leaves(model: nn.Module, fixed: dict[str, Any], *, seed: int) ->
         before = _Attributes(model)
         try:
             with seeded(seed), _autograd_functions_refused(), no_exit(type(model).__name__):
+                start = _random_states()
                 graph = tracer.trace(model, dict(fixed) or None)
+                if _random_states() != start:
+                    raise CannotTrace(
+                        "forward draws random numbers while it runs, and a trace would freeze them"
+                    )
         except _CustomBackward as error:
             owner = tracer.calls[-1] if tracer.calls else ""
             if not owner:
@@ -271,7 +345,7 @@ def _trace_with_leaves(model: nn.Module, fixed: dict[str, Any], *, seed: int) ->
             raise
         except Exception as error:
             # Whatever a user's forward raises when it is given proxies is a reason, not a crash.
-            raise CannotTrace(kind_and_line(error)) from error
+            raise CannotTrace(f"{kind_and_line(error)}{at(error_place(error))}") from error
         else:
             constants = {
                 name: value

@@ -96,6 +96,8 @@ class Alike:
             return np.array(before).tobytes() == np.array(after).tobytes()
         if isinstance(before, _ATOMS):
             return False
+        if type(before).__module__.startswith("torch._dynamo"):
+            return True  # made anew for each module, and compared by what that one computes
         if type(before) in _CONTAINERS and not before:
             return not after
         # What is being compared further up, or was, is taken for the same: cycles end here.

@@ -92,7 +92,9 @@ class TensorMap:
 
     def is_free(self, name: str, tensor: Tensor) -> bool:
         """Whether any number may stand in a tensor: it is floating, and decides nothing."""
-        return name not in self._native and (tensor.is_floating_point() or tensor.is_complex())
+        # A float8 has no random numbers, and what is made of one is not widened either.
+        numbers = tensor.is_complex() or (tensor.is_floating_point() and tensor.itemsize > 1)
+        return name not in self._native and numbers
 
 
 class Carrier(TensorMap):

@@ -76,6 +76,23 @@ def identical(original: Tensor, candidate: Tensor) -> bool:
     return bool(((original == candidate) | (original.isnan() & candidate.isnan())).all())
 
 
+def unlike(original: Any, candidate: Any) -> str | None:
+    """Where two outputs of one model differ by more than another order of sums explains.
+
+    Coarse on purpose, and in the outputs' own dtype: it tells one function from another.
+    """
+    try:
+        for path, before, after in paired_leaves(original, candidate):
+            found = difference(before, after)
+            rough = before.is_floating_point() or before.is_complex()
+            allowed = math.sqrt(torch.finfo(before.dtype).eps) if rough else 0.0
+            if found.reason or found.relative > allowed:
+                return f"{path} {found.reason or f'is off by {found.relative:.2g} of its largest'}"
+    except StructureMismatchError as error:
+        return str(error)
+    return None
+
+
 def plain_number(value: float | None) -> float | None:
     """The number for a report, where JSON has no infinity and no NaN: None for those."""
     return value if value is not None and math.isfinite(value) else None
@@ -181,5 +198,7 @@ def peak(tensor: Tensor) -> float:
     """max|x| of a real tensor, 0 for an empty one, NaN if it holds one. Makes no copy of it."""
     if not tensor.numel():
         return 0.0
+    if tensor.is_floating_point() and tensor.itemsize == 1:
+        tensor = tensor.float()  # a float8 has no order of its own
     low, high = torch.aminmax(tensor.detach())
     return float(torch.maximum(-low, high))

@@ -324,7 +324,8 @@ def _sampled(
 def _own_dtype(copy: RegionCopy, native: Collection[str]) -> torch.dtype:
     """The dtype of the first tensor that takes part in the computation."""
     for name, tensor in copy.originals.items():
-        if name not in native and (tensor.is_floating_point() or tensor.is_complex()):
+        number = tensor.is_complex() or (tensor.is_floating_point() and tensor.itemsize > 1)
+        if name not in native and number:
             return tensor.dtype
     return torch.float32
 

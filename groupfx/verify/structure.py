@@ -17,10 +17,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from ..convs.names import joined
 from ..convs.spec import CONV_TYPES, written_class
+from ..convs.swapped_calls import without_swapped_calls
 from .alike import Alike, same_bits, tensor_facts
 
 # Of torch's own book-keeping: the tensors and children, which are compared one by one, and what
@@ -250,7 +252,7 @@ class TreePair:
             if id(module) in self.owned.modules or self._is_emptied(module):
                 continue
             other = self._new.get(path)
-            if other is None or written_class(other) is not written_class(module):
+            if other is None or not _same_class(module, other):
                 now = "gone" if other is None else written_class(other).__name__
                 yield Change(path, "module", written_class(module).__name__, now)
                 continue
@@ -288,6 +290,8 @@ class TreePair:
             old, new = before.get(name, nothing), after.get(name, nothing)
             if not alike(old, new):
                 yield Change(path, name, *_told(old, new))
+        if isinstance(module, torch.jit.ScriptModule):
+            return
         places = [name for name in module._modules if name in other._modules]
         if places != [name for name in other._modules if name in module._modules]:
             yield Change(path, "order of its parts", *_told(places, "another"))
@@ -306,7 +310,9 @@ class TreePair:
             self.names.add(full)
             if new[name][0] != kind:
                 yield Change(full, "kind", kind, new[name][0])
-            yield from _tensor_change(full, tensor, new[name][1], ties)
+            # What TorchScript holds comes out of it as a plain tensor, each time anew.
+            scripted = isinstance(module, torch.jit.ScriptModule)
+            yield from _tensor_change(full, tensor, new[name][1], None if scripted else ties)
         for name, (kind, tensor) in new.items():
             if name not in old and id(tensor) not in self.owned.made_tensors:
                 yield Change(joined(path, name), kind, "not there", "new")
@@ -349,7 +355,7 @@ class _Ties:
 
 
 def _tensor_change(
-    name: str, before: Tensor | None, after: Tensor | None, ties: _Ties
+    name: str, before: Tensor | None, after: Tensor | None, ties: _Ties | None
 ) -> Iterator[Change]:
     if before is None or after is None:
         if before is not after:
@@ -358,10 +364,10 @@ def _tensor_change(
         return
     facts, others = tensor_facts(before), tensor_facts(after)
     for what, fact in facts.items():
-        if fact != others[what]:
+        if fact != others[what] and (ties is not None or what not in ("class", "requires_grad")):
             yield Change(name, what, *_told(fact, others[what]))
     if facts["shape"] == others["shape"] and facts["dtype"] == others["dtype"]:
-        tie = ties.change(name, before, after)
+        tie = None if ties is None else ties.change(name, before, after)
         if tie is not None:
             yield tie
         if facts["device"] == others["device"] and not same_bits(before, after):
@@ -391,7 +397,22 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, str, Tensor | None]]:
 
 def _fields(module: nn.Module) -> dict[str, Any]:
     left_out = _HELD | _GRAPH if isinstance(module, fx.GraphModule) else _HELD
-    return {name: value for name, value in vars(module).items() if name not in left_out}
+    if _is_machinery(module):
+        return {}
+    fields = without_swapped_calls(vars(module))
+    return {name: value for name, value in fields.items() if name not in left_out}
+
+
+def _is_machinery(module: nn.Module) -> bool:
+    """Whether the fields are those of a compiler, and made anew with each copy."""
+    compiled = type(module).__module__.startswith("torch._dynamo")
+    return compiled or isinstance(module, torch.jit.ScriptModule)
+
+
+def _same_class(module: nn.Module, other: nn.Module) -> bool:
+    # A copy of what torch.jit.trace made is of another class than the traced.
+    scripted = [isinstance(each, torch.jit.ScriptModule) for each in (module, other)]
+    return all(scripted) or written_class(module) is written_class(other)
 
 
 def _only_reads(node: fx.Node) -> bool:

@@ -175,7 +175,7 @@ class Indices(Grouped):
         b = a.clone()
         b += x
         b *= 2.0
-        c = b
+        c = b.clone()
         c -= 1
         sizes = x.shape[0] + x.size(-1) * 2, x.shape, x.dim()
         return parts, more, b, {"k": (c, [sizes, None, 3, "it's"]), "m": {}}, torch.float16

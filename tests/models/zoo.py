@@ -472,7 +472,7 @@ _CASES = (
         {"grouped": 1},
     ),
     Case("branches-on-data", traps.BranchesOnData, _IMAGE, "modules", {"grouped": 2}, calls=1),
-    Case("branches-on-shape", traps.BranchesOnShape, _IMAGE, "export", {"grouped": 2}),
+    Case("branches-on-shape", traps.BranchesOnShape, _IMAGE, "modules", {"grouped": 2}),
     Case("reads-fields", traps.ReadsFields, _SOUND, "modules", {"grouped": 1}),
     Case("frozen-part", traps.FrozenPart, _SOUND, "modules", {"grouped": 2}),
     Case("low-precision-part", traps.LowPrecisionPart, _SOUND, "modules", {"grouped": 1}),

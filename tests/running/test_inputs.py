@@ -158,8 +158,10 @@ def test_a_description_is_plain_data_and_makes_inputs_of_the_same_kind() -> None
     assert found.kwargs["options"]["b"] == "text"
     assert 5 <= int(found.args[1].min()) <= int(found.args[1].max()) <= 10
     assert found.args[0].unique().numel() > 100
-    with pytest.raises(UsageError, match="of type Linear cannot be written down"):
-        ExampleInputs((X, nn.Linear(1, 1))).describe()
+    described = ExampleInputs((X, nn.Linear(1, 1))).describe()
+    assert described[1] == {"name": None, "type": "torch.nn.modules.linear.Linear"}
+    with pytest.raises(UsageError, match=r"of type torch.*Linear cannot be made from its descr"):
+        ExampleInputs.from_description(described)
 
 
 NOT_A_DESCRIPTION: dict[str, Any] = {

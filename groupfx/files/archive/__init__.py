@@ -9,6 +9,7 @@ file of ours holds neither. It is one table:
 | `groupfx`, `torch`, `created` | which versions wrote it, and when (UTC) |
 | `way` | `"trace"`, `"export"` or `"modules"` |
 | `graphs` | path -> index in `modules`; the path is empty for a whole model |
+| `calls` | way `modules`: swapped calls of functions: `path`, `spec`, and the `graph`'s index |
 | `modules` | one table a module: class, fields, parameters, buffers, children, or a graph |
 | `tensors` | one table a tensor: `data`, `parameter`, `requires_grad` |
 | `state` | way `modules`: the state_dict of the whole model, else None |
@@ -24,12 +25,13 @@ A node of a graph is `{"op", "name", "target", "args", "kwargs"}`. What a target
 """
 
 from .applying import apply, load_state
-from .content import Archive, ArchiveInfo, decode_graph, encode_graph
+from .content import Archive, ArchiveInfo, Calls, decode_graph, encode_graph
 from .file import check_replaceable, is_archive, read, write
 
 __all__ = [
     "Archive",
     "ArchiveInfo",
+    "Calls",
     "apply",
     "check_replaceable",
     "decode_graph",

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, fx, nn
 
+from ...convs.swapped_calls import SwappedCalls
 from ...errors import FileError, ModelError
 from ...nn.swapped import SwappedConv
 from ..names import first_few
-from .content import Archive, copy_graphs
+from .content import Archive, Calls, copy_graphs
 
 _SHOWN = 5
 
@@ -27,6 +28,8 @@ def apply(archive: Archive, model: nn.Module, *, inplace: bool = False) -> nn.Mo
     changed = model if inplace else _copied(model)
     for path, fragment in copy_graphs(archive.fragments).items():
         _replace(changed, path, fragment)
+    for calls in archive.calls:
+        _take_calls(changed, calls)
     _tie(changed, archive)
     load_state(changed, archive.state, "the file")
     return changed
@@ -48,12 +51,24 @@ def _replace(model: nn.Module, path: str, fragment: fx.GraphModule) -> None:
         holder = model.get_submodule(parent)
         replaced = model.get_submodule(path)
     except AttributeError as error:
-        raise FileError(
-            f"the file replaces the module {path}, which {type(model).__name__} does not have: "
-            "build the model with the same --arch and arguments as when the file was written"
-        ) from error
+        raise FileError(_missing(path, model)) from error
     fragment.train(replaced.training)
     holder._modules[name] = SwappedConv.of(fragment, replaced)
+
+
+def _take_calls(model: nn.Module, calls: Calls) -> None:
+    try:
+        module = model.get_submodule(calls.path)
+    except AttributeError as error:
+        raise FileError(_missing(calls.path, model)) from error
+    SwappedCalls.of(module).graphs[calls.spec] = calls.graph
+
+
+def _missing(path: str, model: nn.Module) -> str:
+    return (
+        f"the file replaces the module {path}, which {type(model).__name__} does not have: "
+        "build the model with the same --arch and arguments as when the file was written"
+    )
 
 
 def _tie(model: nn.Module, archive: Archive) -> None:

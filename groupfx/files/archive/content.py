@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 
+from ...convs.spec import ConvSpec
 from ...errors import FileError
 from ...version import __version__
 from ..names import Damaged, shown
@@ -49,12 +50,21 @@ class ArchiveInfo:
 
 
 @dataclass(frozen=True)
+class Calls:
+    """A graph for the calls of a function with these numbers while the module at `path` runs."""
+
+    path: str
+    spec: ConvSpec
+    graph: fx.GraphModule
+
+
+@dataclass(frozen=True)
 class Archive:
     """A rewritten model as it lies in a file.
 
     Ways `trace` and `export` have a `model`. Way `modules` has `fragments`, small graphs that
-    replace the modules at their paths, and `state`, the state_dict of the whole model. `inputs`
-    describes example inputs, one plain table an argument; `report` is plain data.
+    replace the modules at their paths, `calls`, and `state`, the state_dict of the whole model.
+    `inputs` describes example inputs, one plain table an argument; `report` is plain data.
     """
 
     way: str
@@ -64,6 +74,7 @@ class Archive:
     inputs: list[dict[str, Any]]
     report: Mapping[str, Any]
     info: ArchiveInfo
+    calls: Sequence[Calls] = ()
 
     @classmethod
     def of_graph(
@@ -80,12 +91,13 @@ class Archive:
         fragments: Mapping[str, fx.GraphModule],
         state: Mapping[str, Tensor],
         *,
+        calls: Sequence[Calls] = (),
         inputs: object = None,
         report: object = None,
     ) -> Archive:
-        """An archive of swapped modules, written by this version now."""
+        """An archive of swapped modules and calls, written by this version now."""
         kept = (_listed(inputs), _tabled(report))
-        return cls("modules", None, dict(fragments), dict(state), *kept, ArchiveInfo.now())
+        return cls("modules", None, dict(fragments), dict(state), *kept, ArchiveInfo.now(), calls)
 
 
 def _listed(inputs: object, budget: Budget | None = None) -> list[dict[str, Any]]:
@@ -171,7 +183,7 @@ def encode(archive: Archive) -> dict[str, Any]:
         "way": archive.way,
         "inputs": plain(archive.inputs, "inputs"),
         "report": plain(archive.report, "report"),
-        **_encode(graphs),
+        **_encode(graphs, archive.calls),
         "state": None if archive.state is None else _encode_state(archive.state),
     }
 
@@ -182,7 +194,9 @@ def decode(data: object, budget: Budget) -> Archive:
         raise Damaged("it was not written by groupfx")
     way = data.get("way")
     _check_version(data)
-    graphs = _decode(data, budget)
+    modules = _read_graphs_modules(data, budget)
+    graphs = _graphs(data, modules)
+    calls = list(_read_calls(data.get("calls", []), modules, budget))
     if way not in WAYS or (way == "modules") == ("" in graphs):
         raise Damaged("it holds no model")
     state = data.get("state")
@@ -194,7 +208,21 @@ def decode(data: object, budget: Budget) -> Archive:
         inputs=_listed(data.get("inputs"), budget),
         report=_tabled(data.get("report"), budget),
         info=ArchiveInfo(*(shown(data.get(key)) for key in ("groupfx", "torch", "created"))),
+        calls=calls,
     )
+
+
+def _read_calls(data: object, modules: list[nn.Module], budget: Budget) -> Iterator[Calls]:
+    for entry in plain(data, "calls", budget=budget):
+        path = ".".join(checked_path(entry["path"])) if entry["path"] else ""
+        yield Calls(path, _read_spec(entry["spec"]), _graph_at(modules, entry["graph"]))
+
+
+def _read_spec(entry: Mapping[str, Any]) -> ConvSpec:
+    fields: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()
+    }
+    return ConvSpec(**fields)
 
 
 def _check_version(data: dict[str, Any]) -> None:
@@ -209,29 +237,52 @@ def _check_version(data: dict[str, Any]) -> None:
         )
 
 
-def _encode(graphs: Mapping[str, fx.GraphModule]) -> dict[str, Any]:
+def _encode(graphs: Mapping[str, fx.GraphModule], calls: Sequence[Calls] = ()) -> dict[str, Any]:
     tensors = TensorWriter()
     modules = ModuleWriter(tensors)
     try:
         indices = {path: modules.add(graph, path) for path, graph in graphs.items()}
+        # Who knows nothing of them reads the same function, with the calls as they were.
+        listed = [
+            {"path": c.path, "spec": asdict(c.spec), "graph": modules.add(c.graph, c.path)}
+            for c in calls
+        ]
     except (NotPlain, Damaged) as error:
         raise FileError(f"the model cannot be written: it has {error}; {_REMEDY}") from error
-    return {"graphs": indices, "modules": modules.entries, "tensors": tensors.entries}
+    return {
+        "graphs": indices,
+        "calls": listed,
+        "modules": modules.entries,
+        "tensors": tensors.entries,
+    }
 
 
 def _decode(data: object, budget: Budget) -> dict[str, fx.GraphModule]:
-    if not isinstance(data, dict) or not isinstance(data.get("graphs"), dict):
+    return _graphs(data, _read_graphs_modules(data, budget))
+
+
+def _read_graphs_modules(data: object, budget: Budget) -> list[nn.Module]:
+    if not isinstance(data, dict):
         raise Damaged("it holds no graphs")
     reader = ValueReader(read_tensors(data.get("tensors")), budget, functions=True)
-    modules = read_modules(data.get("modules"), reader)
-    found: dict[str, fx.GraphModule] = {}
-    for path, index in data["graphs"].items():
-        inside = type(index) is int and 0 <= index < len(modules)
-        graph = modules[index] if inside else None
-        if not isinstance(graph, fx.GraphModule):
-            raise Damaged("one of its graphs is missing")
-        found[".".join(checked_path(path)) if path else ""] = graph
-    return found
+    return read_modules(data.get("modules"), reader)
+
+
+def _graphs(data: object, modules: list[nn.Module]) -> dict[str, fx.GraphModule]:
+    if not isinstance(data, dict) or not isinstance(data.get("graphs"), dict):
+        raise Damaged("it holds no graphs")
+    return {
+        ".".join(checked_path(path)) if path else "": _graph_at(modules, index)
+        for path, index in data["graphs"].items()
+    }
+
+
+def _graph_at(modules: list[nn.Module], index: object) -> fx.GraphModule:
+    inside = type(index) is int and 0 <= index < len(modules)
+    graph = modules[index] if inside else None  # type: ignore[call-overload]
+    if not isinstance(graph, fx.GraphModule):
+        raise Damaged("one of its graphs is missing")
+    return graph
 
 
 def _encode_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -56,6 +56,7 @@ class ModuleWriter:
     entries: list[Entry] = field(default_factory=list)
     _seen: dict[int, tuple[int, nn.Module, bool]] = field(default_factory=dict, repr=False)
     _open: set[int] = field(default_factory=set, repr=False)
+    _called: set[int] = field(default_factory=set, repr=False)
 
     def add(self, module: nn.Module, path: str = "", *, runs: bool = True) -> int:
         """Index of `module`, which is added with all it holds.
@@ -88,6 +89,8 @@ class ModuleWriter:
             for node in kept_nodes(module)
             if node.op == "call_module"
         }
+        # However deep they lie in holders that are not called themselves.
+        self._called |= called
         entry: Entry = {"class": GRAPH, "graph": graph, "training": module.training}
         entry |= self._tensors_of(module, path, fx.GraphModule)
         return entry | self._children(module, path, fx.GraphModule, called)
@@ -157,7 +160,7 @@ class ModuleWriter:
         return {"children": children}
 
     def _child(self, child: nn.Module, path: str, called: set[int]) -> int:
-        return self.add(child, path, runs=id(child) in called)
+        return self.add(child, path, runs=id(child) in called or id(child) in self._called)
 
 
 def _is_graph(module: nn.Module) -> bool:
