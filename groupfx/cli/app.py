@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import typer
 
-from ..files.existing import require_file, require_model
+from ..files.existing import require_model
 from ..version import __version__
 from .input import options as opt
 from .input.early import require_models, require_names
@@ -137,7 +137,7 @@ def validate(options: opt.ValidateCommand) -> int:
     read or run; 70 a bug of groupfx.
     """
     require_model(options.reference)
-    require_file(options.candidate)
+    require_model(options.candidate)
 
     from .commands.validate import run_validate
 

@@ -35,6 +35,8 @@ def require_file(path: Path) -> None:
             # What comes out of a pipe or of /dev/zero may never end.
             raise FileError(f"{path} is not a regular file: save what comes from it, and name that")
         return
+    if path.is_symlink():
+        raise FileError(f"{path} is a link that leads to no file")
     if not path.parent.is_dir():
         raise FileError(f"there is no file {path}, and no folder {path.parent}")
     near = get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)

@@ -208,11 +208,22 @@ def _check_names(proto: onnx.ModelProto) -> None:
             for attribute in node.attribute:
                 pending += [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
                 _check_attribute(node, attribute)
+                for tensor in (attribute.t, *attribute.tensors):
+                    _require_sizes(tensor)
         if isinstance(graph, onnx.GraphProto):
             _require_line(*(v.name for v in (*graph.input, *graph.output, *graph.initializer)))
             for tensor in graph.initializer:
-                if any(size < 0 for size in tensor.dims):
-                    raise FileError(f"{tensor.name!r} has the shape {list(tensor.dims)}")
+                _require_sizes(tensor)
+
+
+def _require_sizes(tensor: onnx.TensorProto) -> None:
+    """Raise FileError for sizes, or for a place in another file, that are no numbers."""
+    if any(size < 0 for size in tensor.dims):
+        raise FileError(f"{tensor.name!r} has the shape {list(tensor.dims)}")
+    for entry in tensor.external_data:
+        digits = entry.value.isdecimal() and len(entry.value) <= _MOST_DIGITS
+        if entry.key in ("offset", "length") and not digits:
+            raise FileError(f"{tensor.name!r} has the {entry.key} {one_line(entry.value[:40])!r}")
 
 
 def _require_line(*names: str) -> None:
@@ -233,6 +244,8 @@ def _check_attribute(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> No
 
 
 _CONVS = ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "FusedConv")
+# Of a place in a file, with room: a protobuf of these numbers has 64 bits.
+_MOST_DIGITS = 20
 _LEAST = {"group": 1, "kernel_shape": 1, "strides": 1, "dilations": 1}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 
 from ...errors import FileError, GroupfxError, UsageError
 from ...state.wrapping import is_counter, unwrapped
@@ -120,12 +121,13 @@ def _made(factory: str, request: _Request) -> ReadModel:
 def _built(factory: str, request: _Request) -> nn.Module:
     model = build(factory, request.arch_args, request.python_path)
     named = (*model.named_parameters(), *model.named_buffers())
-    empty = next((name for name, tensor in named if tensor.is_meta), None)
+    empty = next((name for name, tensor in named if tensor.is_meta or is_fake(tensor)), None)
     if empty is not None:
         # Weights would be loaded into nothing, without a word.
+        tensor = dict(named)[empty]
+        place = "lies on the device meta" if tensor.is_meta else "is a FakeTensor"
         raise UsageError(
-            f"what {factory} returned has no values: {empty} lies on the device meta; make it on "
-            "the CPU"
+            f"what {factory} returned has no values: {empty} {place}; make it on the CPU"
         )
     return model
 
