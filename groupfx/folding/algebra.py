@@ -9,6 +9,8 @@ import math
 from collections.abc import Sequence
 
 from . import axes as axes
+from . import factors
+from . import products as products
 from .problem import Axis, Counted, GroupedWeight
 from .rules import (
     RULES,
@@ -20,7 +22,7 @@ from .rules import (
     one_input,
     rule,
 )
-from .wiring import Graph, Natural, Operation, Parameter, Regrouped, Tracked
+from .wiring import Factored, Graph, Natural, Operation, Parameter, Tracked, Viewed
 
 __all__ = ["RULES", "apply"]
 
@@ -30,7 +32,7 @@ def _size(graph: Graph, op: Operation) -> None:
     asked = op.numbers.get("dims")
     for value in op.values.values():
         state = graph.state(value)
-        if asked is None or (isinstance(state, Tracked) and state.dim in asked):
+        if asked is None or not isinstance(state, Tracked) or state.dim in asked:
             graph.keep_all(op)
     give(graph, op, Natural(f"{op.name} gives them so"))
 
@@ -47,11 +49,16 @@ def _elementwise(graph: Graph, op: Operation) -> None:
     if isinstance(state, Natural):
         give(graph, op, state)
         return
-    if isinstance(state, Regrouped) or state.dim in op.numbers.get("dims", ()):
+    dims = op.numbers.get("dims", ())
+    if isinstance(state, (Viewed, Factored)) and op.numbers.get("same"):
+        give(graph, op, state)
+    elif isinstance(state, (Viewed, Factored)):
+        factors.keep(graph, op, value, [k for k in range(len(value.shape)) if k not in dims])
+    elif state.dim in dims:
         barrier(graph, op)
-        return
-    graph.count(op, state)
-    give(graph, op, state)
+    else:
+        graph.count(op, state)
+        give(graph, op, state)
 
 
 @rule(
@@ -60,9 +67,10 @@ def _elementwise(graph: Graph, op: Operation) -> None:
     "`f(x[:, s]) = f(x)[:, s]`: sums over C have no order",
 )
 def _normalise(graph: Graph, op: Operation) -> None:
-    state = graph.state(one_input(op)[1])
-    if isinstance(state, Regrouped):
-        barrier(graph, op)
+    _, value = one_input(op)
+    state = graph.state(value)
+    if isinstance(state, (Viewed, Factored)):
+        factors.within(graph, op, value, op.numbers.get("dims", range(len(value.shape))))
     else:
         give(graph, op, state)
 
@@ -77,11 +85,15 @@ def _reduce(graph: Graph, op: Operation) -> None:
     _, value = one_input(op)
     state, dims = graph.state(value), op.numbers["dims"]
     tracked = isinstance(state, Tracked) and state.dim in dims
-    if isinstance(state, Regrouped) or (tracked and op.numbers.get("ordered")):
+    viewed = isinstance(state, (Viewed, Factored))
+    if op.numbers.get("ordered") and (tracked or viewed):
         barrier(graph, op)
         return
     if tracked:
         graph.keep_all(op)
+    if isinstance(state, (Viewed, Factored)):
+        factors.reduced(graph, op, value, dims, kept=bool(op.numbers["keep"]))
+        return
     if isinstance(state, Natural) or state.dim in dims:
         give(graph, op, Natural(f"{op.name} gives them so"))
         return
@@ -96,6 +108,9 @@ def _reduce(graph: Graph, op: Operation) -> None:
     each=True,
 )
 def _binary(graph: Graph, op: Operation) -> None:
+    if any(isinstance(graph.state(v), (Viewed, Factored)) for v in op.values.values()):
+        factors.elementwise(graph, op)
+        return
     rank = len(op.outputs[0].shape)
     behind = channels_behind(graph, op)
     if behind is None:
@@ -129,9 +144,12 @@ def _binary(graph: Graph, op: Operation) -> None:
     each=True,
 )
 def _per_channel(graph: Graph, op: Operation) -> None:
-    slot, _ = one_input(op)
-    state = graph.read(op, slot, 1)
+    slot, value = one_input(op)
     given = [op.parameter(role) for role in ("weight", "bias", "mean", "variance")]
+    if isinstance(graph.state(value), (Viewed, Factored)):
+        factors.per_group(graph, op, value, given)
+        return
+    state = graph.read(op, slot, 1)
     graph.problem.variances |= {p.key for p in given[-1:] if p is not None}
     give(graph, op, graph.bind(op, slot, state, [(p, 0) for p in given]))
 
@@ -154,6 +172,28 @@ def _prelu(graph: Graph, op: Operation) -> None:
 
 
 @rule(
+    "quantize",
+    "quantize, dequantize and fake-quantize",
+    "one scale: free; one a channel: `f(x[:, s]; q[s]) = f(x; q)[:, s]` for scales and zero points",
+    each=True,
+)
+def _quantize(graph: Graph, op: Operation) -> None:
+    slot, value = one_input(op)
+    given = [p for p in (op.parameter("scale"), op.parameter("zero")) if p is not None]
+    each = [(p, 0) for p in given if math.prod(p.shape) > 1]
+    state = graph.state(value)
+    if not each or isinstance(state, (Viewed, Factored)):
+        (barrier if each else _elementwise)(graph, op)
+    elif isinstance(state, Natural) or state.dim == op.numbers["dim"]:
+        dim = op.numbers["dim"]
+        # Nothing can be divided by a scale of zero.
+        graph.keep_unpadded(op)
+        give(graph, op, graph.bind(op, slot, graph.read(op, slot, dim), each))
+    else:
+        give(graph, op, state)
+
+
+@rule(
     "layer norm",
     "LayerNorm, RMSNorm",
     "over C: `f(x[:, s]; w[s]) = f(x; w)[:, s]`; over other axes: commutes",
@@ -167,8 +207,10 @@ def _layer_norm(graph: Graph, op: Operation) -> None:
     if isinstance(state, Natural):
         give(graph, op, state)
         return
-    if isinstance(state, Regrouped):
-        barrier(graph, op)
+    affine = any(op.parameter(role) for role in ("weight", "bias"))
+    if isinstance(state, (Viewed, Factored)):
+        over = range(first, len(value.shape))
+        factors.within(graph, op, value, range(len(value.shape)) if affine else over)
         return
     if state.dim >= first:
         graph.keep_all(op)
@@ -184,10 +226,18 @@ def _layer_norm(graph: Graph, op: Operation) -> None:
 )
 def _group_norm(graph: Graph, op: Operation) -> None:
     slot, value = one_input(op)
-    axis = graph.fresh(value.shape[1])
-    graph.problem.keep_groups(axis.variable, op.numbers["groups"], f"the groups of {op.name}")
-    state = graph.lead(op, slot, graph.read(op, slot, 1), axis)
+    axis, groups = graph.fresh(value.shape[1]), op.numbers["groups"]
+    reason = f"the groups of {op.name}"
     given = [op.parameter(role) for role in ("weight", "bias")]
+    state = graph.lead(op, slot, graph.read(op, slot, 1), axis)
+    if op.numbers.get("per_group"):
+        heads = Axis(graph.groups_of(axis, groups, reason))
+        for parameter in given:
+            if parameter is not None:
+                graph.follow(parameter, 0, heads)
+        give(graph, op, state)
+        return
+    graph.problem.keep_groups(axis.variable, groups, reason)
     give(graph, op, graph.bind(op, slot, state, [(p, 0) for p in given]))
 
 
@@ -203,7 +253,8 @@ def _convolution(graph: Graph, op: Operation) -> None:
     assert weight is not None
     groups, transposed = op.numbers["groups"], op.numbers["transposed"]
     if groups > 1:
-        (_depthwise if weight.shape[0] == groups and weight.shape[1] == 1 else _grouped)(graph, op)
+        each = weight.shape[0] == groups and weight.shape[1] == 1
+        RULES["depthwise" if each else "grouped"].apply(graph, op)
         return
     columns, rows = (0, 1) if transposed else (1, 0)
     _project(
@@ -256,6 +307,9 @@ def _grouped(graph: Graph, op: Operation) -> None:
     weight, bias = op.parameter("weight"), op.parameter("bias")
     assert weight is not None
     groups, reason = op.numbers["groups"], f"the groups of {op.name}"
+    if weight.dims is not None:
+        barrier(graph, op)
+        return
     known = graph.problem.grouped.get(weight.key)
     if known is not None and known.groups == groups:
         inputs, outputs = Axis(known.inputs), Axis(known.outputs)
@@ -276,6 +330,11 @@ def _grouped(graph: Graph, op: Operation) -> None:
             graph.problem.group(GroupedWeight(weight.key, *sides, groups, turned, weight.nonzero))
     graph.problem.counted.append(Counted(op.node, outputs, groups=groups))
     graph.group(weight)
+    rows, columns = (inputs, outputs) if op.numbers["transposed"] else (outputs, inputs)
+    for scales, dim in weight.along:
+        graph.follow(scales, 0, rows)
+        if dim:
+            graph.problem.fix(columns.variable, f"{scales.key} is shared by {reason}")
     if bias is not None:
         graph.follow(bias, 0, outputs)
     graph.lead(op, slot, graph.read(op, slot, 1), inputs)

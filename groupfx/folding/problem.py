@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -37,20 +37,23 @@ class Axis:
 class Place:
     """Where a link stands: in front of input `slot` of a node, or (None) in place of the node.
 
-    Where a node gives several values, `output` says which one the link gives.
+    Where a node gives several values, `output` says which one the link gives. `through` is what
+    the node reads now in place of the link's source: what is between the two goes.
     """
 
     node: Hashable
     slot: int | None
     name: str
     output: int = 0
+    through: Hashable = None
 
 
 @dataclass(frozen=True)
 class Link:
     """`target[j] = concatenated sources[reads[j]]` along axis `dim`, over channels as they were.
 
-    `moved` is how many bytes a sample the target has, `values` are the tensors that are read.
+    `moved` is how many bytes a sample the target has, `values` are the tensors that are read, and
+    `gives` is the one that the graph has it for.
     """
 
     place: Place
@@ -60,11 +63,18 @@ class Link:
     reads: Order = field(compare=False)
     dim: int = 1
     moved: int = 0
+    gives: Hashable = None
+
+    @property
+    def seen(self) -> Hashable:
+        """All that the orders around it depend on: not what it costs."""
+        ends = (self.target, self.sources, self.values)
+        return self.place, *ends, tuple(self.reads.tolist()), self.dim
 
     @property
     def given(self) -> bool:
         """Whether the graph has it already, and not only room for it."""
-        return self.place.slot is None
+        return self.place.slot is None or self.place.through is not None
 
 
 @dataclass(frozen=True)
@@ -187,6 +197,15 @@ class Problem:
         """How many positions an axis has."""
         return axis.outer * self._units[axis.variable] * axis.inner
 
+    @property
+    def size(self) -> int:
+        """How many variables there are."""
+        return len(self._units)
+
+    def units_since(self, first: int) -> tuple[int, ...]:
+        """How many channels each variable from number `first` on orders."""
+        return tuple(self._units[first:])
+
     def roots(self) -> list[int]:
         """A variable of each class, in the order in which they were made."""
         return [v for v, parent in enumerate(self._parents) if v == parent]
@@ -234,8 +253,9 @@ class Problem:
 
     def together(self, first: int, second: int, groups: int, reason: str) -> None:
         """Keep groups whole on both sides, and in the same order."""
-        self.keep_groups(first, groups, reason)
-        self.keep_groups(second, groups, reason)
+        for variable in (first, second):
+            if self.units(variable) > groups:
+                self.keep_groups(variable, groups, reason)
         self.pairs.append(Together(first, second, groups))
 
     def fixed(self, variable: int) -> str | None:
@@ -275,12 +295,29 @@ class Problem:
         ]
         return made
 
+    def alike(self, other: Problem) -> bool:
+        """Whether two problems have the same solutions, whatever these cost."""
+        mine, its = (
+            (
+                p._units, p._parents, p._fixed.keys(), {v: set(g) for v, g in p._groups.items()},
+                p.pairs, p.absorbed, p.grouped, [link.seen for link in p.links],
+            )
+            for p in (self, other)
+        )  # fmt: skip
+        return mine == its
+
     # Links and parameters
 
     def link(self, link: Link) -> None:
         """Add a place where an order may change."""
         self.links.append(link)
         self.flows.append(link)
+
+    def leave_out(self, links: Sequence[Link]) -> None:
+        """Take links away again."""
+        gone = set(map(id, links))
+        self.links = [link for link in self.links if id(link) not in gone]
+        self.flows = [flow for flow in self.flows if id(flow) not in gone]
 
     def read(self, reader: Reader) -> None:
         """Add a dense weight, which may read some of its inputs only."""

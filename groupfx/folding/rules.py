@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .problem import Axis, Untaken
-from .wiring import Graph, Natural, Operation, Tracked, Value, moved
+from .wiring import Graph, Natural, Operation, State, Tracked, Value, moved
 
 Apply = Callable[[Graph, Operation], None]
 
@@ -69,7 +69,7 @@ def one_input(op: Operation) -> tuple[int, Value]:
     return slot, value
 
 
-def give(graph: Graph, op: Operation, state: Tracked | Natural) -> None:
+def give(graph: Graph, op: Operation, state: State) -> None:
     """Every output of `op` is in that state."""
     for value in op.outputs:
         graph.set(value, state)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -19,16 +20,9 @@ from ..convs.spec import BATCHNORMS
 from ..folding.wiring import Operation, Parameter, Value
 from ..nn import ChannelGather, ChannelShuffle, ChannelTranspose, ConstantChannels
 from ..plan.channels import shuffle_permutation
-from .channel_calls import (
-    Call,
-    Found,
-    Numbers,
-    call_of,
-    convolution,
-    first_argument,
-    parts_of,
-    rule_of,
-)
+from .channel_calls import Call, Found, Numbers, call_of, first_argument
+from .channel_operators import DERIVED, convolution, rule_of
+from .channel_parts import is_several
 
 _FIRST_AXES = 2
 """The map of a state_dict speaks of rows and columns."""
@@ -57,9 +51,10 @@ _MODULES: Mapping[type[nn.Module], str] = {
         ),
         "avg_pool2d",
     ),
-    nn.Flatten: "flatten", nn.Unflatten: "unflatten", nn.Softmax: "softmax",
-    nn.LogSoftmax: "log_softmax",
+    nn.Softmax2d: "softmax", nn.Flatten: "flatten", nn.Unflatten: "unflatten",
 }  # fmt: skip
+
+_SOFTMAXES = (nn.Softmax, nn.LogSoftmax, nn.Softmin)
 
 _CHANNEL_MODULES = (
     ChannelGather, ChannelShuffle, ChannelTranspose, ConstantChannels,
@@ -80,6 +75,10 @@ def tensor_keys(module: nn.Module) -> dict[int, str]:
     return {id(tensor): name for name, tensor in reversed(named)}
 
 
+_OF_ALL_INPUTS = frozenset({"attention", "attention layer", "binary", "concat", "product"})
+# Of the others, the first input is the tensor.
+
+
 class TorchRules:
     """The operations of a graph whose nodes know their shapes."""
 
@@ -98,8 +97,10 @@ class TorchRules:
 
     def operation(self, node: fx.Node) -> Operation | None:
         """`node` as the rules see it; None for what is no operation."""
-        if node.op in ("placeholder", "get_attr") or self._is_parts(node):
+        if node.op in ("placeholder", "get_attr") or is_several(node, self) or self.stored(node):
             return None
+        if self._of_attention(node):
+            return self._first_of_attention(node)
         found = self._found(node)
         inputs = self._inputs(node)
         if found is not None and found[0] == "barrier":
@@ -107,22 +108,45 @@ class TorchRules:
             return Operation("barrier", node, self._name(node), inputs, outputs, found[1])
         if found is not None and found[0] == "size":
             return Operation("size", node, self._name(node), inputs, (), found[1])
-        outputs = (self._value(node),) if node in self._shapes else ()
-        values = [v for v in inputs.values() if isinstance(v, Value)]
-        if found is None or not outputs or not values:
+        shown = _shown(node) if found is not None and found[0] == "attention layer" else node
+        outputs = (Value(node, self.shape(shown), 4),) if shown in self._shapes else ()
+        if found is None or not outputs or not any(isinstance(v, Value) for v in inputs.values()):
             return self._barrier(node, inputs, outputs)
-        rule, numbers = found
+        rule, numbers = found[0], dict(found[1])
         source = numbers.pop("source", first_argument(node))
         numbers.setdefault("function", "" if node.op == "call_module" else call_of(node, self).name)
         if rule == "elementwise" and len(inputs) > 1:
             rule = "binary"
-        if rule not in ("binary", "concat"):
-            if source not in self._shapes or source.op == "get_attr":
-                return self._barrier(node, inputs, outputs)
-            inputs = {0: self._value(source)}
-        elif any(not v.shape for v in values):
+        taken = self._taken(node, rule, source, numbers.pop("order", ()), inputs)
+        if taken is None:
             return self._barrier(node, inputs, outputs)
-        return Operation(rule, node, self._name(node), inputs, outputs, numbers)
+        return Operation(rule, node, self._name(node), taken, outputs, numbers)
+
+    def _taken(
+        self,
+        node: fx.Node,
+        rule: str,
+        source: fx.Node,
+        order: Sequence[fx.Node],
+        inputs: dict[int, Value | Parameter],
+    ) -> dict[int, Value | Parameter] | None:
+        """The inputs that a rule is about, in the order that it takes; None where it takes none."""
+        if rule not in _OF_ALL_INPUTS:
+            known = source in self._shapes and source.op != "get_attr"
+            return {0: self._value(source)} if known else None
+        if any(isinstance(v, Value) and not v.shape for v in inputs.values()):
+            return None
+        place = {n: k for k, n in enumerate(node.all_input_nodes)}
+        first = [place[n] for n in order]
+        return {k: inputs[k] for k in (*first, *(k for k in inputs if k not in first))}
+
+    def _first_of_attention(self, node: fx.Node) -> Operation | None:
+        """What a layer of attention gives first; its weights, behind that, have no channels."""
+        if node.args[1] != 0:
+            return None
+        (source,) = node.all_input_nodes
+        held = Value(source, self.shape(node), 4)
+        return Operation("elementwise", node, node.name, {0: held}, (self._value(node),))
 
     def _barrier(
         self, node: fx.Node, inputs: dict[int, Value | Parameter], outputs: tuple[Value, ...]
@@ -135,19 +159,6 @@ class TorchRules:
             why = self._why_not(module)
             held |= {} if why is None else {"why": f"{self._name(node)} {why}"}
         return Operation("barrier", node, self._name(node), inputs, outputs, held)
-
-    def _is_parts(self, node: fx.Node) -> bool:
-        """Whether a node gives several slices of one tensor, each of which is read by number."""
-        return (
-            node not in self._shapes
-            and parts_of(call_of(node, self)) is not None
-            and all(
-                user.op == "call_function"
-                and user.target is operator.getitem
-                and isinstance(user.args[1], int)
-                for user in node.users
-            )
-        )
 
     def _why_not(self, module: nn.Module) -> str | None:
         """Why a module must stay what it is, although its class has a rule; in words."""
@@ -177,19 +188,44 @@ class TorchRules:
         return {k: self.stored(n) or self._value(n) for k, n in enumerate(node.all_input_nodes)}
 
     def _value(self, node: fx.Node) -> Value:
-        return Value(node, self.shape(node), 4)
+        return Value(node, self.shape(node), 4, len(node.users))
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         """The shape of what a node gives; nothing where it gives no tensor."""
         return self._shapes.get(node, ())
 
     def stored(self, node: fx.Node) -> Parameter | None:
-        """The stored tensor that a node reads."""
+        """The stored tensor that a node reads, a transpose of it, or what it is dequantized."""
         if node.op != "get_attr":
-            return None
+            return self._derived(node)
         path, _, name = str(node.target).rpartition(".")
         tensor = getattr(self.module.get_submodule(path), name)
         return self.parameter(tensor) if isinstance(tensor, Tensor) else None
+
+    def _derived(self, node: fx.Node) -> Parameter | None:
+        if node.op not in ("call_function", "call_method") or not node.all_input_nodes:
+            return None
+        call = call_of(node, self)
+        if call.name not in DERIVED:
+            return None
+        source = self.stored(first_argument(node))
+        found = None if source is None else rule_of(call)
+        if source is None or found is None:
+            return None
+        rule, numbers = found
+        if rule == "transpose":
+            dims = tuple(numbers["dims"])
+            return replace(
+                source,
+                shape=tuple(source.shape[k] for k in dims),
+                dims=tuple(k if source.dims is None else source.dims[k] for k in dims),
+                along=tuple((other, dims.index(dim)) for other, dim in source.along),
+            )
+        scales = [numbers[role] for role in ("scale", "zero") if math.prod(numbers[role].shape) > 1]
+        if source.along or source.dims is not None:
+            return None
+        along = tuple((scale, numbers["dim"]) for scale in scales)
+        return replace(source, along=along, nonzero=None)
 
     def parameter(self, tensor: Tensor) -> Parameter:
         """A stored tensor, by the first of its names."""
@@ -197,7 +233,37 @@ class TorchRules:
         if key is None:
             return Parameter(id(tensor), tuple(tensor.shape), "a tensor that no module holds")
         shape, fixed = tuple(tensor.shape), self._fixed(tensor)
-        return Parameter(key, shape, fixed, _FIRST_AXES, partial(_nonzero, tensor))
+        return Parameter(key, shape, fixed, _FIRST_AXES, nonzero=partial(_nonzero, tensor))
+
+    def _attention(self, node: fx.Node, module: nn.MultiheadAttention) -> Found | None:
+        """A layer of attention: which weights read which input, and what its output follows."""
+        names = ("query", "key", "value")
+        given = [*node.args, *(node.kwargs[name] for name in names if name in node.kwargs)][:3]
+        reads = all(n.target is operator.getitem and isinstance(n.args[1], int) for n in node.users)
+        if len(given) < 3 or not reads:
+            return None
+        apart = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
+        weights = apart if module.in_proj_weight is None else (module.in_proj_weight,) * 3
+        numbers: Numbers = {
+            f"held {k}": self.parameter(t) for k, t in enumerate(module.parameters())
+        }
+        for place, (source, weight) in enumerate(zip(given, weights, strict=True)):
+            if not isinstance(source, fx.Node):
+                return None
+            slot = node.all_input_nodes.index(source)
+            numbers[f"input {slot} {place}"] = self.parameter(weight)
+        last = module.out_proj
+        numbers["weight"] = self.parameter(last.weight)
+        numbers["bias"] = None if last.bias is None else self.parameter(last.bias)
+        return "attention layer", numbers
+
+    def _of_attention(self, node: fx.Node) -> bool:
+        """Whether a node takes one of the tensors that a layer of attention gives."""
+        source = node.args[0] if node.target is operator.getitem else None
+        if not isinstance(source, fx.Node) or source.op != "call_module":
+            return False
+        found = self._found(source)
+        return found is not None and found[0] == "attention layer"
 
     def _found(self, node: fx.Node) -> Found | None:
         if node.op == "output":
@@ -211,6 +277,12 @@ class TorchRules:
 
     def _of_module(self, node: fx.Node, module: nn.Module) -> Found | None:
         kind = type(module)
+        if kind in _SOFTMAXES:
+            dim = getattr(module, "dim", None)
+            rank = len(self.shape(node))
+            return "normalise", {} if dim is None or not rank else {"dims": [dim % rank]}
+        if kind is nn.MultiheadAttention and isinstance(module, nn.MultiheadAttention):
+            return self._attention(node, module)
         if kind in _MODULES:
             if getattr(module, "return_indices", False) or len(node.all_input_nodes) != 1:
                 return None
@@ -231,6 +303,12 @@ def _nonzero(tensor: Tensor) -> npt.NDArray[np.bool_]:
     )
     found: npt.NDArray[np.bool_] = entries.cpu().numpy()
     return found
+
+
+def _shown(node: fx.Node) -> fx.Node:
+    """Of a node with several values, whoever reads the first one: it has its shape."""
+    firsts = [n for n in node.users if n.target is operator.getitem and n.args[1] == 0]
+    return firsts[0] if firsts else node
 
 
 def _tensors(module: nn.Module) -> list[tuple[str, Tensor | None]]:

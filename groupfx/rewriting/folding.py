@@ -252,6 +252,7 @@ class _Links:
         self.module = fragment.working
         self.graph = fragment.working.graph
         self.now: dict[object, fx.Node] = {}
+        self.led: dict[tuple[fx.Node, int], fx.Node] = {}
         self.names = {name for name, _ in self.module.named_children()}
 
     def place(self, folded: FoldedLink) -> None:
@@ -259,10 +260,13 @@ class _Links:
         place, values = folded.link.place, folded.link.values
         node = cast(fx.Node, place.node)
         if place.slot is not None:
-            (held,) = (self._current(value) for value in values)
+            (value,) = values
+            held = self.led.get((node, place.slot)) or self._current(value)
             with self.graph.inserting_before(node):
                 made = self._emit(folded, [held])
-            node.replace_input_with(held, made)
+            reads = held if place.through is None else self._current(place.through)
+            node.replace_input_with(reads, made)
+            self.led[node, place.slot] = made
             return
         with self.graph.inserting_before(node):
             made = self._emit(folded, [self._current(value) for value in values])

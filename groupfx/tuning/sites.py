@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from ..convs.spec import ConvSpec
 from ..deploy.forms.forming import apply_form
-from ..deploy.forms.rewrite_onnx import static_shapes
+from ..deploy.forms.static_shapes import static_shapes
 from ..deploy.forms.zero_blocks import zero_blocks
 from ..deploy.graph.conv_nodes import ConvNode, conv_nodes
 from ..deploy.graph.metadata import mark

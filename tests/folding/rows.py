@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from groupfx.nn import ChannelGather, ChannelShuffle
+from groupfx.nn import ChannelGather, ChannelShuffle, ConstantChannels
 
 CHANNELS = 12
 INPUT = (2, 3, 5, 7)
@@ -97,6 +97,51 @@ class ResidualRow(nn.Module):
         return y.mean((2, 3))
 
 
+class AttentionRow(nn.Module):
+    """Tokens, a permutation at each place around an attention, and one that it is made of.
+
+    `kind` is how: of layers of their own, of one layer, of the tokens themselves, of a module.
+    """
+
+    def __init__(self, kind: str, heads: int = 3) -> None:
+        super().__init__()
+        self.kind, self.heads = kind, heads
+        self.first, self.last = nn.Linear(7, CHANNELS), nn.Linear(CHANNELS, 5)
+        self.layers = nn.ModuleList(nn.Linear(CHANNELS, CHANNELS) for _ in range(4))
+        self.joint = nn.Linear(CHANNELS, 3 * CHANNELS)
+        self.layer = nn.MultiheadAttention(CHANNELS, heads, batch_first=True)
+        for k in range(7):
+            self.register_buffer(f"order{k}", torch.tensor(permutation(CHANNELS, k)))
+        self.register_buffer("order7", torch.tensor(permutation(3 * CHANNELS, 7)))
+
+    def order(self, x: Tensor, number: int) -> Tensor:
+        return x.index_select(-1, getattr(self, f"order{number}"))
+
+    def split(self, x: Tensor) -> Tensor:
+        n, t, c = x.shape
+        return x.view(n, t, self.heads, c // self.heads).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.order(self.first(x.flatten(1, 2)), 0)
+        n, t, c = y.shape
+        if self.kind == "module":
+            return self.last(self.order(self.layer(y, y, y)[0], 5))
+        if self.kind in ("one layer", "unbind"):
+            joint = self.order(self.joint(y), 7).reshape(n, t, 3, self.heads, -1)
+            parts = joint.permute(2, 0, 3, 1, 4)
+            q, k, v = parts.unbind(0) if self.kind == "unbind" else (parts[0], parts[1], parts[2])
+        elif self.kind == "tokens":
+            q, k, v = (self.split(z) for z in (y.relu(), y.tanh(), y))
+        else:
+            q, k, v = (self.split(self.order(self.layers[i](y), 1 + i)) for i in range(3))
+        if self.kind == "products":
+            z = ((q * 0.5) @ k.transpose(-2, -1)).softmax(-1) @ v
+        else:
+            z = F.scaled_dot_product_attention(q, k, v)
+        z = self.order(z.transpose(1, 2).reshape(n, t, c), 4)
+        return self.last(self.order(self.layers[3](z), 5))
+
+
 class GateRow(nn.Module):
     """Squeeze and excite."""
 
@@ -128,6 +173,13 @@ def _shuffle(x: Tensor) -> Tensor:
 def _heads(x: Tensor) -> Tensor:
     n, c, h, w = x.shape
     return x.view(n, 3, c // 3, h, w).softmax(1).view(n, c, h, w)
+
+
+def _batch_shuffle(x: Tensor, a: nn.Module) -> Tensor:
+    """The shuffle of one ShuffleNet v2: the channels with even numbers and the others."""
+    n, c, h, w = x.shape
+    y = x.reshape(n * c // 2, 2, h * w).permute(1, 0, 2).reshape(2, n, c // 2, h, w)
+    return a(y[0]) + a(y[1])
 
 
 def _norm(module: nn.Module) -> nn.Module:
@@ -184,6 +236,50 @@ def rows() -> dict[str, tuple[nn.Module, tuple[int, ...], bool]]:
         "shuffle view": CalledRow(_shuffle),
         "torch shuffle": CalledRow(lambda x: F.channel_shuffle(x, 3)),
         "list index": CalledRow(lambda x: x[:, [3, 1, 0, 2, 5, 4, 7, 6, 9, 8, 11, 10]]),
+        "concat of a split": CalledRow(lambda x: torch.cat(x.split([3, 4, 5], 1)[::-1], 1)),
+        "shuffle of flat images": CalledRow(
+            lambda x: x.view(x.shape[0], 3, 4, -1).transpose(1, 2).reshape(x.shape)
+        ),
+        "shuffle with the batch": CalledRow(_batch_shuffle, a=conv(6, 12, 1)),
+        "index with dots": CalledRow(lambda x: x[..., 1:, :]),
+        "max over C": CalledRow(lambda x: x - x.max(1, keepdim=True)[0] + x.amax(1, keepdim=True)),
+        "cumsum of height": CalledRow(lambda x: x.cumsum(2).flip(3).roll(1, 2)),
+        "instance norm function": CalledRow(
+            lambda x, m, v, w, b: F.instance_norm(x, m, v, w, b, False), *[(CHANNELS,)] * 4
+        ),
+        "layer norm function": CalledRow(
+            lambda x, w, b: F.layer_norm(x.permute(0, 2, 3, 1), (12,), w, b).permute(0, 3, 1, 2),
+            *[(CHANNELS,)] * 2,
+        ),
+        "rms norm function": CalledRow(
+            lambda x, w: F.rms_norm(x.permute(0, 2, 3, 1), (12,), w).permute(0, 3, 1, 2),
+            (CHANNELS,),
+        ),
+        "linear function": CalledRow(
+            lambda x, w: F.linear(x.permute(0, 2, 3, 1), w).permute(0, 3, 1, 2), (12, 12)
+        ),
+        "product with a matrix": CalledRow(
+            lambda x, w: (x.permute(0, 2, 3, 1) @ w).permute(0, 3, 1, 2), (12, 12)
+        ),
+        "product with a transpose": CalledRow(
+            lambda x, w: (x.permute(0, 2, 3, 1) @ w.t()).permute(0, 3, 1, 2), (12, 12)
+        ),
+        "fake quantization of a weight": CalledRow(
+            lambda x, w, s, z: F.conv2d(
+                x.float(),
+                torch.fake_quantize_per_channel_affine(
+                    w.float(), s.float(), z.round().int(), 0, -8, 7
+                ),
+            ).to(x),
+            (12, 12, 1, 1),
+            *[(CHANNELS,)] * 2,
+        ),
+        "fake quantization": CalledRow(
+            lambda x, s, z: torch.fake_quantize_per_channel_affine(
+                x.float(), s.float(), z.round().int(), 1, -8, 7
+            ).to(x),
+            *[(CHANNELS,)] * 2,
+        ),
         "transpose": CalledRow(lambda x: x.transpose(2, 3).permute(0, 1, 3, 2)),
     }
     kept: dict[str, nn.Module] = {
@@ -215,6 +311,11 @@ def rows() -> dict[str, tuple[nn.Module, tuple[int, ...], bool]]:
         "flatten": (FlatRow(last=False), INPUT, True),
         "flatten channels last": (FlatRow(last=True), INPUT, True),
         "tokens": (TokensRow(), INPUT, True),
+        **{
+            f"attention, {kind}": (AttentionRow(kind), INPUT, True)
+            for kind in ("products", "layers", "one layer", "unbind", "tokens", "module")
+        },
+        "constant": (AroundRow(ConstantChannels(torch.rand(CHANNELS))), INPUT, True),
         "residual": (ResidualRow(), INPUT, False),
         "argmax": (
             AroundRow(CalledRow(lambda x: x.argmax(1, keepdim=True).float() * x)),

@@ -1,126 +1,31 @@
-"""The identity that each rule states, checked for every permutation of a small number of channels.
+"""Each rule is proved twice: by its identity, and by the pass on a model that has it."""
 
-A rule without a proof here is named by a test. The oracle is torch, on whole numbers in float64
-where sums have an order, so that both sides must be the same.
-"""
-
-from collections.abc import Callable, Iterator
 from itertools import permutations
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
+from groupfx.folding import fold as folds
 from groupfx.folding.algebra import RULES
-from groupfx.folding.rules import as_table
-
-Identity = Callable[[list[int], list[int]], tuple[Tensor, Tensor]]
-
-
-def whole(*shape: int) -> Tensor:
-    """Whole numbers, the same for the same shape."""
-    generator = torch.Generator().manual_seed(sum(k * n for k, n in enumerate(shape, 1)))
-    return torch.randint(-5, 6, shape, generator=generator).double()
+from groupfx.folding.rules import Rule, as_table
+from tests.folding.onnx_graphs import folded, model
+from tests.folding.onnx_rows import rows
+from tests.folding.proofs import PROOFS, orders
+from tests.folding.unproved import applied, unproved
 
 
-X, W, B = whole(2, 4, 3, 5), whole(4, 4, 3, 3), whole(4)
-
-
-def grouped(s: list[int], t: list[int], *, transposed: bool = False) -> tuple[Tensor, Tensor]:
-    """`s` and `t` made orders of four channels that keep two groups, and move them alike."""
-    inputs, outputs = keeping(s), keeping(t, first=keeping(s)[0] // 2)
-    weight = whole(4, 2, 3, 3)
-    rows, columns = (inputs, outputs) if transposed else (outputs, inputs)
-    parts = [weight[rows[k : k + 2]][:, [c % 2 for c in columns[k : k + 2]]] for k in (0, 2)]
-    call = F.conv_transpose2d if transposed else F.conv2d
-    made = call(X[:, inputs], torch.cat(parts), B[outputs], groups=2)
-    return made, call(X, weight, B, groups=2)[:, outputs]
-
-
-def keeping(s: list[int], first: int | None = None) -> list[int]:
-    """The order nearest to `s` with two whole groups of two channels, or with `first` in front."""
-    lead = s[0] // 2 if first is None else first
-    return [c for c in s if c // 2 == lead] + [c for c in s if c // 2 != lead]
-
-
-def blocks(s: list[int], size: int, outer: int = 1) -> list[int]:
-    """Each channel of `s` as `size` positions inside, `outer` times."""
-    return [o * len(s) * size + c * size + k for o in range(outer) for c in s for k in range(size)]
-
-
-def _pick(x: Tensor, p: list[int], s: list[int], t: list[int]) -> tuple[Tensor, Tensor]:
-    """A gather p between orders s and t reads position `s^-1[p[t]]`."""
-    place = [s.index(p[c]) for c in t]
-    return x[:, s][:, place], x[:, p][:, t]
-
-
-PROOFS: dict[str, Identity] = {
-    "barrier": lambda s, t: (X[:, s][:, [s.index(c) for c in range(4)]].cumsum(1), X.cumsum(1)),
-    "size": lambda s, t: (torch.tensor(X[:, s].shape), torch.tensor(X.shape)),
-    "elementwise": lambda s, t: (F.avg_pool2d(X[:, s], 2), F.avg_pool2d(X, 2)[:, s]),
-    "normalise": lambda s, t: (X[:, s].sum(1, keepdim=True) * X[:, s], (X.sum(1, True) * X)[:, s]),
-    "reduce": lambda s, t: (X[:, s].sum(1), X.sum(1)),
-    "binary": lambda s, t: (X[:, s] * B[s].view(1, 4, 1, 1), (X * B.view(4, 1, 1))[:, s]),
-    "per channel": lambda s, t: (
-        F.batch_norm(X[:, s], B[s], B[s] ** 2 + 1, B[s], B[s]),
-        F.batch_norm(X, B, B**2 + 1, B, B)[:, s],
-    ),
-    "prelu": lambda s, t: (F.prelu(X[:, s], B[s]), F.prelu(X, B)[:, s]),
-    "layer norm": lambda s, t: (
-        (X[:, s] - X[:, s].sum(1, True)) * B[s].view(4, 1, 1),
-        ((X - X.sum(1, True)) * B.view(4, 1, 1))[:, s],
-    ),
-    "group norm": lambda s, t: (
-        X[:, keeping(s)].view(2, 2, 2, 3, 5).sum((2, 3, 4)),
-        X.view(2, 2, 2, 3, 5).sum((2, 3, 4))[:, [keeping(s)[0] // 2, keeping(s)[2] // 2]],
-    ),
-    "convolution": lambda s, t: (
-        torch.cat([F.conv2d(X[:, s], W[t][:, s], B[t]).ravel(),
-                   F.conv_transpose2d(X[:, s], W[s][:, t], B[t]).ravel()]),
-        torch.cat([F.conv2d(X, W, B)[:, t].ravel(), F.conv_transpose2d(X, W, B)[:, t].ravel()]),
-    ),
-    "depthwise": lambda s, t: (
-        F.conv2d(X[:, s], W[s, :1], B[s], groups=4), F.conv2d(X, W[:, :1], B, groups=4)[:, s]
-    ),
-    "grouped": lambda s, t: (
-        torch.cat([grouped(s, t)[0].ravel(), grouped(s, t, transposed=True)[0].ravel()]),
-        torch.cat([grouped(s, t)[1].ravel(), grouped(s, t, transposed=True)[1].ravel()]),
-    ),
-    "linear": lambda s, t: (
-        F.linear(X.mT.transpose(1, 3)[..., s], W[t][:, s, 0, 0], B[t]),
-        F.linear(X.mT.transpose(1, 3), W[..., 0, 0], B)[..., t],
-    ),
-    "constant": lambda s, t: (
-        B[s].view(1, 4, 1).expand(2, 4, 3), B.view(1, 4, 1).expand(2, 4, 3)[:, s]
-    ),
-    "concat": lambda s, t: (
-        torch.cat([X[:, s], X[:, t]], 1), torch.cat([X, X], 1)[:, [*s, *(4 + c for c in t)]]
-    ),
-    "select": lambda s, t: _pick(X, [2, 0, 0, 3], s, t),
-    "transpose": lambda s, t: (X[:, s].permute(0, 2, 1, 3), X.permute(0, 2, 1, 3)[:, :, s]),
-    "reshape": lambda s, t: (
-        torch.cat([X[:, s].flatten(1), X[:, s].permute(0, 2, 3, 1).flatten(1)], 1),
-        torch.cat([X.flatten(1)[:, blocks(s, 15)],
-                   X.permute(0, 2, 3, 1).flatten(1)[:, blocks(s, 1, outer=15)]], 1),
-    ),
-    "pixel shuffle": lambda s, t: (
-        F.pixel_shuffle(whole(2, 16, 3, 5)[:, blocks(s, 4)], 2),
-        F.pixel_shuffle(whole(2, 16, 3, 5), 2)[:, s],
-    ),
-}  # fmt: skip
-
-
-def orders() -> Iterator[tuple[list[int], list[int]]]:
-    """Every order of four channels, with another one."""
-    every = [list(order) for order in permutations(range(4))]
-    for place, order in enumerate(every):
-        yield order, every[(7 * place + 5) % len(every)]
-
-
-def test_no_rule_is_without_a_proof() -> None:
+def test_no_rule_is_without_its_proofs() -> None:
     assert set(PROOFS) == set(RULES)
+    assert unproved(RULES, applied()) == []
+
+
+def test_a_rule_without_proofs_is_listed() -> None:
+    assert unproved(["mixing", "concat"], ["concat"]) == [
+        "mixing: no identity in tests/folding/proofs.py",
+        "mixing: no row of tests/folding has it",
+    ]
 
 
 def test_the_table_in_the_docs_is_that_of_the_code() -> None:
@@ -142,3 +47,62 @@ def test_a_swapped_inverse_is_no_identity(name: str) -> None:
     found, _ = PROOFS[name](s, t)
     _, expected = PROOFS[name]([s.index(c) for c in range(4)], [t.index(c) for c in range(4)])
     assert not torch.equal(found, expected)
+
+
+def test_the_identities_hold_for_any_number_of_channels() -> None:
+    symbolic = pytest.importorskip("tests.folding.symbolic", reason="z3-solver is not installed")
+    assert set(symbolic.CLAIMS) == set(RULES) - {"size"}
+    for claim in set(symbolic.CLAIMS.values()):
+        assert symbolic.proved(claim), claim.__name__
+
+
+def test_a_wrong_identity_is_not_proved() -> None:
+    """With an inverse in place of the order, or another offset."""
+    symbolic = pytest.importorskip("tests.folding.symbolic", reason="z3-solver is not installed")
+    for claim in set(symbolic.CLAIMS.values()):
+        assert not symbolic.proved(claim, wrong=True), claim.__name__
+
+
+WRONG = ("BatchNormalization", "depthwise", "Conv", "MatMul", "Concat", "Gather negative")
+
+
+@pytest.mark.parametrize("name", ["swapped inverse", "transposed axis"])
+@pytest.mark.parametrize("row", WRONG)
+def test_the_pass_itself_catches_a_wrong_rule(
+    name: str, row: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every parameter is put in the inverse of its order, or in that of its other axis."""
+    right = folds.edits
+
+    def wrong(problem, orders):  # type: ignore[no-untyped-def]
+        found = right(problem, orders)
+        for edit in found:
+            if name == "swapped inverse":
+                edit.axes.update({dim: np.argsort(order) for dim, order in edit.axes.items()})
+            elif len(edit.axes) == 1:
+                (dim,) = edit.axes
+                edit.axes[1 - dim] = edit.axes.pop(dim)
+        return found
+
+    monkeypatch.setattr(folds, "edits", wrong)
+    with pytest.raises((AssertionError, IndexError, ValueError)):
+        folded(model(rows()[row], "between"), exact=rows()[row].exact)
+
+
+def test_a_rule_that_says_too_much_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group norm and a running sum that let any order through."""
+    free = RULES["elementwise"]
+    for name, row in (("group norm", "GroupNormalization"), ("elementwise", "CumSum")):
+
+        def through(graph, op):  # type: ignore[no-untyped-def]
+            numbers = {k: v for k, v in op.numbers.items() if k not in ("dims", "groups")}
+            free.apply(graph, type(op)(op.rule, op.node, op.name, op.inputs, op.outputs, numbers))
+
+        with monkeypatch.context() as patch:
+            patch.setitem(RULES, name, Rule(name, "", "", through, free.each))
+            with pytest.raises(AssertionError):
+                folded(model(rows()[row], "down"), exact=rows()[row].exact)
+
+
+def test_orders_are_all_of_four_channels() -> None:
+    assert [s for s, _ in orders()] == [list(p) for p in permutations(range(4))]

@@ -21,9 +21,11 @@ CHANNELS = (6, 12)
 ONE_INPUT = (
     "conv", "grouped", "depthwise", "transposed", "norm", "group norm", "instance norm", "relu",
     "prelu", "softmax", "pool", "pad", "permutation", "repeats", "slice", "shuffle", "view shuffle",
-    "gate", "split", "flip", "scale", "mean", "multiplier", "layer norm",
+    "gate", "split", "flip", "scale", "mean", "multiplier", "layer norm", "batch shuffle",
+    "softmax of a view", "mean of a view", "max", "unbind", "matrix", "pixels",
+    "attention layer", "index with dots", "channel products", "flat shuffle",
 )  # fmt: skip
-TWO_INPUTS = ("add", "mul", "concat", "shared")
+TWO_INPUTS = ("add", "mul", "concat", "shared", "attention")
 
 
 class RandomOperations(nn.Module):
@@ -66,6 +68,39 @@ def _view_shuffle(x: Tensor) -> Tensor:
     return x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
+def _heads(x: Tensor) -> Tensor:
+    """Tokens of places, channels in three heads."""
+    n, c, h, w = x.shape
+    return x.flatten(2).transpose(1, 2).reshape(n, h * w, 3, c // 3).transpose(1, 2)
+
+
+def _attention(x: Tensor, other: Tensor, held: Any) -> Tensor:
+    q, k, v = (_heads(y) for y in (held(x), x, other))
+    made = ((q * 0.1) @ k.transpose(-2, -1)).softmax(-1) @ v
+    return made.transpose(1, 2).reshape(x.shape[0], -1, x.shape[1]).transpose(1, 2).reshape(x.shape)
+
+
+def _attention_layer(x: Tensor, _: Tensor, held: Any) -> Tensor:
+    tokens = x.flatten(2).transpose(1, 2)
+    return held(tokens, tokens.relu(), tokens)[0].transpose(1, 2).reshape(x.shape)
+
+
+def _batch_shuffle(x: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    y = x.reshape(n * c // 2, 2, h * w).permute(1, 0, 2).reshape(2, n, c // 2, h, w)
+    return y[1]
+
+
+def _flat_shuffle(x: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    return x.flatten(2).unflatten(1, (2, c // 2)).transpose(1, 2).reshape(n, c, h, w)
+
+
+def _in_view(x: Tensor, call: Callable[[Tensor], Tensor]) -> Tensor:
+    n, c, h, w = x.shape
+    return call(x.view(n, 2, c // 2, h, w))
+
+
 CALLS: dict[str, Callable[[Tensor, Tensor, Any], Tensor]] = {
     "add": lambda x, other, _: x + other,
     "mul": lambda x, other, _: x * other.sigmoid(),
@@ -80,7 +115,37 @@ CALLS: dict[str, Callable[[Tensor, Tensor, Any], Tensor]] = {
     "pool": lambda x, *_: F.avg_pool2d(x, 3, 1, 1),
     "gate": lambda x, _, held: x * held(F.adaptive_avg_pool2d(x, 1)).sigmoid(),
     "scale": lambda x, _, held: x * held.weight,
+    "batch shuffle": lambda x, *_: _batch_shuffle(x),
+    "flat shuffle": lambda x, *_: _flat_shuffle(x),
+    "attention": _attention,
+    "attention layer": _attention_layer,
+    "softmax of a view": lambda x, *_: _in_view(x, lambda y: y.softmax(2)).reshape(x.shape),
+    "mean of a view": lambda x, *_: _in_view(x, lambda y: y.mean(2)),
+    "max": lambda x, *_: x - x.max(1, keepdim=True)[0],
+    "unbind": lambda x, *_: _in_view(x, lambda y: y.unbind(1)[1] * y.unbind(1)[0]),
+    "matrix": lambda x, _, held: (x.permute(0, 2, 3, 1) @ held.weight.t()).permute(0, 3, 1, 2),
+    "pixels": lambda x, *_: F.pixel_shuffle(F.pad(x, (0, 0, 0, 0)).tile(1, 4, 1, 1), 2)[
+        :, :, :5, :7
+    ],
+    "index with dots": lambda x, *_: x[..., [2, 1, 0, 3, 4], :],
+    "channel products": lambda x, *_: (
+        (x.flatten(2) @ x.tanh().flatten(2).transpose(1, 2)).softmax(-1) @ x.flatten(2)
+    ).view(x.shape),
     "layer norm": lambda x, _, held: held(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
+}
+
+
+NEED_PAIRS = {
+    "grouped",
+    "group norm",
+    "shuffle",
+    "view shuffle",
+    "split",
+    "batch shuffle",
+    "flat shuffle",
+    "softmax of a view",
+    "mean of a view",
+    "unbind",
 }
 
 
@@ -92,8 +157,12 @@ def fits(name: str, width: int, other: int) -> bool:
         return width == other == 12
     if name == "concat":
         return width + other <= 24
-    if name in ("grouped", "group norm", "shuffle", "view shuffle", "split"):
+    if name in NEED_PAIRS:
         return width % 2 == 0
+    if name == "attention layer":
+        return width % 3 == 0
+    if name == "attention":
+        return width % 3 == 0 and width == other
     if name == "multiplier":
         return width <= 12
     return name != "slice" or width > 4
@@ -102,7 +171,11 @@ def fits(name: str, width: int, other: int) -> bool:
 def result(name: str, width: int, other: int) -> int:
     """How many channels it gives."""
     changed = {"concat": width + other, "slice": width - 2, "multiplier": 2 * width, "repeats": 6}
-    return {**changed, "conv": 12, "transposed": 6}.get(name, width)
+    if name in ("batch shuffle", "unbind"):
+        return width // 2
+    if name == "mean of a view":
+        return 2
+    return {**changed, "conv": 12, "transposed": 6, "matrix": 9}.get(name, width)
 
 
 def module(name: str, width: int, seed: int) -> nn.Module:
@@ -128,6 +201,9 @@ def module(name: str, width: int, seed: int) -> nn.Module:
         "shuffle": lambda: ChannelShuffle(2),
         "gate": lambda: nn.Conv2d(width, width, 1),
         "scale": lambda: ScaleEach(width),
+        "attention": lambda: nn.Conv2d(width, width, 1),
+        "attention layer": lambda: nn.MultiheadAttention(width, 3, batch_first=True),
+        "matrix": lambda: nn.Linear(width, 9),
     }
     return makers.get(name, nn.Identity)()
 

@@ -25,9 +25,15 @@ def folded(model: nn.Module, shape: tuple[int, ...], way: str) -> Result:
     return result
 
 
+NOT_EXPORTED = {"fake quantization"}
+# torch.export takes no model with it.
+
+
 @pytest.mark.parametrize("way", ["trace", "export"])
 @pytest.mark.parametrize("name", ROWS)
 def test_a_row_keeps_the_function(name: str, way: str) -> None:
+    if way == "export" and name in NOT_EXPORTED:
+        pytest.skip("torch.export does not take it")
     model, shape, all_gone = ROWS[name]
     (fold,) = folded(model, shape, way).report.folds
     assert fold.after.moved <= fold.before.moved

@@ -10,7 +10,8 @@ with the original's.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -31,17 +32,53 @@ from ..graph.node_names import site_name, told_name
 from ..graph.unused import remove_unused
 from .channel_rules import OnnxRules, Shapes, root_of
 from .splitting import Names
+from .static_shapes import two_sizes
 
 
-def read_problem(model: ir.Model, shapes: Shapes) -> Problem:
-    """The problem of the main graph of `model`, which is not changed."""
+def problem_of(model: ir.Model, shapes: Shapes) -> tuple[Problem, Shapes]:
+    """The problem of the main graph of `model`, and the shapes that it was read from.
+
+    `shapes` are those that are numbers. Sizes that are open are given twice: what would be read in
+    two ways depends on them, and is a barrier. The model is not changed.
+    """
+    both = two_sizes(model)
+    if both is not None and both[0].keys() >= shapes.keys():
+        problem = _open_problem(model, *both)
+        if problem is not None:
+            return problem, both[0]
+    return _read(model, shapes, ())[0].finish(), shapes
+
+
+def _open_problem(model: ir.Model, shapes: Shapes, others: Shapes) -> Problem | None:
+    """What is the same on inputs of two sizes; None where too many nodes depend on them."""
+    open_: frozenset[ir.Node] = frozenset()
+    while len(open_) < _MOST_OPEN:
+        graph, steps = _read(model, shapes, open_)
+        again, other_steps = _read(model, others, open_)
+        found = next((n for n, step in steps.items() if step != other_steps[n]), None)
+        if found is None:
+            problem = graph.finish()
+            return problem if problem.alike(again.finish()) else None
+        open_ |= {found}
+    return None
+
+
+def _read(
+    model: ir.Model, shapes: Shapes, open_: Collection[ir.Node]
+) -> tuple[Graph, dict[ir.Node, Hashable]]:
+    """The graph of a model read with its shapes, and what each node added to the problem."""
     rules, graph = OnnxRules(model, shapes), Graph()
+    steps: dict[ir.Node, Hashable] = {}
     for node in model.graph:
-        if constant_of(node.outputs[0], FIRST_IR_WITH_DEFAULTS) is None:
-            apply(graph, rules.operation(node, _name(node)))
+        if rules.stored(node.outputs[0]) is None:
+            op = rules.operation(node, _name(node))
+            if node in open_:
+                op = replace(op, rule="barrier")
+            apply(graph, op)
+            steps[node] = graph.step(op)
     for value in model.graph.outputs:
         apply(graph, rules.output(value))
-    return graph.finish()
+    return graph, steps
 
 
 def carry_out(model: ir.Model, plan: Fold, shapes: Shapes) -> None:
@@ -115,11 +152,16 @@ def _name(node: ir.Node) -> str:
     return site_name(node) if is_site else told_name(node)
 
 
+_MOST_OPEN = 16
+"""Nodes that depend on open sizes: the graph is read anew for each."""
+
+
 class _Links:
     """Puts what is left of links where they stand; `now` is what a value has become."""
 
     def __init__(self, model: ir.Model, shapes: Shapes) -> None:
         self.graph = model.graph
+        self.opset = model.opset_imports.get("", 1)
         self.shapes = shapes
         self.now: dict[Hashable, ir.Value] = {}
         self.names = Names(model)
@@ -134,24 +176,34 @@ class _Links:
         if place.slot is None:
             old = node.outputs[place.output]
             made = self._emit(folded, node, [self._current(v) for v in folded.link.values], old)
-            old.replace_all_uses_with(made, replace_graph_outputs=False)
-            self.now[old] = made
+            for use in old.uses():
+                use.node.replace_input_with(use.idx, made)
+            self.now[old] = self._as_output(old, made) if old.is_graph_output() else made
             return
-        held = node.inputs[place.slot]
+        (source,) = folded.link.values
+        held = node.inputs[place.slot] if place.through is None else self._current(source)
         assert held is not None
         node.replace_input_with(place.slot, self._emit(folded, node, [held], held))
 
     def _output(self, value: ir.Value, folded: FoldedLink) -> None:
         """A gather in front of an output of the graph, which keeps its name."""
         source = self._current(value)
-        last = self.graph[-1]
-        made = self._emit(folded, last, [source], value, behind=True)
-        name = value.name
+        made = self._emit(folded, self.graph[-1], [source], value, behind=True)
+        self.now[value] = self._as_output(source, made)
+
+    def _as_output(self, old: ir.Value, made: ir.Value) -> ir.Value:
+        """`made` as what the graph gives in place of `old`, under its name."""
+        if made.is_graph_input() or made.is_graph_output() or made.is_initializer():
+            node = ir.Node("", "Identity", [made], name=self.names.node(f"{old.name}.output"))
+            self.graph.append(node)
+            (made,) = node.outputs
+        name, made.type, made.shape = old.name, old.type, old.shape
         for position, output in enumerate(self.graph.outputs):
-            if output is value or output is source:
+            if output is old:
                 self.graph.outputs[position] = made
-        source.name = f"{name}.permuted"
+        old.name = self.names.value(f"{name}.permuted")
         made.name = name
+        return made
 
     def _current(self, value: Hashable) -> ir.Value:
         found = cast(ir.Value, value)
@@ -166,7 +218,8 @@ class _Links:
         *,
         behind: bool = False,
     ) -> ir.Value:
-        work = _Emission(self.graph, node, folded, self.names, self.shapes.get(like.name or "", ()))
+        shape = self.shapes.get(like.name or "", ())
+        work = _Emission(self.graph, node, folded, self.names, shape, self.opset)
         result = work.run(sources)
         if behind:
             self.graph.insert_after(node, work.nodes)
@@ -187,8 +240,10 @@ class _Emission:
         folded: FoldedLink,
         names: Names,
         shape: tuple[int, ...],
+        opset: int,
     ) -> None:
         self.graph = graph
+        self.opset = opset
         self.folded = folded
         self.names = names
         self.shape = shape
@@ -208,6 +263,9 @@ class _Emission:
         if piece.part is None:
             return source
         bounds = [piece.part.start, piece.part.stop, self.dim]
+        if self.opset < _FIRST_SLICE_BY_INPUTS:
+            starts, ends, axes = ([n] for n in bounds)
+            return self._node("Slice", [source], {"axes": axes, "starts": starts, "ends": ends})
         names = ("start", "end", "axis")
         given = [self._numbers(name, [n]) for name, n in zip(names, bounds, strict=True)]
         return self._node("Slice", [source, *given])
@@ -263,4 +321,5 @@ class _Emission:
         return constant(self.graph, f"{self.stem}.{name}", np.array(numbers, dtype=np.int64))
 
 
+_FIRST_SLICE_BY_INPUTS = 10
 _SIDES = {True: "output", False: "input"}

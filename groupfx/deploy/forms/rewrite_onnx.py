@@ -8,7 +8,7 @@ stay.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, cast
@@ -41,17 +41,14 @@ from ..graph.files import PRODUCER
 from ..graph.metadata import mark, mark_of
 from ..graph.tensors import nodes, tensors
 from .fastest import Fastest, fastest_forms
-from .folding import carry_out, read_problem
+from .folding import carry_out, problem_of
 from .forming import apply_form
 from .merging import find_parallel, merge
 from .quantized import kernels_lost, quantized_weights
 from .splitting import Names, number_branches, split_conv
+from .static_shapes import PARAMETER_TYPES, static_shapes
 from .zero_blocks import zero_blocks
 
-_MOST_BYTES_OF_SCALES = 64
-_PARAMETER_TYPES = frozenset(
-    {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
-)
 _COMPUTED = "its weight or its bias is computed, or an input of the graph"
 _NOT_FASTER = "no other form is expected to be faster"
 _NO_PASS = "the target leaves grouped convolutions as they are"
@@ -223,7 +220,8 @@ def _require_sites(
 
 
 def _fold(model: ir.Model, pass_: GraphPass, shapes: Shapes) -> Fold:
-    fold = pass_.plan_graph(read_problem(model, shapes))
+    problem, shapes = problem_of(model, shapes)
+    fold = pass_.plan_graph(problem)
     if fold.changes:
         carry_out(model, fold, shapes)
     return fold
@@ -286,69 +284,6 @@ def _carry_out(model: ir.Model, planned: Sequence[_Planned]) -> None:
             split_conv(model, entry.conv, entry.plan, norm=entry.norm, names=names)
     outer = [entry.conv.branch_of for entry in planned if entry.conv is not None]
     number_branches(model, {site for site in outer if site is not None})
-
-
-def static_shapes(model: ir.Model, inputs: Mapping[str, tuple[int, ...]] | None = None) -> Shapes:
-    """The shapes of the main graph that are numbers, by the names of values.
-
-    Those of the graph's inputs are given as `inputs`; where they are not, the batch is 1.
-
-    Empty where onnx's shape inference fails. The model is not changed.
-    """
-    work = model.clone()
-    for value in tuple(work.graph.inputs):
-        given = (inputs or {}).get(value.name or "")
-        if given is not None:
-            value.shape = ir.Shape(given)
-        elif not value.is_initializer():
-            _set_batch_one(value)
-    for name, value in tuple(work.graph.initializers.items()):
-        if _is_weight(value.const_value):
-            del work.graph.initializers[name]
-            _declare(value)
-            if not value.is_graph_input():
-                work.graph.inputs.append(value)
-    try:
-        inferred = onnx.shape_inference.infer_shapes(ir.to_proto(work), data_prop=True)
-    except Exception:
-        # What the C++ code raises on a graph that it cannot digest is not of one kind.
-        return {}
-    graph = inferred.graph
-    found = {}
-    for info in (*graph.input, *graph.value_info, *graph.output):
-        shape = _static(info.type.tensor_type)
-        if shape is not None:
-            found[info.name] = shape
-    return found
-
-
-def _is_weight(tensor: ir.TensorProtocol | None) -> bool:
-    """Whether inference needs its shape only; of sizes and scales it reads the numbers."""
-    if tensor is None or tensor.dtype not in _PARAMETER_TYPES:
-        return False
-    return tensor.nbytes > _MOST_BYTES_OF_SCALES
-
-
-def _declare(value: ir.Value) -> None:
-    """Say what the tensor of an initialiser says, before it goes."""
-    tensor = value.const_value
-    if tensor is not None:
-        value.shape, value.type = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
-
-
-def _set_batch_one(value: ir.Value) -> None:
-    shape = value.shape
-    if shape is None or len(shape) == 0 or isinstance(shape[0], int):
-        return
-    value.shape = ir.Shape([1, *shape[1:]])
-
-
-def _static(kind: onnx.TypeProto.Tensor) -> tuple[int, ...] | None:
-    if not kind.HasField("shape"):
-        return None
-    if not all(dim.HasField("dim_value") for dim in kind.shape.dim):
-        return None
-    return tuple(dim.dim_value for dim in kind.shape.dim)
 
 
 def _without_listed_initializers(model: ir.Model) -> tuple[str, ...]:
@@ -462,5 +397,5 @@ def _totals(model: ir.Model, shapes: Shapes) -> Totals:
 
 def _parameters(model: ir.Model) -> int:
     """Numbers in floating-point initialisers and constants, and quantized weights."""
-    floats = (tensor for tensor in tensors(model) if tensor.dtype in _PARAMETER_TYPES)
+    floats = (tensor for tensor in tensors(model) if tensor.dtype in PARAMETER_TYPES)
     return sum(prod(tensor.shape.numpy()) for tensor in (*floats, *quantized_weights(model)))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import groupfx
 from groupfx.deploy.forms.fastest import fastest_forms
-from groupfx.deploy.forms.rewrite_onnx import static_shapes
+from groupfx.deploy.forms.static_shapes import static_shapes
 from groupfx.nn import Flgc2d
 from groupfx.plan.blocks import BlockStructure
 from groupfx.plan.forms import FORMS, plan
