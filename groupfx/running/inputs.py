@@ -6,11 +6,14 @@ random values, and it can be written down as plain data.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import inspect
+import io
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,7 +67,7 @@ class ExampleInputs:
 
     def call(self, model: Callable[..., Any]) -> Any:
         """`model(*args, **kwargs)`."""
-        with no_exit(getattr(model, "__name__", type(model).__name__)):
+        with no_exit(getattr(model, "__name__", type(model).__name__)), _silent(model):
             if isinstance(model, fx.GraphModule) and fx.GraphModule in type(model).__bases__:
                 # Its own __call__ does the same, and prints a traceback of what it raises.
                 return nn.Module.__call__(model, *self.args, **self.kwargs)
@@ -187,6 +190,23 @@ class ExampleInputs:
             return cls(args, kwargs, guesses[0] if guesses and known else None)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise UsageError(f"not a description of inputs: {error!r}") from error
+
+
+@contextlib.contextmanager
+def _silent(model: Callable[..., Any]) -> Iterator[None]:
+    """A GraphModule inside a model prints a traceback of what it raises; whoever catches it says.
+
+    What a call that works writes to stderr comes behind it.
+    """
+    inner = model.children() if isinstance(model, nn.Module) else ()
+    parts = (part for child in inner for part in child.modules())
+    if not any(isinstance(part, fx.GraphModule) for part in parts):
+        yield
+        return
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        yield
+    sys.stderr.write(said.getvalue())
 
 
 def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

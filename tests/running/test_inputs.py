@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -267,6 +268,36 @@ def test_transformers_models_are_guessed(name: str) -> None:
     inputs, *_ = infer_inputs(model)
     assert inputs.batch == 2
     inputs.call(model)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_graph_inside_a_model_prints_no_traceback(
+    depth: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Reshaping(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.view(2, 7)
+
+    model: nn.Module = fx.symbolic_trace(Reshaping())
+    for _ in range(depth):
+        model = nn.Sequential(model)
+    with pytest.raises(RuntimeError, match="is invalid for input of size 12"):
+        ExampleInputs.of(torch.zeros(2, 6)).call(model)
+    assert capfd.readouterr().err == ""
+    assert ExampleInputs.of(torch.zeros(2, 7)).call(model).shape == (2, 7)
+
+
+def test_what_a_model_with_a_graph_says_on_stderr_is_kept(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    class Speaking(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            sys.stderr.write("said\n")
+            return x
+
+    model = nn.Sequential(fx.symbolic_trace(nn.Identity()), Speaking())
+    ExampleInputs.of(torch.zeros(2)).call(model)
+    assert capfd.readouterr().err == "said\n"
 
 
 def test_a_model_that_takes_nothing_usual_says_what_was_tried() -> None:
