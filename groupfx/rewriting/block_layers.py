@@ -9,7 +9,7 @@ passes that find blocks differ in how they find them alone.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -22,6 +22,7 @@ from ..nn import ConstantChannels
 from ..nn.marks import FROZEN_MARK
 from ..nn.masked_conv import MASKED
 from ..plan.blocks import BlockStructure
+from ..plan.choice import Choice, choose_eager
 from ..plan.cost import SLOWER, Work, likely_slower
 from ..plan.forms import ConvPlan, FormPlan, PlainForm, plan
 from ..plan.gathers import GatherPlan
@@ -39,7 +40,7 @@ class Blocks:
     """A layer, the blocks that were found in it, how they are executed, and what a user should
     know of that.
 
-    `batchnorm` moves along. `zeroed` is as in `Rewritten`.
+    `batchnorm` moves along. `zeroed` and `choice` are as in `Rewritten`.
     """
 
     layer: MaskedLayer
@@ -48,6 +49,7 @@ class Blocks:
     batchnorm: BatchNorm | None
     notes: tuple[str, ...]
     zeroed: Mapping[str, Tensor] = field(default_factory=dict)
+    choice: Choice | None = None
 
     @property
     def weights(self) -> BlockWeights:
@@ -59,31 +61,51 @@ def plan_blocks(
     site: Site,
     layer: MaskedLayer,
     structure: BlockStructure,
-    form: PlainForm | Literal["auto"],
+    form: PlainForm | Literal["auto", "fastest"],
     remarks: Sequence[str],
 ) -> Blocks:
-    """How the blocks of the site's layer are executed in `form`; `remarks` open the notes."""
-    chosen = plan(structure, form)
-    notes = [structure.describe(), *remarks, *structure.remarks(), *_speed(site, structure, chosen)]
+    """How the blocks of the site's layer are executed in `form`; `remarks` open the notes.
+
+    `fastest` is what is expected to be in eager PyTorch, and `auto` where no sizes are known.
+    """
+    choice = _fastest(site, structure) if form == "fastest" else None
+    plain = plan(structure, "auto" if form == "fastest" else form)
+    chosen = plain if choice is None else choice.plan
+    notes = [structure.describe(), *remarks, *structure.remarks()]
+    notes += _speed(site, structure, chosen) if form != "fastest" else []
     norm = _moving_batchnorm(site, chosen)
     if isinstance(norm, str):
         notes.append(Note("BatchNorm stays behind", norm))
         norm = None
-    return Blocks(layer, structure, chosen, norm, tuple(notes))
+    return Blocks(layer, structure, chosen, norm, tuple(notes), choice=choice)
+
+
+def _fastest(site: Site, structure: BlockStructure) -> Choice | None:
+    work = _work(site)
+    return choose_eager(structure, work) if work is not None and structure.blocks else None
 
 
 def _speed(site: Site, structure: BlockStructure, form: FormPlan) -> list[Note]:
+    work = _work(site)
+    reason = None if work is None else likely_slower(structure, form, replace(work, batch=1))
+    return [] if reason is None else [Note(SLOWER, reason)]
+
+
+def _work(site: Site) -> Work | None:
+    """What a convolution has to do for the example; None where nobody knows."""
     spec, shapes = site.spec, site.shapes
     if shapes is None or isinstance(spec, LinearSpec) or spec.groups > 1:
-        return []
-    work = Work(
+        return None
+    if 0 in (*shapes.input, *shapes.output):
+        return None
+    batched = len(shapes.output) == spec.dims + 2
+    return Work(
         math.prod(spec.kernel_size),
         max(math.prod(shapes.output[2:]), 1),
         max(math.prod(shapes.input[2:]), 1),
+        batch=shapes.output[0] if batched else 1,
         blocked=spec.dims == 2,
     )
-    reason = likely_slower(structure, form, work)
-    return [] if reason is None else [Note(SLOWER, reason)]
 
 
 def _moving_batchnorm(site: Site, form: FormPlan) -> BatchNorm | str | None:
@@ -112,6 +134,7 @@ def emit_blocks(site: Site, blocks: Blocks) -> Rewritten:
         macs=None if site.macs is None else site.macs * form.macs // dense,
         zeroed=blocks.zeroed,
         plan=plan,
+        choice=blocks.choice,
     )
 
 

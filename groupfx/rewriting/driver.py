@@ -259,6 +259,7 @@ def _rewrite_site(pass_: Pass[Any], match: _Match) -> RewrittenSite:
         end=fragment.stands_for(made.end),
         zeroed=made.zeroed,
         brief=made.form if made.brief is None else made.brief,
+        choice=made.choice,
     )
     remember(site, made, before)
     made.end.replace_all_uses_with(made.output)

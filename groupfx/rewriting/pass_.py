@@ -34,6 +34,7 @@ from ..convs.names import unnumbered
 from ..convs.spec import ConvSpec
 from ..errors import RewriteError, UsageError
 from ..plan.branches import Branches
+from ..plan.choice import Choice
 from ..plan.forms import FormPlan
 from ..plan.site_plan import SitePlan
 from .site import Site
@@ -59,7 +60,8 @@ class Rewritten:
     sample afterwards, None where they are what they were. `zeroed` says, for keys of the original,
     which entries (bool, rows by columns) were set to 0: the check is then against an original that
     has those zeros, and the difference is reported. `plan` is remembered with the graph: whoever
-    exports or merges the site need not guess what it was.
+    exports or merges the site need not guess what it was. `choice` is what the form is expected to
+    take, where it was chosen by that.
     """
 
     output: fx.Node
@@ -71,6 +73,7 @@ class Rewritten:
     zeroed: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     plan: SitePlan | None = None
     brief: str | None = None
+    choice: Choice | None = None
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ def report_text(report: Report) -> str:
     """The whole report in lines: the table, how many sites, what was left and why, the verdict."""
     lines = _aligned([TITLES, *map(site_row, report.sites)]) if report.sites else []
     lines += [*([""] if lines else []), summary(report)]
+    lines += [] if report.expected is None else [report.expected]
     reasons: dict[str, list[str]] = defaultdict(list)
     for site in report.skipped:
         reasons[site.reason].append(site.name)

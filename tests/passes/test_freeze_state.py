@@ -205,11 +205,14 @@ def test_a_batchnorm_that_is_called_twice_stays() -> None:
 EQUAL = Layer(tuple("abcacb"), tuple("cbacbaabc"))
 
 
+@pytest.mark.parametrize("form", ["auto", "fastest"])
 @pytest.mark.parametrize("case", [CASE, EQUAL], ids=["unequal", "equal"])
-def test_a_second_default_run_finds_nothing(case: Layer, tmp_path: Path) -> None:
+def test_a_second_default_run_finds_nothing(case: Layer, form: str, tmp_path: Path) -> None:
     model = with_batchnorm(case.build(), len(case.outputs)).eval()
     x = case.example()
-    first = groupfx.rewrite(model, (x,))
+    # Of layers as small as these the fastest form, which the default takes, is dense.
+    passes = ["split-grouped-conv:frozen=keep", f"freeze-learned-groups:form={form}"]
+    first = groupfx.rewrite(model, (x,), passes=passes)
     assert [site.pass_name for site in first.report.sites] == ["freeze-learned-groups"]
     first.save(tmp_path / "m.groupfx.pt")
     loaded = groupfx.load(tmp_path / "m.groupfx.pt").model
@@ -218,7 +221,7 @@ def test_a_second_default_run_finds_nothing(case: Layer, tmp_path: Path) -> None
         assert not second.report.sites
         reasons = [skipped.reason for skipped in second.report.skipped]
         assert all("made by freezing" in reason for reason in reasons)
-        assert len(reasons) == 1
+        assert len(reasons) == (form == "auto")
         assert torch.equal(second.model(x), first.model(x))
 
 

@@ -6,7 +6,6 @@ from ...api.models import make_pipeline, rewrite
 from ...api.tuning import as_tuned, feeds_of
 from ...deploy import Export, Validation, check_target, prepare_export
 from ...errors import UsageError
-from ...plan.cost import SLOWER
 from ...rewriting import Report
 from ...targets import target_named
 from ..input.checks import validation_options
@@ -14,7 +13,7 @@ from ..input.files import ONNX, check_distinct, check_folder, write_json
 from ..input.model_file import ModelOptions, OpenedFile, read_source
 from ..input.onnx_file import check_tuning, onnx_file
 from ..input.options import TORCH_BACKENDS, ExportCommand
-from ..text.export_text import show_export
+from ..text.export_text import as_in_file, show_export
 from ..text.rewrite_text import show_report
 from ..text.screen import Screen
 from ..text.tuning_text import tuned_file
@@ -47,17 +46,14 @@ def run_export(options: ExportCommand) -> int:
             verify=not options.no_verify,
             progress=progress,
         )
-    report = result.report
-    if file.forms != "planned":
-        # Of the form of a site one story is told, by who chooses it.
-        report = report.without_notes_on(SLOWER)
-    show_report(screen, opened, report)
     with screen.work("Exporting"):
         prepared = prepare_export(result.model, opened.inputs, file)
     tuning = None
     if options.tune:
         feeds = feeds_of(prepared, result.model, opened.inputs, options.tuning.batch)
         prepared, tuning = tuned_file(screen, prepared, feeds, options.tuning)
+    report = as_in_file(result.report, prepared)
+    show_report(screen, opened, report)
     verdict = None
     if not options.no_verify:
         verdict = validated(screen, opened, prepared, options.place, checks)

@@ -9,7 +9,6 @@ from torch import nn
 from ...api.models import make_pipeline, rewrite
 from ...errors import MismatchError, ModelError, UsageError
 from ...files.archive import check_replaceable
-from ...plan.cost import SLOWER
 from ...rewriting import Report, Result
 from ...targets import target_named
 from ...tracing.program import copied
@@ -24,6 +23,7 @@ from ..input.files import (
 )
 from ..input.model_file import ModelOptions, OpenedFile, read_source
 from ..input.options import RewriteCommand
+from ..text.export_text import as_in_file
 from ..text.rewrite_text import show_report
 from ..text.screen import Advance, Screen
 
@@ -59,10 +59,7 @@ def run_rewrite(options: RewriteCommand) -> int:
         python = _write(options, result, prepared)
     if options.emit_python == STDOUT:
         write_text(STDOUT, python)
-    report = result.report
-    if prepared is not None and prepared.options.forms != "planned":
-        # Of the form of a site one story is told, by who chooses it.
-        report = report.without_notes_on(SLOWER)
+    report = as_in_file(result.report, prepared)
     show_report(screen, opened, report)
     _show_files(screen, options, report)
     if prepared is not None and prepared.promise is not None:

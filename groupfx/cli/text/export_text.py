@@ -1,14 +1,31 @@
 """An ONNX file that was written, as text."""
 
-from ...deploy import Export
+from typing import TYPE_CHECKING
+
+from ...plan.cost import SLOWER
+from ...rewriting import Report
 from .numbers import plural
 from .screen import Screen
 from .table import Column, Table
 
+if TYPE_CHECKING:
+    from ...deploy import Export, PreparedExport
+
 _SITES_SHOWN = 12
 
 
-def show_export(screen: Screen, export: Export) -> None:
+def as_in_file(report: Report, prepared: "PreparedExport | None") -> Report:
+    """A report whose sites are in the forms of the file, where that chose them.
+
+    Of the form of a site one story is told, by who chooses it.
+    """
+    if prepared is None or prepared.options.forms == "planned":
+        return report
+    forms = {site.name: (site.form, site.convs) for site in prepared.sites}
+    return report.without_notes_on(SLOWER).in_forms(forms)
+
+
+def show_export(screen: Screen, export: "Export") -> None:
     """What is in the file, and where it is."""
     screen.line()
     for path in export.files:

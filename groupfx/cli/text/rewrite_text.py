@@ -117,6 +117,8 @@ def _show_summary(screen: Screen, report: Report) -> None:
     names = ", ".join(dict.fromkeys(site.pass_name for site in report.sites))
     sites = plural(len(report.sites), "site")
     screen.paragraph(f"{sites} rewritten by {names}, {plural(branches, 'branch')}.")
+    if report.expected is not None:
+        screen.paragraph(report.expected)
 
 
 def show_folds(screen: Screen, folds: Sequence[Fold]) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from ...plan.blocks import BlockStructure
-from ...plan.choice import Choice, choose, choose_groups
+from ...plan.choice import Choice, choose, choose_groups, forms_text
 from ...plan.cost import OnnxRuntime, Work
 from ...plan.forms import FormPlan, plan
 from ...plan.machine import Machine
@@ -54,7 +54,7 @@ class Fastest:
 
         Such as `expected 0.93 x the time of masked dense; 9 sites dense, 8 in 2-3 bins`.
         """
-        said = [text for text in (self._learned, self._groups) if text]
+        said = [text for text in (forms_text(self.learned.values()), self._groups) if text]
         if not said:
             return None
         if self.ratio is None:
@@ -63,18 +63,6 @@ class Fastest:
             return f"no change: nothing is expected to be faster than {said[0]}"
         base = "masked dense" if self.learned else "the groups as they were written"
         return f"expected {self.ratio:.2f} x the time of {base}; {'; '.join(said)}"
-
-    @property
-    def _learned(self) -> str:
-        bins = [_bins(form) for form in self.learned.values() if form.form != "dense"]
-        dense, parts = len(self.learned) - len(bins), []
-        if dense:
-            parts.append(f"{_sites(dense)} dense")
-        if bins:
-            span = f"{min(bins)}-{max(bins)}" if min(bins) < max(bins) else str(max(bins))
-            number = str(len(bins)) if dense else _sites(len(bins))
-            parts.append(f"{number} in {span} {'bin' if max(bins) == 1 else 'bins'}")
-        return ", ".join(parts)
 
     @property
     def _groups(self) -> str:
@@ -152,14 +140,6 @@ def _positions(value: ir.Value | None, shapes: Shapes) -> int | None:
     spatial = list(sizes)[2:]
     known = [size for size in spatial if isinstance(size, int)]
     return math.prod(known) if len(known) == len(spatial) and all(known) else None
-
-
-def _bins(form: FormPlan) -> int:
-    return sum(conv.groups for conv in form.convs if not conv.added)
-
-
-def _sites(number: int) -> str:
-    return "1 site" if number == 1 else f"{number} sites"
 
 
 def _convolutions(number: int) -> str:
