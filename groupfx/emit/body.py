@@ -220,6 +220,8 @@ class Body:
         def other(part: Any) -> ast.expr | None:
             if not isinstance(part, fx.Node):
                 return None
+            if part in self._looks:
+                return self._tree(part, inner)
             return inner[part] if part in inner else self._value(part)
 
         return value(given, self._imports, other)
@@ -227,8 +229,6 @@ class Body:
     def _value(self, node: fx.Node) -> ast.expr:
         if node.op == "get_attr":
             return self._source(node)
-        if node in self._looks:
-            return self._tree(node, {})
         if node in self._names:
             return ast.Name(self._names[node])
         return self._signature.inputs[node]

@@ -181,6 +181,15 @@ class Indices(Grouped):
         return parts, more, b, {"k": (c, [sizes, None, 3, "it's"]), "m": {}}, torch.float16
 
 
+class OneSize(Grouped):
+    """Of the sizes that are asked for, one is read, once."""
+
+    def forward(self, x: Tensor) -> Any:
+        a = F.relu(self.c(x))
+        torch._assert(a.size()[1] % 2 == 0, "wants an even number of channels")
+        return a * a.shape[2]
+
+
 class FunctionsWithDefaults(Grouped):
     """Functions with defaults, keywords, tuples as results."""
 
@@ -293,6 +302,7 @@ CASES = [
     Case("operators", Operators, example((2, 4, 7), (4, 4)), "trace", {}),
     Case("operators-export", Operators, example((2, 4, 7), (4, 4)), "export", {}),
     Case("indices", Indices, SOUND, "trace", {}),
+    Case("one-size", OneSize, SOUND, "trace", {}),
     Case("functions", FunctionsWithDefaults, example((2, 4, 8)), "trace", {}),
     Case("functions-export", FunctionsWithDefaults, example((2, 4, 8)), "export", {}),
     Case("branches", Concatenations, SOUND, "trace", {}),
