@@ -43,8 +43,9 @@ Progress = Callable[[int, int], None]
 _MARGIN = 0.04
 # Shares of the budget.
 _OF_PROFILING, _OF_RACING = 0.6, 0.35
-_OF_LOADING = 0.65
 _MOST_SECONDS_A_VARIANT, _MOST_SECONDS_OF_A_RACE = 1.5, 30.0
+# Where every site was measured before, a user waits for the race alone.
+_MOST_SECONDS_FROM_CACHE = 7.0
 _ASSEMBLED, _VARIANT, _EXPECTED = "assembled", "best variant", "by the cost model"
 
 
@@ -178,6 +179,9 @@ class _Work:
     one: float = 0.0
     """seconds of a run of the untouched model"""
 
+    known: bool = False
+    """whether every site was measured before"""
+
     @property
     def sites(self) -> Sequence[TunedSite]:
         return self.subject.sites
@@ -202,6 +206,7 @@ class _Work:
         # The last of them are left out where there is no time to race all.
         if self._profiled(cache, variants):
             found = {_ASSEMBLED: self._assembled(cache, choices), **expected}
+            self.known = not self.totals
             if self.totals:
                 found[_VARIANT] = variants[min(self.totals, key=lambda place: self.totals[place])]
         else:
@@ -300,8 +305,9 @@ class _Work:
         models = [self.base]
         for name, recipes in found.items():
             if recipes and recipes not in named.values():
-                # The next one takes about as long to load as those before.
-                if self._spent() + self.slowest > _OF_LOADING * self.options.budget:
+                # The next one takes about as long to load as those before, and must be raced.
+                needed = self.slowest + least_seconds(len(models) + 1, self.one)
+                if self._spent() + needed > self.options.budget:
                     self.notes.append(f"{name}: left out, the budget was used up before")
                     continue
                 try:
@@ -316,7 +322,8 @@ class _Work:
             return self.result({}, UNTOUCHED, {})
         options = self.options
         left = max(options.budget - self._spent(), 0)
-        seconds = min(_MOST_SECONDS_OF_A_RACE, left, _OF_RACING * options.budget)
+        most = _MOST_SECONDS_FROM_CACHE if self.known else _MOST_SECONDS_OF_A_RACE
+        seconds = min(most, left, _OF_RACING * options.budget)
         while len(models) > 2 and least_seconds(len(models), self.one) > left:
             name, _ = named.popitem()
             models.pop()

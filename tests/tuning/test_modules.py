@@ -255,7 +255,7 @@ def test_a_model_that_takes_long_to_load_leaves_the_others_out(
         return lambda: [np.zeros(1)]
 
     monkeypatch.setattr(CompileBackend, "load", slow)
-    options = TuningOptions(budget=20, cache=None, backend="torch.compile", wall=lambda: now[0])
+    options = TuningOptions(budget=16, cache=None, backend="torch.compile", wall=lambda: now[0])
     found, _ = tune_module(network(), X, options)
     assert found.untouched
     assert now[0] == 9.0

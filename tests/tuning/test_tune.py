@@ -197,6 +197,7 @@ def test_what_was_measured_once_is_not_measured_again(
     family = network({"b": 4, "a": 8})
     again = tuned(monkeypatch, second, family, cache=tmp_path)
     assert second.profiled == []
+    assert second.now < 10
     assert again.ratio.value == pytest.approx(before.ratio.value)
 
 
@@ -259,6 +260,27 @@ def test_a_model_that_runs_long_is_raced_all_the_same(monkeypatch: pytest.Monkey
     assert found.ratio.value == pytest.approx(0.75)
     assert 5 <= found.ratio.rounds < 16
     assert runtime.now < 45
+
+
+def test_what_was_found_is_raced_though_profiles_took_their_share(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runtime = MadeUp(fast_in_blocks)
+    profile, load = runtime.profile, runtime.load
+
+    def slow(work: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            runtime.now += seconds
+            return work(*given)
+
+        return call
+
+    monkeypatch.setattr(runtime, "profile", slow(profile, 7.0))
+    monkeypatch.setattr(runtime, "load", slow(load, 1.0))
+    found = tuned(monkeypatch, runtime, budget=60.0)
+    assert any(note.startswith("the budget was used up after") for note in found.notes)
+    assert found.ratio is not None
+    assert found.ratio.verdict == "faster"
 
 
 def test_a_budget_that_ends_early_uses_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
