@@ -175,3 +175,13 @@ def test_many_layers_keep_their_own_tensors() -> None:
     model = nn.Sequential(*(layer for conv in convs for layer in (conv, nn.ReLU())))
     (fold,) = folded(model).report.folds
     assert fold.dead == Dead(59, 59)
+
+
+def test_what_no_output_comes_of_reads_nothing() -> None:
+    class Unused(PrunedChain):
+        def forward(self, x: Tensor) -> Tensor:
+            self.last(torch.zeros(2, 10, 5, 5) + self.middle(self.first(x))).relu()
+            return super().forward(x)
+
+    (fold,) = folded(randomised(Unused())).report.folds
+    assert fold.dead == Dead(8, 5)
