@@ -21,7 +21,7 @@ CHANNELS, HEIGHT, WIDTH = 12, 6, 10
 
 
 @dataclass(frozen=True)
-class Row:
+class OnnxRow:
     """`body` makes `b` of `a`; the constants that it reads are given as shapes or arrays.
 
     `carries` says which way any permutation goes through it: "down" from its input to what is
@@ -68,7 +68,7 @@ AROUND = {
 """What is around a row: convolutions that take any order, or inputs and outputs that take none."""
 
 
-def model(row: Row, around: str = "between", batch: int | str = 2, seed: int = 1) -> ir.Model:
+def model(row: OnnxRow, around: str = "between", batch: int | str = 2, seed: int = 1) -> ir.Model:
     """A row with random permutations in front, behind, or both."""
     channels, front, behind = AROUND[around]
     text = (
