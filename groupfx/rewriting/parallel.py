@@ -9,7 +9,7 @@ map of the rewrite says so the other way round.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, cast
 
@@ -26,6 +26,7 @@ from ..state import Rows
 from ..tracing.program import Fragment, Program
 from .folding import operations
 from .leaves import gather_module
+from .places import remove
 from .region_pass import RegionPass
 from .report import RewrittenSite, SkippedSite
 from .store import Store
@@ -226,7 +227,9 @@ class _Merging:
         if first.path is None:
             made.training = self.root.training
             held = (source for call in self.calls for source in (call.weight, call.bias))
-            self._remove(source.key for source in held if isinstance(source, Stored))
+            for source in held:
+                if isinstance(source, Stored):
+                    remove(self.root, source.key)
         self._put(made, self.name, self.homes)
 
     def _behind(self, stages: Sequence[Stage], value: fx.Node) -> fx.Node:
@@ -290,14 +293,6 @@ class _Merging:
             self._prune(path.rpartition(".")[0], place)
         parent, _, name = place.rpartition(".")
         self.root.get_submodule(parent)._modules[name] = module
-
-    def _remove(self, keys: Iterable[str]) -> None:
-        """Take tensors that functions were called with out of what holds them."""
-        for key in keys:
-            path, _, name = key.rpartition(".")
-            holder = self.root.get_submodule(path)
-            holder._parameters.pop(name, None)
-            holder._buffers.pop(name, None)
 
     def _prune(self, path: str, place: str) -> None:
         """Remove containers that hold nothing any more, as far as `place` needs none of them."""

@@ -28,6 +28,7 @@ from ..state.map import Entry, Fixed, Picked, Requirement, Rows, Zeros
 from ..tracing.program import Fragment, Program
 from ..tracing.tracer import hooked
 from .leaves import parameter_like
+from .places import found_at, holder_of, holding, put, remove
 from .resizing import fit_fields
 from .weights import MaskedLayer
 
@@ -82,7 +83,7 @@ class Store:
                     module = fragment.working.get_submodule(str(node.target))
                     self._calls[id(module)].append(node)
                 elif node.op == "get_attr":
-                    self._reads[id(_get(fragment.working, str(node.target)))].append(node)
+                    self._reads[id(found_at(fragment.working, str(node.target)))].append(node)
 
     # Questions
 
@@ -113,7 +114,7 @@ class Store:
         `zeros` are elements that are left out because they are 0: a checkpoint must have them so.
         """
         root = self.program.result
-        old = _get(root, name)
+        old = found_at(root, name)
         assert isinstance(old, torch.Tensor)
         self._replaced.append(old)
         made = pick.of(old)
@@ -152,7 +153,7 @@ class Store:
         self._owned[id(twin)] = twin
         self._replaced.append(module)
         for alias in self._paths[id(module)]:
-            _set(root, alias, twin)
+            put(root, alias, twin)
         self._paths[id(twin)] = self._paths[id(module)]
         return twin
 
@@ -203,14 +204,14 @@ class Store:
         cuts: dict[int, set[object]] = defaultdict(set)
         for fragment, call in claims:
             for key in _stored_keys(call):
-                holder, name = _holder(fragment.working, key)
+                holder, name = holder_of(fragment.working, key)
                 if call.path is None or claimed_nodes.issuperset(self._calls[id(holder)]):
                     places.add((id(holder), name))
-                cuts[id(_get(fragment.working, key))].add(_cut_of(call))
+                cuts[id(found_at(fragment.working, key))].add(_cut_of(call))
         found: dict[fx.Node, str] = {}
         for fragment, call in claims:
             for key in _stored_keys(call):
-                tensor = _get(fragment.working, key)
+                tensor = found_at(fragment.working, key)
                 readers = {user for node in self._reads[id(tensor)] for user in node.users}
                 if len(cuts[id(tensor)]) > 1:
                     found[call.node] = f"{key} is shared by calls that would cut it differently"
@@ -276,11 +277,11 @@ class Store:
             attribute = key.rpartition(".")[2]
             owner = fragment.full_name(key.rpartition(".")[0])
             self._move(owner, attribute, full_home, rows[name], new_name=name)
-            holder, _ = _holder(fragment.working, key)
+            holder, _ = holder_of(fragment.working, key)
             if attribute in holder._non_persistent_buffers_set:
                 for branch in branches:
                     branch._non_persistent_buffers_set.add(name)
-            _remove(fragment.working, key)
+            remove(fragment.working, key)
         container = nn.ModuleList(branches)
         container.training = fragment.working.training
         self._install(fragment, None, home, container)
@@ -291,7 +292,7 @@ class Store:
         The path of the module that holds the weight, where it holds nothing else; else the path
         of the weight itself, which is free once the weight is cut.
         """
-        holder, _ = _holder(fragment.working, weight_key)
+        holder, _ = holder_of(fragment.working, weight_key)
         path = weight_key.rpartition(".")[0]
         held = {joined(path, name) for name in (*holder._parameters, *holder._buffers)}
         alone = held <= {weight_key, bias_key} and not holder._modules
@@ -359,7 +360,7 @@ class Store:
         for name, child in children.items():
             holder.add_module(name, child)
         for name in gone if layer.path is None else ():
-            _remove(fragment.working, name)
+            remove(fragment.working, name)
         self._install(fragment, layer.path, home, holder)
 
     def _require_decisions(
@@ -392,12 +393,12 @@ class Store:
         taken = HookedWeight.from_module(module)
         home = fragment.home(path)
         if home == path:
-            holder = taken or _holding(nn.Module(), module)
+            holder = taken or holding(nn.Module(), module)
             for alias in self._paths[id(module)]:
-                _set(working, alias, holder)
+                put(working, alias, holder)
         elif taken is None:
             delattr(working, path)
-            _holding(working, module)
+            holding(working, module)
         else:
             home = _HOOKED
             delattr(working, path)
@@ -449,44 +450,12 @@ class Store:
             aliases = [home] if fragment.is_module else self._paths[id(module)]
         if home != "":
             for alias in aliases:
-                _set(working, alias, container)
+                put(working, alias, container)
             return
         if path is not None:
             delattr(working, path)
         for name, branch in container.named_children():
             working.add_module(name, branch)
-
-
-def _holding(holder: nn.Module, module: nn.Module) -> nn.Module:
-    """`holder`, with the tensors and children of `module`."""
-    holder._parameters.update(module._parameters)
-    holder._buffers.update(module._buffers)
-    holder._modules.update(module._modules)
-    holder._non_persistent_buffers_set |= module._non_persistent_buffers_set
-    holder.training = module.training
-    return holder
-
-
-def _set(root: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    # Assigned, not added: a name keeps its place, and parameters their order.
-    root.get_submodule(parent)._modules[name] = module
-
-
-def _get(root: nn.Module, key: str) -> object:
-    holder, name = _holder(root, key)
-    return getattr(holder, name)
-
-
-def _holder(root: nn.Module, key: str) -> tuple[nn.Module, str]:
-    path, _, name = key.rpartition(".")
-    return root.get_submodule(path), name
-
-
-def _remove(root: nn.Module, key: str) -> None:
-    holder, name = _holder(root, key)
-    holder._parameters.pop(name, None)
-    holder._buffers.pop(name, None)
 
 
 def _stored_keys(call: ConvCall) -> Iterable[str]:
