@@ -39,18 +39,18 @@ def check_pass(
 ) -> Result:
     """Run `pass_` on `model` and hold the result to every rule of a rewrite.
 
-    Checked: the model is untouched; exactly `sites` sites are rewritten (and `skipped` skipped);
-    each site and the whole model compute the same (float64, both modes, gradients); dtypes,
-    devices, training flags and `requires_grad` are kept; the graph lints and holds nothing that
-    nothing uses; a second run rewrites `again` sites; the result survives a deep copy, and, with
-    `saved`, a file of ours. Returns the result for more checks.
+    Checked: the model is untouched; exactly `sites` sites, or operations, are rewritten (and
+    `skipped` skipped); each of them and the whole model compute the same (float64, both modes,
+    gradients); dtypes, devices, training flags and `requires_grad` are kept; the graph lints and
+    holds nothing that nothing uses; a second run rewrites `again` of them; the result survives a
+    deep copy, and, with `saved`, a file of ours. Returns the result for more checks.
     """
     example = ExampleInputs.of(inputs)
     before = _snapshot(model)
     result = Pipeline([pass_])(model, example, way=way)
     _same(before, _snapshot(model), "the pass changed the model that it was given")
     report = result.report
-    found = [site.name for site in report.sites]
+    found = [each.name for each in report.judged]
     _equal(len(found), sites, f"sites rewritten ({', '.join(found)})")
     if skipped is not None:
         reasons = [f"{site.name}: {site.reason}" for site in report.skipped]
@@ -63,7 +63,7 @@ def check_pass(
     twin = copy.deepcopy(result.model)
     _check_outputs(result.model, twin, example, "a deep copy")
     second = Pipeline([pass_])(result.model, example, verify=False)
-    _equal(len(second.report.sites), again, "sites that a second run rewrote")
+    _equal(len(second.report.judged), again, "sites that a second run rewrote")
     if saved:
         _check_file(result, model, example)
     return result

@@ -14,10 +14,20 @@ if TYPE_CHECKING:
 
     from .balance_groups import BalanceGroups
     from .discover_groups import DiscoverGroups
+    from .drop_asserts import DropAsserts
+    from .flatten_views import FlattenViews
     from .fold_permutations import FoldPermutations
     from .freeze_learned_groups import FreezeLearnedGroups
+    from .index_channels import IndexChannels
+    from .keep_outputs import KeepOutputs
+    from .lift_functions import LiftFunctions
+    from .merge_concats import MergeConcats
     from .merge_parallel_conv import MergeParallelConv
+    from .part_norms import PartNorms
+    from .pool_means import PoolMeans
+    from .spell_calls import SpellCalls
     from .split_grouped_conv import SplitGroupedConv
+    from .unfuse_norm_activations import UnfuseNormActivations
 
 # Name on the command line -> where the class is. Nothing is imported until it is asked for.
 PASSES: Mapping[str, str] = {
@@ -27,16 +37,36 @@ PASSES: Mapping[str, str] = {
     "fold-permutations": "groupfx.passes.fold_permutations:FoldPermutations",
     "balance-groups": "groupfx.passes.balance_groups:BalanceGroups",
     "merge-parallel-conv": "groupfx.passes.merge_parallel_conv:MergeParallelConv",
+    "unfuse-norm-activations": "groupfx.passes.unfuse_norm_activations:UnfuseNormActivations",
+    "drop-asserts": "groupfx.passes.drop_asserts:DropAsserts",
+    "spell-calls": "groupfx.passes.spell_calls:SpellCalls",
+    "flatten-views": "groupfx.passes.flatten_views:FlattenViews",
+    "part-norms": "groupfx.passes.part_norms:PartNorms",
+    "pool-means": "groupfx.passes.pool_means:PoolMeans",
+    "lift-functions": "groupfx.passes.lift_functions:LiftFunctions",
+    "index-channels": "groupfx.passes.index_channels:IndexChannels",
+    "merge-concats": "groupfx.passes.merge_concats:MergeConcats",
+    "keep-outputs": "groupfx.passes.keep_outputs:KeepOutputs",
 }
 
 __all__ = [
     "PASSES",
     "BalanceGroups",
     "DiscoverGroups",
+    "DropAsserts",
+    "FlattenViews",
     "FoldPermutations",
     "FreezeLearnedGroups",
+    "IndexChannels",
+    "KeepOutputs",
+    "LiftFunctions",
+    "MergeConcats",
     "MergeParallelConv",
+    "PartNorms",
+    "PoolMeans",
+    "SpellCalls",
     "SplitGroupedConv",
+    "UnfuseNormActivations",
     "make_pass",
     "name_and_options",
     "pass_class",

@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "running",
         "state",
         "targets",
+        "toolchains",
         "tracing",
         "verify",
     ),

@@ -1,7 +1,7 @@
 """The functions that users call: find, rewrite, load."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,14 @@ def survey(
     pipeline = make_pipeline(passes, target)
     given, said = module_of(model)
     example, notes = example_inputs(given, inputs_of(model) if inputs is None else inputs)
-    program = open_model(given, example, way=way, read_only=True, whole=pipeline.needs_graph)
+    program = open_model(
+        given,
+        example,
+        way=way,
+        read_only=True,
+        whole=pipeline.needs_graph,
+        leaves=pipeline.keeps_whole,
+    )
     store = Store(program, {})
     found: dict[object, Site | UnreadableSite] = {}
     decisions: dict[object, list[object]] = {}
@@ -231,7 +238,13 @@ def rewrite(
     pipeline = make_pipeline(passes, target)
     result = pipeline(model, inputs, way=way, inplace=inplace, verify=verify, progress=progress)
     refuse_named(pipeline.passes, result.report.skipped)
-    return result
+    judge = None if target is None else target_named(target).obstacles
+    if judge is None:
+        return result
+    inputs_ran = result.program.inputs
+    assert inputs_ran is not None
+    found = judge(result.model, inputs_ran)
+    return replace(result, report=replace(result.report, obstacles=found))
 
 
 def make_pipeline(passes: Sequence[str | Pass[Any]] | None, target: str | None) -> Pipeline:

@@ -40,18 +40,9 @@ Progress = Callable[[int, int], None]
 _FREE_POSITIONS = (5, 7, 3)
 
 
-def check_program(
-    program: Program,
-    report: Report,
-    entries: Mapping[str, Entry | Requirement],
-    progress: Progress | None = None,
-) -> Report:
-    """`report` with a verdict for each rewritten site that has none yet, and for the model.
-
-    `entries` is the map of the rewrite. What was rewritten twice is checked as it is now.
-    """
-    program, compared, notes = checked_against(program, report.sites)
-    sites = _checked_sites(program, report.sites, compared, entries, progress)
+def check_program(program: Program, report: Report) -> Report:
+    """`report` with a verdict for the whole model, whose sites have theirs."""
+    program, _, notes = checked_against(program, report.sites)
     native = deciding_tensors(program.model)
     assert program.inputs is not None
     whole = compare_models(
@@ -62,7 +53,7 @@ def check_program(
         vary=program.dynamic,
         once=True,
     )
-    return replace(report, sites=sites, model=whole, notes=(*report.notes, *notes))
+    return replace(report, model=whole, notes=(*report.notes, *notes))
 
 
 def check_sites(
@@ -71,7 +62,10 @@ def check_sites(
     entries: Mapping[str, Entry | Requirement],
     progress: Progress | None = None,
 ) -> tuple[RewrittenSite, ...]:
-    """`sites` with a verdict each, before a pass over the whole graph moves their channels."""
+    """`sites` with a verdict each; one that has a verdict keeps it.
+
+    `entries` is the map of the rewrite. What was rewritten twice is checked as it is now.
+    """
     against, compared, _ = checked_against(program, sites)
     return _checked_sites(against, sites, compared, entries, progress)
 
@@ -113,7 +107,7 @@ def require_ok(report: Report) -> None:
     """Raise `MismatchError`, with the report as its `report`, where a check failed."""
     if report.ok:
         return
-    wrong = [site for site in report.sites if site.verdict is not None and not site.verdict.ok]
+    wrong = [each for each in report.judged if each.verdict is not None and not each.verdict.ok]
     if wrong:
         first = wrong[0]
         reason = first.verdict.reason if first.verdict else None

@@ -23,11 +23,13 @@ from ..state.map import Entry, Requirement
 from ..tracing import Fragment, Program, Shapes, SwappedConv
 from .folding import carry_out, read_problem, whole_graph
 from .graph_pass import GraphPass
+from .operation_pass import OperationPass, Respelled
 from .parallel import merge_parallel
 from .pass_ import Pass, Rewritten, Skip, require_named
 from .region_pass import RegionPass
 from .remembering import remember
 from .report import RewrittenSite, SkippedSite
+from .respelling import run_operations
 from .site import Site
 from .store import Store
 
@@ -43,12 +45,13 @@ class UnreadableSite:
 
 @dataclass(frozen=True)
 class PassResult:
-    """What one pass did: the sites it rewrote, and those it left, in graph order; or its fold."""
+    """What one pass did: the sites or operations it rewrote, and those it left; or its fold."""
 
     pass_: Pass[Any]
     sites: tuple[RewrittenSite, ...]
     skipped: tuple[SkippedSite, ...]
     fold: Fold | None = None
+    respelled: tuple[Respelled, ...] = ()
 
 
 Read = Callable[[fx.GraphModule], Mapping[fx.Node, ConvCall | Unreadable]]
@@ -112,6 +115,9 @@ def run_pass(
     if isinstance(pass_, RegionPass):
         sites, left = merge_parallel(pass_, program, store)
         return PassResult(pass_, tuple(sites), tuple(left))
+    if isinstance(pass_, OperationPass):
+        respelled, left = run_operations(pass_, program, store)
+        return PassResult(pass_, (), tuple(left), respelled=tuple(respelled))
     matches: list[_Match] = []
     skipped: list[SkippedSite] = []
     found = list(find_sites(program, store, pass_.calls))

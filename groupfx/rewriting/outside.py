@@ -18,6 +18,7 @@ from ..tracing.program import Fragment, Program, twin_tree
 from ..verify.alike import same_bits
 from ..verify.structure import Change, GraphPair, Owned, TreePair
 from ..verify.untouched import Fingerprint
+from .operation_pass import Respelled
 from .report import RewrittenSite
 
 
@@ -51,18 +52,23 @@ class Outside:
         return cls(program, roots, twin_tree(program.model), digests)
 
     def changes(
-        self, sites: Sequence[RewrittenSite], entries: Mapping[str, Entry | Requirement]
+        self,
+        sites: Sequence[RewrittenSite],
+        entries: Mapping[str, Entry | Requirement],
+        respelled: Sequence[Respelled] = (),
     ) -> tuple[Change, ...]:
-        """Everything outside of `sites` that is not what it was.
+        """Everything outside of `sites` and of the `respelled` operations that is not what it was.
 
         `entries` is the map of the rewrite. To be asked before the model is run again (a forward
         may write to its modules), and before a pass over the whole graph moves channels: after
         that, `map_changes` holds each tensor to its entry.
         """
-        return tuple(self._changes(sites, entries))
+        return tuple(self._changes((*sites, *respelled), entries))
 
     def _changes(
-        self, sites: Sequence[RewrittenSite], entries: Mapping[str, Entry | Requirement]
+        self,
+        sites: Sequence[RewrittenSite | Respelled],
+        entries: Mapping[str, Entry | Requirement],
     ) -> Iterator[Change]:
         program = self.program
         compared: set[str] = set()
@@ -85,13 +91,19 @@ class Outside:
                 yield Change(name, "itself", "as it was given", "changed in place")
 
     def _fragment_changes(
-        self, fragment: Fragment, sites: Sequence[RewrittenSite], compared: set[str]
+        self,
+        fragment: Fragment,
+        sites: Sequence[RewrittenSite | Respelled],
+        compared: set[str],
     ) -> Iterator[Change]:
         nodes = {node.name: node for node in fragment.reference.graph.nodes}
         ends = [
-            (nodes[site.start], nodes[site.end])
+            (
+                tuple(nodes[start] for start in site.starts if start in fragment.standing),
+                nodes[str(site.end)],
+            )
             for site in sites
-            if site.fragment is fragment and site.start is not None and site.end is not None
+            if site.fragment is fragment and site.replaces
         ]
         graphs = GraphPair(fragment.reference, fragment.working, fragment.standing, ends)
         for change in (*graphs.changes(), *graphs.modes()):

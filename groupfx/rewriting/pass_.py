@@ -27,7 +27,7 @@ from typing import (
 )
 
 import numpy.typing as npt
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from ..convs.calls import ConvCall, Unreadable, convs
 from ..convs.names import unnumbered
@@ -135,6 +135,11 @@ class Pass(ABC, Generic[Description]):
     def works_on_onnx(cls) -> bool:
         """Whether `plan` says all that the pass does."""
         return cls.plan is not Pass.plan
+
+    @classmethod
+    def keeps_whole(cls, module: nn.Module) -> bool:
+        """Whether the pass wants to see a call of `module` where a trace would look into it."""
+        return False
 
     @classmethod
     def pass_name(cls) -> str:

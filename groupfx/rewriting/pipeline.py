@@ -2,33 +2,29 @@
 
 import dataclasses
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..convs.calls import ConvCall, Stored, convs
 from ..errors import MismatchError, UsageError
 from ..running.alone import alone
 from ..running.guess import infer_inputs
 from ..running.inputs import ExampleInputs
 from ..running.totals import Complexity, totals
-from ..state.map import Entry, Requirement, Rows, StateDictMap
-from ..state.reversed_map import ReversedMap
 from ..tracing import Program, inputs_of, module_of, open_model
 from ..version import __version__
-from .checking import Progress, check_program, check_sites, require_ok
-from .driver import PassResult, run_pass
-from .folding import moved_otherwise
+from .checking import Progress, check_program, require_ok
 from .graph_pass import GraphPass
-from .outside import Outside
+from .operation_pass import OperationPass
 from .pass_ import Pass
 from .region_pass import RegionPass
-from .report import PassSummary, Report, RewrittenSite, SkippedSite
+from .report import PassSummary, Report, SkippedSite
 from .result import Result
+from .stages import Stages
 
 
 @dataclass(frozen=True, init=False)
@@ -55,7 +51,7 @@ class Pipeline:
     @property
     def needs_graph(self) -> bool:
         """Whether one of the passes looks at the whole graph."""
-        return any(isinstance(pass_, GraphPass) for pass_ in self.passes)
+        return any(isinstance(pass_, (GraphPass, RegionPass)) for pass_ in self.passes)
 
     @alone
     def __call__(
@@ -76,7 +72,14 @@ class Pipeline:
         """
         given, said = module_of(model)
         example, notes = example_inputs(given, inputs_of(model) if inputs is None else inputs)
-        program = open_model(given, example, way=way, inplace=inplace, whole=self.needs_graph)
+        program = open_model(
+            given,
+            example,
+            way=way,
+            inplace=inplace,
+            whole=self.needs_graph,
+            leaves=self.keeps_whole,
+        )
         program.notes = (*program.notes, *said, *notes)
         try:
             return self.run(program, verify=verify, progress=progress)
@@ -90,75 +93,33 @@ class Pipeline:
         program.notes = (f"not traced: {reason}", *said, *notes)
         return self.run(program, verify=verify, progress=progress)
 
+    def keeps_whole(self, module: nn.Module) -> bool:
+        """Whether a pass wants to see a call of `module` where a trace would look into it."""
+        return any(pass_.keeps_whole(module) for pass_ in self.passes)
+
     @alone
     def run(
         self, program: Program, *, verify: bool = True, progress: Progress | None = None
     ) -> Result:
         """Apply the passes to an opened program."""
-        as_opened = Outside.of(program) if verify else None
-        stored = program.result.state_dict().keys()
-        dropped = program.model.state_dict().keys() - stored
-        # A weight that no checkpoint holds is moved too, and the check has to know where.
-        transient = set(_stored_weights(program)) - stored
-        entries: dict[str, Entry | Requirement] = {key: Rows(key) for key in stored | transient}
-        results: list[PassResult] = []
-        changes = None
+        stages = Stages(program, verify=verify, progress=progress)
         for pass_ in self.passes:
-            if as_opened is not None and changes is None and isinstance(pass_, GraphPass):
-                # It leaves no tensor where it was: what is before it is compared now.
-                changes = as_opened.changes(_sites(results), entries)
-                results = _checked(results, program, entries, progress)
-            results.append(run_pass(pass_, program, entries))
-        report = _report(program, results)
+            stages.run(pass_)
         # First of all: a forward may write to its own modules.
-        if as_opened is not None:
-            changes = (
-                as_opened.changes(report.sites, entries)
-                if changes is None
-                else (*changes, *moved_otherwise(program, report.sites, entries))
-            )
-        report = dataclasses.replace(report, changes=changes)
+        stages.compare()
+        report = _report(program, stages)
         try:
             before = totals(program.model, program.inputs, macs=program.macs)
             complexity = Complexity(before, totals(program.result, program.inputs))
-            report = dataclasses.replace(report, complexity=complexity)
+            stages.check()
+            report = dataclasses.replace(_report(program, stages), complexity=complexity)
             if verify:
-                report = check_program(program, report, entries, progress)
+                report = check_program(program, report)
         except Exception:
-            if not changes:  # which else are why it does not run
+            if not stages.changes:  # which else are why it does not run
                 raise
         require_ok(report)
-        kept = {
-            name: entry
-            for name, entry in entries.items()
-            if not (isinstance(entry, Entry) and entry.key in transient)
-        }
-        state_map = _state_map(program, kept, dropped, report.sites)
-        return Result(program.result, report, state_map, program)
-
-
-def _state_map(
-    program: Program,
-    entries: Mapping[str, Entry | Requirement],
-    dropped: Iterable[str],
-    sites: Sequence[RewrittenSite],
-) -> StateDictMap:
-    joined = {key: rows for site in sites for key, rows in site.joined.items()}
-    if not joined:
-        return StateDictMap(entries, dropped=dropped, model=program.result)
-    kept = {key: entry for key, entry in entries.items() if isinstance(entry, Rows)}
-    back = {rows.key: Rows(key) for key, rows in kept.items()} | joined
-    return ReversedMap(back, dropped=dropped, model=program.result)
-
-
-def _stored_weights(program: Program) -> Iterator[str]:
-    """Names of the tensors that functions of convolution read as they are stored."""
-    for fragment in program.fragments:
-        for call in convs(fragment.working).values():
-            if isinstance(call, ConvCall):
-                for source in (call.weight, call.bias):
-                    if isinstance(source, Stored):
-                        yield fragment.working_key(source.key)
+        return Result(program.result, report, stages.state_map(), program)
 
 
 def _whole_alone(report: object) -> str | None:
@@ -179,29 +140,11 @@ def _require_order(passes: Sequence[Pass[Any]]) -> None:
             "rewrite with others cannot say; rewrite with it alone, and then its result"
         )
     for first, second in pairwise(passes):
-        if isinstance(first, GraphPass) and not isinstance(second, GraphPass):
+        if isinstance(first, GraphPass) and not isinstance(second, GraphPass | OperationPass):
             raise UsageError(
                 f"{second.pass_name()} behind {first.pass_name()}: a pass over the whole graph "
                 "moves channels, so that sites cannot be compared any more; put it last"
             )
-
-
-def _sites(results: Sequence[PassResult]) -> list[RewrittenSite]:
-    return [site for result in results for site in result.sites]
-
-
-def _checked(
-    results: Sequence[PassResult],
-    program: Program,
-    entries: dict[str, Entry | Requirement],
-    progress: Progress | None,
-) -> list[PassResult]:
-    """The results so far, their sites checked while each still has the channels that it had."""
-    checked = iter(check_sites(program, _sites(results), entries, progress))
-    return [
-        dataclasses.replace(result, sites=tuple(islice(checked, len(result.sites))))
-        for result in results
-    ]
 
 
 def example_inputs(model: nn.Module, inputs: object) -> tuple[ExampleInputs, tuple[str, ...]]:
@@ -212,7 +155,8 @@ def example_inputs(model: nn.Module, inputs: object) -> tuple[ExampleInputs, tup
     return found.inputs, (found.source,)
 
 
-def _report(program: Program, results: Sequence[PassResult]) -> Report:
+def _report(program: Program, stages: Stages) -> Report:
+    results = stages.results
     return Report(
         way=program.way,
         notes=program.notes,
@@ -221,7 +165,7 @@ def _report(program: Program, results: Sequence[PassResult]) -> Report:
             PassSummary(
                 name=result.pass_.pass_name(),
                 options=dataclasses.asdict(result.pass_),  # type: ignore[call-overload]
-                rewritten=len(result.sites),
+                rewritten=len(result.sites) + len(result.respelled),
                 skipped=len(result.skipped),
             )
             for result in results
@@ -229,6 +173,8 @@ def _report(program: Program, results: Sequence[PassResult]) -> Report:
         sites=tuple(site for result in results for site in result.sites),
         skipped=tuple(_once(site for result in results for site in result.skipped)),
         folds=tuple(result.fold for result in results if result.fold is not None),
+        respelled=tuple(each for result in results for each in result.respelled),
+        changes=stages.changes,
         versions={
             "groupfx": __version__,
             "torch": str(torch.__version__),

@@ -11,8 +11,10 @@ from ..folding.fold import Fold
 from ..plan.choice import Choice, expectation
 from ..running.totals import Complexity
 from ..state import Rows
+from ..toolchains import Obstacle
 from ..tracing.program import Fragment
 from ..verify import Change, ModelVerdict, SiteVerdict
+from .operation_pass import Respelled
 from .report_text import report_text
 
 SCHEMA = "groupfx.report/1"
@@ -66,6 +68,16 @@ class RewrittenSite:
     joined: Mapping[str, Rows] = field(default_factory=dict, repr=False, compare=False)
     choice: Choice | None = field(default=None, repr=False, compare=False)
 
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """What goes into it; nothing where nothing in the original stands for that."""
+        return () if self.start is None else (self.start,)
+
+    @property
+    def replaces(self) -> bool:
+        """Whether something in the original stands for both of its ends."""
+        return self.start is not None and self.end is not None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as in the JSON report."""
         return {
@@ -99,7 +111,8 @@ class Report:
 
     `way` is how the model was opened and `notes` why. `changes` is what was changed that a rewrite
     must keep, such as all that is outside the sites, and `model` the end-to-end verdict; None where
-    no check was made. `folds` are what passes over the whole graph did.
+    no check was made. `folds` are what passes over the whole graph did, and `respelled` what passes
+    over operations did.
     """
 
     way: str
@@ -113,16 +126,24 @@ class Report:
     versions: Mapping[str, str] = field(default_factory=dict)
     changes: tuple[Change, ...] | None = None
     folds: tuple[Fold, ...] = field(default=(), repr=False)
+    respelled: tuple[Respelled, ...] = ()
+    obstacles: tuple[Obstacle, ...] | None = None
+
+    @property
+    def judged(self) -> tuple[RewrittenSite | Respelled, ...]:
+        """All that a check is about besides the whole model."""
+        return *self.sites, *self.respelled
 
     @property
     def verified(self) -> bool:
         """Whether a check was made, at each site and end to end."""
-        return self.model is not None and all(site.verdict is not None for site in self.sites)
+        judged = [each for each in self.judged if not isinstance(each, Respelled) or each.valued]
+        return self.model is not None and all(each.verdict is not None for each in judged)
 
     @property
     def ok(self) -> bool:
         """Whether nothing that was checked differed."""
-        sites_ok = all(site.verdict is None or site.verdict.ok for site in self.sites)
+        sites_ok = all(each.verdict is None or each.verdict.ok for each in self.judged)
         return sites_ok and not self.changes and (self.model is None or self.model.ok)
 
     @property
@@ -189,5 +210,9 @@ class Report:
             "changes": None if self.changes is None else [vars(change) for change in self.changes],
             "model": None if self.model is None else self.model.to_dict(),
             "folds": [fold.to_dict() for fold in self.folds],
+            "respelled": [each.to_dict() for each in self.respelled],
+            "obstacles": None
+            if self.obstacles is None
+            else [each.to_dict() for each in self.obstacles],
             "versions": dict(self.versions),
         }

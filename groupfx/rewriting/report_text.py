@@ -5,9 +5,11 @@ The command line shows the same rows, with colours and fitted to a terminal.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from ..toolchains import told_together
 
 if TYPE_CHECKING:
     from .report import Report, RewrittenSite
@@ -38,24 +40,43 @@ def report_text(report: Report) -> str:
     lines = _aligned([TITLES, *map(site_row, report.sites)]) if report.sites else []
     lines += [*([""] if lines else []), summary(report)]
     lines += [] if report.expected is None else [report.expected]
+    lines += operations(report)
     reasons: dict[str, list[str]] = defaultdict(list)
     for site in report.skipped:
         reasons[site.reason].append(site.name)
     for reason, names in reasons.items():
         lines.append(f"left: {', '.join(names)}: {reason}")
-    return "\n".join([*lines, verdict(report)])
+    return "\n".join([*lines, *obstacles(report), verdict(report)])
 
 
 def summary(report: Report) -> str:
     """How many sites were rewritten, and by what."""
     number, branches = len(report.sites), sum(site.branches for site in report.sites)
     if not number:
-        return "Nothing to rewrite."
+        return "No site to rewrite." if report.respelled else "Nothing to rewrite."
     names = ", ".join(dict.fromkeys(site.pass_name for site in report.sites))
     return (
         f"{number:,} site{'s' * (number != 1)} rewritten by {names}, "
         f"{branches:,} branch{'es' * (branches != 1)}."
     )
+
+
+def operations(report: Report) -> list[str]:
+    """What became of operations that are no sites, a line for each kind."""
+    counts = Counter((each.pass_name, each.before, each.after) for each in report.respelled)
+    return [
+        f"{name}: {before} -> {after}" + (f", {count} times" if count > 1 else "")
+        for (name, before, after), count in counts.items()
+    ]
+
+
+def obstacles(report: Report) -> list[str]:
+    """What the target that was named would still refuse, or that it would take all."""
+    if report.obstacles is None:
+        return []
+    if not report.obstacles:
+        return ["Nothing is left that the target would refuse."]
+    return [f"the target: {line}" for line in told_together(report.obstacles)]
 
 
 def verdict(report: Report) -> str:

@@ -38,7 +38,9 @@ def checked_against(program: Program, sites: Sequence[RewrittenSite]) -> Referen
     other = copy.copy(program)
     other.model = model
     other.fragments = list(twins.values())
-    theirs = tuple(replace(site, fragment=twins[id(site.fragment)]) for site in sites)
+    theirs = tuple(
+        replace(site, fragment=twins.get(id(site.fragment), site.fragment)) for site in sites
+    )
     return other, theirs, (_note(program, model, zeroed),)
 
 

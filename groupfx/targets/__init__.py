@@ -16,7 +16,11 @@ from typing import TYPE_CHECKING, Literal
 from ..errors import UsageError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ..convs.spec import ConvSpec
+    from ..running.inputs import ExampleInputs
+    from ..toolchains import Obstacle
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Target:
     `passes` run in this order, each a name with its options after a colon. `opinion` is what the
     target makes of a convolution as it is, None where it has nothing to say. Learned
     groups are exported in the `forms` that the rewrite planned, or in those that are expected to be
-    fastest, site by site.
+    fastest, site by site. `obstacles` tells what it would refuse in a model that was rewritten.
     """
 
     name: str
@@ -47,6 +51,7 @@ class Target:
     passes: tuple[str, ...]
     opinion: "Callable[[ConvSpec], Opinion] | None" = None
     forms: Literal["planned", "fastest"] = "planned"
+    obstacles: "Callable[[nn.Module, ExampleInputs], tuple[Obstacle, ...]] | None" = None
 
     def says(self, conv: "ConvSpec | None") -> Opinion:
         """The opinion of `conv`, which is None where its numbers are not constants."""

@@ -18,7 +18,7 @@ from ..running.inputs import ExampleInputs
 from ..running.kept import KeptParameters
 from ..running.macs import MacCounter
 from ..running.unchanged import evaluate, unchanged
-from .program import FRAGMENT_MODULE, Shapes, copied
+from .program import FRAGMENT_MODULE, Shapes, copied, twin_tree
 from .tracer import CannotTrace, Trace, Tracer, seeded, trace
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
@@ -128,6 +128,14 @@ def same_tensors(reference: fx.GraphModule) -> fx.GraphModule:
     twin.training = reference.training
     adopt(twin, reference)
     restore_order(twin, reference)
+    return twin
+
+
+def snapshot(module: fx.GraphModule) -> fx.GraphModule:
+    """The module as it is now: a graph and module objects of its own, over the same tensors."""
+    twin = twin_tree(module)
+    assert isinstance(twin, fx.GraphModule)
+    twin.graph = copy.deepcopy(module.graph)
     return twin
 
 

@@ -6,7 +6,7 @@ convolution is a function call in a `forward` that cannot be traced, the whole i
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -40,6 +40,9 @@ from .numbers import fix_numbers
 from .program import WAYS, Fragment, Program, Unreachable, Way, copied, twin_tree
 from .tracer import CannotTrace, trace
 
+Leaves = Callable[[nn.Module], bool]
+"""Whether a module of the user's is to stay one call in a trace."""
+
 
 def open_model(
     model: nn.Module,
@@ -49,23 +52,25 @@ def open_model(
     inplace: bool = False,
     read_only: bool = False,
     whole: bool = False,
+    leaves: Leaves | None = None,
 ) -> Program:
     """Open `model` in the first way that keeps it whole, or in the given `way`.
 
     `read_only` makes the working side the reference itself, for looking without rewriting.
     `inplace` works on the caller's own tensors and modules instead of a copy. `whole` asks for one
-    graph of the whole model rather than for its class, where it cannot be both. Raises
-    `ModelError` where no way takes the model, with the reason of each.
+    graph of the whole model rather than for its class, where it cannot be both. A trace keeps the
+    modules that `leaves` names as one call each. Raises `ModelError` where no way takes the model,
+    with the reason of each.
     """
     if way not in ("auto", *WAYS):
         raise UsageError(f"unknown way {way!r}: choose one of auto, {', '.join(WAYS)}")
     _refuse_lazy(model)
     if read_only and way == "auto":
-        program = _traced_twin(model, inputs)
+        program = _traced_twin(model, inputs, leaves)
         if program is not None:
             return program
     own = twin_tree(model) if inplace else copied(model, share=True)
-    opener = _Opener(model, own, inputs, inplace=inplace, read_only=read_only)
+    opener = _Opener(model, own, inputs, inplace=inplace, read_only=read_only, leaves=leaves)
     if way == "modules":
         return opener.modules(())
     if way == "auto":
@@ -96,7 +101,7 @@ def _first_way(opener: "_Opener", whole: bool) -> Program:
     return opener.modules(reasons)
 
 
-def _traced_twin(model: nn.Module, inputs: ExampleInputs) -> Program | None:
+def _traced_twin(model: nn.Module, inputs: ExampleInputs, leaves: Leaves | None) -> Program | None:
     """The trace of a shallow copy, which is made in no time; None where it cannot be traced.
 
     What a shallow copy does not follow (a bound method, a module in a nested list) ends there too.
@@ -104,7 +109,9 @@ def _traced_twin(model: nn.Module, inputs: ExampleInputs) -> Program | None:
     if any(isinstance(module, fx.GraphModule) for module in model.modules()):
         return None  # its twin would share the graph, which names its module
     try:
-        return _Opener(model, twin_tree(model), inputs, inplace=False, read_only=True).trace()
+        twin = twin_tree(model)
+        opener = _Opener(model, twin, inputs, inplace=False, read_only=True, leaves=leaves)
+        return opener.trace()
     except CannotTrace:
         return None
 
@@ -128,6 +135,7 @@ class _Opener:
     inputs: ExampleInputs
     inplace: bool
     read_only: bool
+    leaves: Leaves | None = None
 
     @cached_property
     def counted(self) -> Counted:
@@ -146,7 +154,7 @@ class _Opener:
         taken = None if asked else _users_input(self.inputs)
         if taken:
             raise CannotTrace(f"forward takes a {taken}, which its class knows how to read")
-        traced = trace(self.own, given, asked=asked)
+        traced = trace(self.own, given, asked=asked, leaves=self._leaf_paths())
         reference = assemble(self.own, traced)
         hidden = _hidden_convs(reference)
         if hidden:
@@ -167,6 +175,12 @@ class _Opener:
         program.uncalled = _uncalled(self.own, reference)
         program.macs = run.macs
         return program
+
+    def _leaf_paths(self) -> frozenset[str]:
+        if self.leaves is None:
+            return frozenset()
+        named = self.own.named_modules(remove_duplicate=False)
+        return frozenset(path for path, module in named if path and self.leaves(module))
 
     def _as_it_is(self, reference: fx.GraphModule) -> Program:
         """A model that is one graph already needs no trace."""

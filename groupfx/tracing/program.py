@@ -41,7 +41,8 @@ class Fragment:
     `calls_of` are the numbers of the calls of a function that it stands for while that module runs
     (`label` is what they are called), None where it is all of the model or of the module.
     `standing` maps the name of a reference node to the working node that stands for it; a node
-    whose value is no longer computed anywhere is not in it.
+    whose value is no longer computed anywhere is not in it. `earlier` is the fragment over the same
+    working graph that this one goes on from.
     """
 
     path: str
@@ -53,6 +54,7 @@ class Fragment:
     calls_of: ConvSpec | None = None
     label: str = ""
     changed: bool = False
+    earlier: "Fragment | None" = None
     standing: dict[str, fx.Node] = field(init=False)
     _names: dict[fx.Node, list[str]] = field(init=False, repr=False)
 
@@ -75,11 +77,15 @@ class Fragment:
         names = self._names.pop(old, [])
         self._names.setdefault(new, []).extend(names)
         self.standing.update(dict.fromkeys(names, new))
+        if self.earlier is not None:
+            self.earlier.stand_in(old, new)
 
     def forget(self, node: fx.Node) -> None:
         """Record that nothing computes what `node` computed any more."""
         for name in self._names.pop(node, []):
             del self.standing[name]
+        if self.earlier is not None:
+            self.earlier.forget(node)
 
     def stands_for(self, node: fx.Node) -> str | None:
         """Name of the first reference node that the working `node` stands for."""

@@ -44,6 +44,7 @@ from ..learned.groups import has_learned_groups
 from ..nn import is_weight_hook
 from ..running.grouped_runs import at, error_place, users_place
 from ..running.unchanged import unchanged
+from .places import LINE, user_line
 
 _RAISES = "LOAD_ASSERTION_ERROR"
 _HOOK_FIELDS = (
@@ -92,6 +93,7 @@ class Tracer(fx.Tracer):
             # The same but for a counter of writes; an attribute of that name no file may read.
             args = ("call_method", "detach", args[2][:1], *args[3:])
         node = super().create_node(*args, **kwargs)
+        node.meta[LINE] = user_line()
         if node.op == "call_module" or node.target in CONV_FUNCTIONS:
             node.meta[PLACE] = users_place()
         return node
@@ -225,13 +227,19 @@ def _recomputes(hook: object) -> bool:
     return is_weight_hook(hook, str(getattr(hook, "name", getattr(hook, "_tensor_name", ""))))
 
 
-def trace(model: nn.Module, given: frozenset[str], *, asked: bool = False) -> Trace:
+def trace(
+    model: nn.Module,
+    given: frozenset[str],
+    *,
+    asked: bool = False,
+    leaves: Collection[str] = (),
+) -> Trace:
     """Graph of `model`, which is left as it was.
 
-    `given` names the arguments of `forward` that the caller passes. Raises `CannotTrace` with the
-    reason where the graph would not be the model; where it was
-    `asked` for by name, arguments left out are fixed at their defaults, and what a trace drops of
-    the training is dropped (said in the notes), instead of refused.
+    `given` names the arguments of `forward` that the caller passes, `leaves` the paths of modules
+    that are to stay one call each. Raises `CannotTrace` with the reason where the graph would not
+    be the model; where it was `asked` for by name, arguments left out are fixed at their defaults,
+    and what a trace drops of the training is dropped (said in the notes), instead of refused.
     """
     optional = _optional_arguments(model)
     if optional and not asked:
@@ -242,7 +250,7 @@ def trace(model: nn.Module, given: frozenset[str], *, asked: bool = False) -> Tr
     _refuse_hooks(model)
     checkpointed: list[str] = []
     with _checkpoints_seen(checkpointed):
-        traced, other = _in_both_modes(model, fixed)
+        traced, other = _in_both_modes(model, fixed, leaves)
     difference = _first_difference(traced, other)
     if difference:
         raise CannotTrace(
@@ -259,12 +267,14 @@ def trace(model: nn.Module, given: frozenset[str], *, asked: bool = False) -> Tr
     return Trace(traced.graph, traced.constants, tuple(notes))
 
 
-def _in_both_modes(model: nn.Module, fixed: dict[str, Any]) -> tuple[Trace, Trace]:
-    traced = _trace_with_leaves(model, fixed, seed=1)
+def _in_both_modes(
+    model: nn.Module, fixed: dict[str, Any], leaves: Collection[str]
+) -> tuple[Trace, Trace]:
+    traced = _trace_with_leaves(model, fixed, leaves, seed=1)
     with unchanged(model), torch.set_grad_enabled(not torch.is_grad_enabled()):
         for module in model.modules():
             module.training = not module.training
-        return traced, _trace_with_leaves(model, fixed, seed=2)
+        return traced, _trace_with_leaves(model, fixed, leaves, seed=2)
 
 
 @contextlib.contextmanager
@@ -320,8 +330,10 @@ def _refuse_hooks(model: nn.Module) -> None:
             raise CannotTrace(f"{path or 'the model'} has {kinds[0]}, which a trace would drop")
 
 
-def _trace_with_leaves(model: nn.Module, fixed: dict[str, Any], *, seed: int) -> Trace:
-    opaque: set[str] = set()
+def _trace_with_leaves(
+    model: nn.Module, fixed: dict[str, Any], leaves: Collection[str], *, seed: int
+) -> Trace:
+    opaque = set(leaves)
     while True:
         tracer = Tracer(frozenset(opaque))
         before = _Attributes(model)

@@ -37,6 +37,9 @@ SIGNATURES: Mapping[str, tuple[str, ...]] = {
 }
 _LINEAR = ("linear", "addmm")
 _NORMS = ("batch_norm", "_native_batch_norm_legit_no_training")
+_AVERAGES = frozenset(
+    ("mean", *(f"{kind}avg_pool{rank}d" for kind in ("", "adaptive_") for rank in (1, 2, 3)))
+)
 
 # A batch norm in eval mode: subtract, multiply, add, and a scale that is itself rounded twice.
 _NORM_TERMS = 5
@@ -82,6 +85,10 @@ class ConvRecorder(TorchFunctionMode):
             terms += max(tensor.shape[-1] for tensor in operands) + 1
         elif name in _NORMS:
             terms += _NORM_TERMS
+        elif name in _AVERAGES:
+            # A sum over at most all positions, and a division.
+            (averaged, *_) = (value for value in (*args, *named.values()) if _is_tensor(value))
+            terms += math.prod(averaged.shape[2:]) + 1
         self.calls = ConvCalls(terms, reach)
         return func(*args, **named)
 
@@ -143,6 +150,10 @@ def bound_ratio(before: Tensor, after: Tensor, bound: Tensor) -> float:
     error, bound = (after - before)[finite].abs(), bound[finite]
     ratios = (error / bound)[error > 0]
     return float(ratios.nan_to_num(nan=math.inf, posinf=math.inf).max()) if ratios.numel() else 0.0
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
 
 
 def _abs(value: Any) -> Any:

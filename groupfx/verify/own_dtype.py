@@ -104,7 +104,8 @@ class OwnDtype:
         limit = 2.0 ** mantissa(self.dtype)
         others = float(reach) ** (self.polynomial.degree - 1)
         large = int(min(limit**_LARGE, limit / 4 / others))
-        share = limit / (2 * self.polynomial.forward * max(large, 1) * others)
+        # What only moves numbers sums none.
+        share = limit / (2 * max(self.polynomial.forward, 1) * max(large, 1) * others)
         for _ in range(_THINNINGS if large else 0):
             values = sampler.values(size, _sparse(self.dtype, large, min(share, 1.0), generator))
             with Magnitudes() as magnitudes:

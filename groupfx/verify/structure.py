@@ -73,13 +73,13 @@ class Change:
 class GraphPair:
     """A graph, what it became, and the working node that stands for each node, by name.
 
-    `sites` are pairs of nodes of the reference: what goes into a site, and what comes out of it.
+    `sites` are nodes of the reference: what goes into a site, and what comes out of it.
     """
 
     reference: fx.GraphModule
     working: fx.GraphModule
     standing: Mapping[str, fx.Node]
-    sites: Sequence[tuple[fx.Node, fx.Node]]
+    sites: Sequence[tuple[Sequence[fx.Node], fx.Node]]
 
     @cached_property
     def twins(self) -> Mapping[fx.Node, fx.Node]:
@@ -98,7 +98,8 @@ class GraphPair:
     def lost(self) -> Mapping[fx.Node, int]:
         """The nodes that a site replaced, the end of it included, and which site."""
         ends = [end for _, end in self.sites]
-        return _reached(ends, {*self.outside, *ends, *(start for start, _ in self.sites)})
+        starts = (start for given, _ in self.sites for start in given)
+        return _reached(ends, {*self.outside, *ends, *starts})
 
     @cached_property
     def made(self) -> Mapping[fx.Node, int]:

@@ -9,7 +9,14 @@ from rich.text import Text
 from ...folding.fold import Fold
 from ...plan.notes import Note
 from ...rewriting import Report, RewrittenSite
-from ...rewriting.report_text import TITLES, UNSEEN, check_word, site_row
+from ...rewriting.report_text import (
+    TITLES,
+    UNSEEN,
+    check_word,
+    obstacles,
+    operations,
+    site_row,
+)
 from ...running.totals import Totals
 from ..input.model_file import OpenedFile
 from .numbers import count, plural, short, sizes
@@ -36,11 +43,15 @@ def show_report(screen: Screen, opened: OpenedFile, report: Report) -> None:
     if report.sites:
         _show_sites(screen, report)
     _show_summary(screen, report)
+    for line in operations(report):
+        screen.paragraph(line, indent="  ")
     show_folds(screen, report.folds)
     show_left(screen, [(site.name, site.kind, site.reason) for site in report.skipped])
     if report.complexity is not None:
         branches = sum(site.branches for site in report.sites)
         show_sizes(screen, report.complexity.before, report.complexity.after, branches)
+    for line in obstacles(report):
+        screen.paragraph(line)
     _show_verdict(screen, report)
 
 
@@ -108,7 +119,7 @@ def _check(site: RewrittenSite) -> Text:
 
 
 def _show_summary(screen: Screen, report: Report) -> None:
-    if not report.sites and report.folds:
+    if not report.sites and (report.folds or report.respelled):
         return
     if not report.sites:
         screen.paragraph(f"Nothing to rewrite{_why_nothing(report)}.")
