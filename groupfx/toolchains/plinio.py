@@ -77,7 +77,9 @@ def obstacles(model: nn.Module, inputs: ExampleInputs) -> tuple[Obstacle, ...]:
     run_graph(graph, graph, inputs)
     found = [each for node in graph.graph.nodes for each in _Operation(node, graph).obstacles()]
     # Channels are followed through what is known alone.
-    return tuple(found) or tuple(shared_masks(graph))
+    if any(each.refused and {*GRAPHS} <= {*each.methods} for each in found):
+        return tuple(found)
+    return (*found, *shared_masks(graph))
 
 
 def _graph(model: nn.Module) -> fx.GraphModule | Obstacle:

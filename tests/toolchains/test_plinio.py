@@ -238,6 +238,15 @@ def test_a_departure_from_it_is_named(
     assert all(each.line is None or "test_plinio.py:" in each.line for each in found)
 
 
+def test_what_one_method_gets_wrong_hides_nothing_from_the_others() -> None:
+    parts = {"pool": nn.AvgPool2d(2), "one": nn.Conv2d(6, 1, 1, stride=2)}
+    gate = Sentence(lambda m, x: m.b(torch.multiply(m.norm(m.pool(m.a(x))), m.one(x))), **parts)
+    found = judged(gate)
+    assert {PIT, CHANNEL} == by_method(found)
+    assert any("it makes no 0" in each.reason for each in found)
+    assert any("channels meet" in each.reason for each in found)
+
+
 MODULES = [
     *(nn.GELU(), nn.Hardswish(), nn.LeakyReLU(), nn.ELU(), nn.Softmax(1), nn.LayerNorm(10)),
     *(nn.GroupNorm(2, 8), nn.ChannelShuffle(2), nn.PixelShuffle(2), nn.Dropout2d()),
