@@ -4,7 +4,8 @@ Before:  y = x.sigmoid();  z = a * b;  u += v;  torch.concat([p, q], -3)
 After:   y = torch.sigmoid(x);  z = torch.multiply(a, b);  u = u + v;  torch.cat([p, q], dim=1)
 
 A call in place becomes one that is not, where nobody reads the old value afterwards. What gives its
-input back as it is (`contiguous`, `clone`, `expand_as` in a product, which broadcasts anyway) goes.
+input back as it is goes: `contiguous`, `clone`, a dropout that is off, and `expand_as` in a
+product, which broadcasts anyway.
 """
 
 import inspect
@@ -36,6 +37,7 @@ _TWO: dict[Callable[..., Any], tuple[object, ...]] = {
     operator.sub: (operator.isub, "sub", "sub_", "__sub__"),
 }
 _CATS = (torch.cat, torch.concat, torch.concatenate)
+_DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
 _SAME = ("contiguous", "clone", torch.clone)
 _IN_PLACE = (operator.iadd, operator.imul, operator.isub)
 _SINGLE = {target: function for function, all_ in _ONE.items() for target in all_}
@@ -59,7 +61,7 @@ class SpellCalls(OperationPass):
             return Skip("it writes to a value that is read again afterwards")
         if place.calls(*_CATS):
             return _cat(place)
-        if place.calls(*_SAME) and not node.kwargs:
+        if _gives_its_input(place):
             (value,) = node.all_input_nodes
             return Spelling("its input", (value,), lambda: value)
         if node.target in _SINGLE:
@@ -69,6 +71,15 @@ class SpellCalls(OperationPass):
         if place.calls(F.relu, F.relu6) and written:
             return _single(place, node.target)  # type: ignore[arg-type]
         return None
+
+
+def _gives_its_input(place: Place) -> bool:
+    """Whether its value is its input, whatever the mode."""
+    if len(place.node.all_input_nodes) != 1:
+        return False
+    if place.calls(*_DROPOUTS):
+        return place.arguments("input", "p", "training").get("training", True) is False
+    return place.calls(*_SAME) and not place.node.kwargs
 
 
 def _writes(place: Place) -> bool:

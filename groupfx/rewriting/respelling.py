@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import fx
 
 from ..errors import GroupfxError, InternalError
+from ..plan.site_plan import NOTE, site_of
 from ..state.map import Entry, Requirement
 from ..tracing.places import owner_of
 from ..tracing.program import Fragment, Program
@@ -73,10 +74,21 @@ def _respell(
             made.meta.setdefault("shape", shape)
         node.replace_all_uses_with(made)
         fragment.stand_in(node, made)
+    _forget_plan(fragment, node)
     _erase(fragment, node, spelling.inputs, gone)
     if called is not None:
         place.drop_module(called)
     return replace(record, valued=made is not None)
+
+
+def _forget_plan(fragment: Fragment, node: fx.Node) -> None:
+    """Take off the graph what it remembers of a site of which `node` is a part: it has another."""
+    site = site_of(node.meta)
+    if site is None:
+        return
+    for other in fragment.working.graph.nodes:
+        if site_of(other.meta) == site:
+            other.meta.pop(NOTE, None)
 
 
 def _erase(

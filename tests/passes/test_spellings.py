@@ -49,6 +49,13 @@ def halves(y: Tensor) -> Tensor:
 
 ROWS = [
     # pass, id, body, how many, what is there afterwards
+    (
+        "spell-calls",
+        "dropout that is off",
+        lambda x, m: F.dropout(m.conv(x), 0.3, training=False),
+        1,
+        ["nn.Conv2d"],
+    ),
     ("spell-calls", "sigmoid", lambda x, m: m.conv(x).sigmoid(), 1, ["nn.Conv2d", "torch.sigmoid"]),
     ("spell-calls", "relu", lambda x, m: m.conv(x).relu(), 1, ["nn.Conv2d", "F.relu"]),
     ("spell-calls", "relu in place", lambda x, m: m.conv(x).relu_(), 1, ["nn.Conv2d", "F.relu"]),

@@ -130,7 +130,8 @@ def test_a_file_written_before_there_were_plans_is_read(tmp_path: Path) -> None:
 
 def _frozen_then_split(*, twice: bool) -> nn.Module:
     if not twice:
-        return groupfx.rewrite(learned(), X, target="plinio").model
+        passes = ["freeze-learned-groups", "split-grouped-conv"]
+        return groupfx.rewrite(learned(), X, passes=passes).model
     frozen = groupfx.rewrite(learned(), X, target="onnxruntime").model
     assert isinstance(plans(frozen)["0"].form, FormPlan)
     return groupfx.rewrite(frozen, X, passes=["split-grouped-conv"]).model
@@ -145,6 +146,13 @@ def test_frozen_and_then_split_is_one_site(twice: bool) -> None:
     assert [conv.groups for conv in plan.form.convs] == [1, 1]
     assert isinstance(model, fx.GraphModule)
     assert set(plan.modules) <= set(members(model, "0"))
+
+
+def test_what_is_respelled_is_no_site_any_more() -> None:
+    model = groupfx.rewrite(learned(), X, target="plinio").model
+    assert isinstance(model, fx.GraphModule)
+    assert members(model, "0") == []
+    assert plans(model) == {}
 
 
 def test_where_one_plan_cannot_say_it_the_later_one_stays() -> None:
