@@ -67,7 +67,7 @@ class TableNetwork:
 
 
 @dataclass(frozen=True)
-class Row:
+class TimeRow:
     """A network with a batch, on threads."""
 
     network: TableNetwork
@@ -106,10 +106,10 @@ def _learned(groups: int, mobilenet: float, one: float, many: float) -> Iterator
     yield TableNetwork(f"ResNet-18, {groups} groups", partial(resnet_18, groups), 32, bounds=bounds)
 
 
-def rows(pattern: str) -> Iterator[Row]:
+def rows(pattern: str) -> Iterator[TimeRow]:
     """Those whose key `pattern` is found in, network by network, since exports take long."""
     for network, threads, batch in itertools.product(networks(), (1, 2), (1, 16)):
-        row = Row(network, batch, threads)
+        row = TimeRow(network, batch, threads)
         if re.search(pattern, row.key):
             yield row
 
@@ -166,7 +166,7 @@ def _files(network: TableNetwork) -> Files:
     return Files(network)
 
 
-def measured(row: Row, *, quick: bool) -> dict[str, Any]:
+def measured(row: TimeRow, *, quick: bool) -> dict[str, Any]:
     """The ratios of all files of a row, how long tuning took, and what was said of it."""
     files = _files(row.network)
     feeds = feeds_of(files.plain, files.model, files.example, row.batch)

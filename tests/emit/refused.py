@@ -120,3 +120,18 @@ REFUSED: dict[str, tuple[nn.Module, tuple[Any, ...], str, str]] = {
     ),
     "autocast": (traps.LowPrecisionPart(), (torch.ones(2, 6, 7),), "export", "a graph inside the"),
 }
+
+# Of what is found in a graph that has no class, these cannot be written.
+NOT_AS_A_GRAPH = (
+    "forward-hook",
+    "forward-pre-hook",
+    "backward-hook",
+    "bn-hook",
+    "custom-backward",
+    "weight-norm",
+    "weight-norm-dim-2",
+    "spectral-norm",
+    "weight-norm-old",
+    "spectral-norm-old",
+    "pruned",
+)

@@ -21,7 +21,7 @@ from groupfx.emit.imports import Imports
 from groupfx.emit.model import model_file
 from groupfx.emit.modules import Constructors
 from groupfx.emit.text import written
-from groupfx.errors import GroupfxError, RewriteError
+from groupfx.errors import RewriteError
 from groupfx.rewriting import Result
 from tests.emit import models as em
 from tests.emit import refused as refused
@@ -86,21 +86,7 @@ WAYS = [
     *((name, "export") for name in EXPORTED if CASES[name].way != "export"),
     *((name, "modules") for name in SWAPPED if CASES[name].way != "modules"),
 ]
-# Of what is found in a graph that has no class, these cannot be written.
-NOT_AS_A_GRAPH = (
-    "forward-hook",
-    "forward-pre-hook",
-    "backward-hook",
-    "bn-hook",
-    "custom-backward",
-    "weight-norm",
-    "weight-norm-dim-2",
-    "spectral-norm",
-    "weight-norm-old",
-    "spectral-norm-old",
-    "pruned",
-)
-GRAPHS = [n for n in CASES if CASES[n].way == "trace" and n not in NOT_AS_A_GRAPH]
+GRAPHS = [n for n in CASES if CASES[n].way == "trace" and n not in refused.NOT_AS_A_GRAPH]
 
 
 @pytest.mark.parametrize(
@@ -460,30 +446,11 @@ def test_a_class_may_have_any_name(name: str) -> None:
 # Refusals
 
 
-@pytest.mark.parametrize(
-    ("model", "inputs", "way", "message"), refused.REFUSED.values(), ids=refused.REFUSED
-)
-def test_what_cannot_be_written_is_refused(
-    model: nn.Module, inputs: tuple[Any, ...], way: str, message: str
-) -> None:
-    result = groupfx.rewrite(model, inputs, way=way, verify=False)
-    with pytest.raises(GroupfxError, match=message) as caught:
-        graph_file(result, result.model)
-    assert isinstance(caught.value, RewriteError)
-
-
 def test_a_layer_that_still_learns_is_refused_in_a_graph() -> None:
     model = BetweenOthers(GROUPS.build(), len(GROUPS.outputs))
     passes = ["split-grouped-conv"]
     result = groupfx.rewrite(model, (torch.randn(2, 3, 9, 8),), passes=passes, verify=False)
     with pytest.raises(RewriteError, match=r"learned.0 \(Flgc2d\) .*freeze-learned-groups"):
-        graph_file(result, result.model)
-
-
-@pytest.mark.parametrize("name", NOT_AS_A_GRAPH)
-def test_what_only_a_class_can_say_is_refused_in_a_graph(name: str) -> None:
-    _, _, result = rewritten(CASES[name])
-    with pytest.raises(RewriteError, match="cannot be written as Python: it"):
         graph_file(result, result.model)
 
 
@@ -497,9 +464,3 @@ def test_writing_leaves_no_trace() -> None:
     assert first == second
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(tensor, before[k]) for k, tensor in result.model.state_dict().items())
-
-
-def test_a_call_of_a_function_in_a_class_of_the_users_is_refused() -> None:
-    _, _, result = rewritten(CASES["branches-on-shape"])
-    with pytest.raises(RewriteError, match="is a call of a function that is taken while"):
-        emit_python(result)
