@@ -231,6 +231,8 @@ def count_calls(model: nn.Module, inputs: ExampleInputs) -> Counted:
     finally:
         for handle in handles:
             handle.remove()
+            # torch 2.13 leaves this mark behind, and torch.compile then warns of global hooks.
+            hooks._global_forward_hooks_with_kwargs.pop(handle.id, None)
     hidden = (run for run in runs.runs if run.owner.site is None and run.owner.function is None)
     return Counted(
         modules=calls.modules,

@@ -296,9 +296,13 @@ class BetweenOthers(nn.Module):
 GROUPS = fz.Layer("aabcabbc", "abcabcabc-cd")
 EQUAL = fz.Layer("abababab", "aabbabababba")
 FROZEN: dict[str, tuple[fz.Layer, dict[str, Any]]] = {
-    "auto": (GROUPS, {}),
-    "equal": (EQUAL, {}),
-    "no-bias": (fz.Layer("aabcabbc", "abcabcabc-cd", {"bias": False}), {}),
+    "auto": (GROUPS, {"passes": ["freeze-learned-groups"]}),
+    "equal": (EQUAL, {"passes": ["freeze-learned-groups"]}),
+    "no-bias": (
+        fz.Layer("aabcabbc", "abcabcabc-cd", {"bias": False}),
+        {"passes": ["freeze-learned-groups"]},
+    ),
+    "fastest": (GROUPS, {}),
     **{
         form: (GROUPS, {"passes": [f"freeze-learned-groups:form={form}"]})
         for form in ("dense", "bucketed", "padded", "split")
@@ -320,7 +324,7 @@ def test_a_frozen_layer_is_written(name: str, graph: bool, tmp_path: Path) -> No
     result = groupfx.rewrite(model, (x,), verify=False, **options)
     source = graph_file(result, result.model) if graph else emit_python(result)
     # Masks, padding and folded permutations are in no table of the original's numbers.
-    told = name not in ("dense", "padded", "folded", "plinio")
+    told = name not in ("dense", "padded", "folded", "plinio", "fastest")
     assert ("FROZEN = {" in source) == (told and not graph)
     assert differences(made_from(source, result, model), result, (x,)) == []
     assert complaints(source, tmp_path) == ""
