@@ -124,9 +124,9 @@ def _pooled() -> nn.Module:
     ("make", "target"),
     [
         pytest.param(_same, "none", id="same"),
-        pytest.param(_same, "plinio", id="same-split"),
+        pytest.param(_same, "default", id="same-split"),
         pytest.param(_two_norms, "none", id="two-norms"),
-        pytest.param(_two_norms, "plinio", id="two-norms-split"),
+        pytest.param(_two_norms, "default", id="two-norms-split"),
         pytest.param(_cancelling_norms, "none", id="cancelling-norms"),
         pytest.param(_pooled, "none", id="pooled"),
     ],
