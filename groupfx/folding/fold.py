@@ -306,6 +306,8 @@ def _reason(problem: Problem, link: Link, near: Mapping[int, Sequence[Link]]) ->
         more = f" and {len(said) - _REASONS} more" if len(said) > _REASONS else ""
         return " and ".join(said[:_REASONS]) + more
     readers = [other for end in ends[:-1] for other in near[end] if other is not link]
+    if not readers:
+        return "what makes its channels and what reads them take orders that do not agree"
     return f"{_names([link, *readers])} read the same channels in orders that do not agree"
 
 
