@@ -40,7 +40,7 @@ def report_text(report: Report) -> str:
     lines = _aligned([TITLES, *map(site_row, report.sites)]) if report.sites else []
     lines += [*([""] if lines else []), summary(report)]
     lines += [] if report.expected is None else [report.expected]
-    lines += operations(report)
+    lines += [*operations(report), *(fold.describe() for fold in report.folds)]
     reasons: dict[str, list[str]] = defaultdict(list)
     for site in report.skipped:
         reasons[site.reason].append(site.name)
@@ -53,7 +53,8 @@ def summary(report: Report) -> str:
     """How many sites were rewritten, and by what."""
     number, branches = len(report.sites), sum(site.branches for site in report.sites)
     if not number:
-        return "No site to rewrite." if report.respelled else "Nothing to rewrite."
+        done = report.respelled or any(fold.changes for fold in report.folds)
+        return "No site to rewrite." if done else "Nothing to rewrite."
     names = ", ".join(dict.fromkeys(site.pass_name for site in report.sites))
     return (
         f"{number:,} site{'s' * (number != 1)} rewritten by {names}, "

@@ -81,7 +81,9 @@ def onnx_graph(traced: TracedModel, opset: int, *, forms: SiteForms = "planned")
     model.graph.name = _GRAPH_NAME
     _clean(model)
     chosen = _mark_convs(model, traced)
-    notes = fold_batchnorms(model)
+    # In a graph from which permutations were folded away, what now stands behind a convolution
+    # may have come there by that, and is no part of its site: the runtime folds it.
+    notes = () if traced.orders else fold_batchnorms(model)
     fastest = fastest_forms(model, _blocks_in(chosen)) if forms == "fastest" else None
     if fastest is not None:
         chosen = fastest.forms

@@ -14,8 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from ...plan.channel_order import AS_THEY_WERE
-from .channel_order import orders_of
 from .conv_nodes import CONVS, FIRST_IR_WITH_DEFAULTS, constant_of
 from .initializers import constant
 
@@ -56,15 +54,9 @@ def _is_norm(node: ir.Node) -> bool:
 
 
 def fold_batchnorms(model: ir.Model) -> tuple[str, ...]:
-    """Fold each BatchNormalization that belongs to a convolution; notes on those that stay.
-
-    Behind a convolution whose channels a fold of permutations has moved it may have come only by
-    that, with what stood between gone: there the site is the convolution alone, and the runtime
-    folds.
-    """
+    """Fold each BatchNormalization that belongs to a convolution; notes on those that stay."""
     notes = []
-    convs = [node for node in model.graph if node.op_type in CONVS]
-    for conv in [node for node in convs if orders_of(node) == AS_THEY_WERE]:
+    for conv in [node for node in model.graph if node.op_type in CONVS]:
         # A second one behind the first is behind the convolution as soon as that is gone.
         while isinstance(norm := norm_behind(conv), ir.Node) and _held(conv, norm):
             note = _fold(model.graph, conv, norm)

@@ -47,3 +47,9 @@ def test_a_wrong_weight_of_it_is_named(tmp_path: Path) -> None:
     assert not check.ok
     assert check.worst_site is not None
     assert check.worst_site.name == "0"
+
+
+def test_the_report_as_text_tells_of_the_fold() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 12, 3), nn.ChannelShuffle(3), nn.Conv2d(12, 5, 1)).eval()
+    result = groupfx.rewrite(model, torch.randn(2, 4, 9, 7), passes=[FoldPermutations()])
+    assert str(result.report).startswith("No site to rewrite.\npermutations: 1 -> 0")
