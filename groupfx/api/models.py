@@ -24,7 +24,6 @@ from ..rewriting import (
     Store,
     Totals,
     UnreadableSite,
-    example_inputs,
     find_sites,
     require_sites,
     totals,
@@ -34,7 +33,7 @@ from ..running.inputs import ExampleInputs
 from ..state.map import StateDictMap
 from ..state.reversed_map import map_from_dict
 from ..targets import target_named
-from ..tracing import ExportedModule, inputs_of, module_of, open_model
+from ..tracing import ExportedModule
 from ..version import TORCH_BEFORE, TORCH_FROM
 
 
@@ -120,16 +119,8 @@ def survey(
 ) -> Survey:
     """As `find`, with how it was found."""
     pipeline = make_pipeline(passes, target)
-    given, said = module_of(model)
-    example, notes = example_inputs(given, inputs_of(model) if inputs is None else inputs)
-    program = open_model(
-        given,
-        example,
-        way=way,
-        read_only=True,
-        whole=pipeline.needs_graph,
-        leaves=pipeline.keeps_whole,
-    )
+    program = pipeline.opened(model, inputs, way=way, read_only=True)
+    assert program.inputs is not None
     store = Store(program, {})
     found: dict[object, Site | UnreadableSite] = {}
     decisions: dict[object, list[object]] = {}
@@ -163,8 +154,8 @@ def survey(
         else _found(site, decisions.get(key, []))
         for key, site in sorted(found.items(), key=lambda item: place(item[1]))
     ]
-    whole = totals(given, example, macs=program.macs)
-    return Survey(program.way, (*program.notes, *said, *notes), example, tuple(listed), whole)
+    whole = totals(program.model, program.inputs, macs=program.macs)
+    return Survey(program.way, program.notes, program.inputs, tuple(listed), whole)
 
 
 def _key(site: Site | UnreadableSite) -> object:

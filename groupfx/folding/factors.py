@@ -25,11 +25,6 @@ def factored(graph: Graph, value: Value) -> Factored | None:
     return state if isinstance(state, Factored) else None
 
 
-def is_factored(graph: Graph, value: Value) -> bool:
-    """Whether the channels of a tensor are in several dimensions."""
-    return isinstance(graph.state(value), (Viewed, Factored))
-
-
 def keep(graph: Graph, op: Operation, value: Value, across: Collection[int]) -> None:
     """The rule of what treats all groups alike, and nothing along dimensions but `across`."""
     state = factored(graph, value)

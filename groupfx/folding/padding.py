@@ -20,7 +20,7 @@ import numpy as np
 from ..plan.channel_order import PADDING
 from ..plan.channels import Slice
 from .orders import Order
-from .problem import Axis, Link, Orders, Problem
+from .problem import Link, Orders, Problem
 from .spelling import Piece, Spelling
 
 
@@ -164,8 +164,3 @@ class _Streams:
     def _sliced(self) -> set[int]:
         numbers = (number for found in self._slices.values() for number in found)
         return {self.problem.find(self.problem.links[n].target.variable) for n in numbers}
-
-
-def padding_of(problem: Problem, axis: Axis, orders: Orders) -> int:
-    """How many channels of an axis are padding."""
-    return int((orders[problem.find(axis.variable)] == PADDING).sum())

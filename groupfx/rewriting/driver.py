@@ -26,6 +26,7 @@ from .graph_pass import GraphPass
 from .operation_pass import OperationPass, Respelled
 from .parallel import merge_parallel
 from .pass_ import Pass, Rewritten, Skip, require_named
+from .places import erase
 from .region_pass import RegionPass
 from .remembering import remember
 from .report import RewrittenSite, SkippedSite
@@ -270,7 +271,7 @@ def _rewrite_site(pass_: Pass[Any], match: _Match) -> RewrittenSite:
     remember(site, made, before)
     made.end.replace_all_uses_with(made.output)
     fragment.stand_in(made.end, made.output)
-    _erase(fragment, made.end, stop=data)
+    erase(fragment, made.end, stop=data)
     return record
 
 
@@ -280,21 +281,6 @@ def _notes(site: Site, made: Rewritten) -> tuple[str, ...]:
     if site.call.computed:
         return (*made.notes, "the weight is computed in each forward and is sliced there")
     return made.notes
-
-
-def _erase(fragment: Fragment, end: fx.Node, stop: fx.Node) -> None:
-    """Erase `end` and what only it needed, back to `stop`."""
-    pending = [end]
-    while pending:
-        node = pending.pop()
-        if node.users or node is stop or node.op in ("placeholder", "output"):
-            continue
-        if node.op == "call_function" and node.is_impure():
-            continue
-        sources = node.all_input_nodes
-        fragment.forget(node)
-        fragment.working.graph.erase_node(node)
-        pending += [source for source in sources if not source.users]
 
 
 def _finish(pass_: Pass[Any], fragment: Fragment, program: Program) -> None:

@@ -26,7 +26,7 @@ from ..state import Rows
 from ..tracing.program import Fragment, Program
 from .folding import operations
 from .leaves import gather_module
-from .places import remove
+from .places import erase, remove
 from .region_pass import RegionPass
 from .report import RewrittenSite, SkippedSite
 from .store import Store
@@ -194,7 +194,7 @@ class _Merging:
                 value = self._behind(stages, value)
         concat.replace_all_uses_with(value)
         self.fragment.stand_in(concat, value)
-        self._erase(concat, source)
+        erase(self.fragment, concat, stop=source)
         return record
 
     def _gathered(self, source: fx.Node) -> fx.Node:
@@ -328,17 +328,6 @@ class _Merging:
 
     def _module(self, path: str) -> nn.Module:
         return self.root.get_submodule(path)
-
-    def _erase(self, end: fx.Node, stop: fx.Node) -> None:
-        pending = [end]
-        while pending:
-            node = pending.pop()
-            if node.users or node is stop or node.op in ("placeholder", "output"):
-                continue
-            sources = node.all_input_nodes
-            self.fragment.forget(node)
-            self.graph.erase_node(node)
-            pending += [each for each in sources if not each.users]
 
 
 _GATHERED = "its parts are in another order than the channels: a gather stays in front of it"

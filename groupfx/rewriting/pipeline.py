@@ -70,17 +70,7 @@ class Pipeline:
         `forward`; where it is None, a shape is inferred and the report says which. Raises
         `ModelError` where the model cannot be opened, and `MismatchError` where the check fails.
         """
-        given, said = module_of(model)
-        example, notes = example_inputs(given, inputs_of(model) if inputs is None else inputs)
-        program = open_model(
-            given,
-            example,
-            way=way,
-            inplace=inplace,
-            whole=self.needs_graph,
-            leaves=self.keeps_whole,
-        )
-        program.notes = (*program.notes, *said, *notes)
+        program = self.opened(model, inputs, way=way, inplace=inplace)
         try:
             return self.run(program, verify=verify, progress=progress)
         except MismatchError as error:
@@ -89,9 +79,33 @@ class Pipeline:
             if reason is None or self.needs_graph or opened != ("auto", "trace", False):
                 raise
         # What a trace computed once, the model computes each time: its own class does.
-        program = open_model(given, example, way="modules")
-        program.notes = (f"not traced: {reason}", *said, *notes)
+        program = self.opened(model, inputs, way="modules")
+        program.notes = (f"not traced: {reason}", *program.notes)
         return self.run(program, verify=verify, progress=progress)
+
+    def opened(
+        self,
+        model: nn.Module,
+        inputs: object = None,
+        *,
+        way: str = "auto",
+        inplace: bool = False,
+        read_only: bool = False,
+    ) -> Program:
+        """`model` as the passes want to see it, with notes on its inputs; see `open_model`."""
+        given, said = module_of(model)
+        example, notes = example_inputs(given, inputs_of(model) if inputs is None else inputs)
+        program = open_model(
+            given,
+            example,
+            way=way,
+            inplace=inplace,
+            read_only=read_only,
+            whole=self.needs_graph,
+            leaves=self.keeps_whole,
+        )
+        program.notes = (*program.notes, *said, *notes)
+        return program
 
     def keeps_whole(self, module: nn.Module) -> bool:
         """Whether a pass wants to see a call of `module` where a trace would look into it."""

@@ -1,6 +1,8 @@
-"""Modules and tensors of a model by their paths: put there, read and taken out."""
+"""Modules and tensors of a model by their paths, and nodes of its graph: put in and taken out."""
 
-from torch import nn
+from torch import fx, nn
+
+from ..tracing.program import Fragment
 
 
 def holding(holder: nn.Module, module: nn.Module) -> nn.Module:
@@ -37,3 +39,18 @@ def remove(root: nn.Module, key: str) -> None:
     holder, name = holder_of(root, key)
     holder._parameters.pop(name, None)
     holder._buffers.pop(name, None)
+
+
+def erase(fragment: Fragment, end: fx.Node, stop: fx.Node) -> None:
+    """Erase `end` and what only it needed, back to `stop`."""
+    pending = [end]
+    while pending:
+        node = pending.pop()
+        if node.users or node is stop or node.op in ("placeholder", "output"):
+            continue
+        if node.op == "call_function" and node.is_impure():
+            continue
+        sources = node.all_input_nodes
+        fragment.forget(node)
+        fragment.working.graph.erase_node(node)
+        pending += [source for source in sources if not source.users]

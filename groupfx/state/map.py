@@ -174,11 +174,16 @@ class StateDictMap:
         for key in self.sources:
             entries = {new: self.entries[new] for new in self.sources[key]}
             original[key] = assembled(key, entries, given, fill=fill, requires=self.requires)
-        for key in sorted(self.dropped if fill is not None else ()):
+        original.update(self._dropped_of(fill))
+        return original
+
+    def _dropped_of(self, fill: Mapping[str, Any] | None) -> dict[str, Any]:
+        """What the rewritten model has no place for, out of a state_dict of the original."""
+        wanted = sorted(self.dropped) if fill is not None else []
+        for key in wanted:
             if fill is None or key not in fill:
                 raise UsageError(f"`fill` has no '{key}'; give a full state_dict of the original")
-            original[key] = fill[key]
-        return original
+        return {} if fill is None else {key: fill[key] for key in wanted}
 
     # Optimisers
 

@@ -80,12 +80,7 @@ class ReversedMap(StateDictMap):
     ) -> dict[str, Any]:
         """As `StateDictMap.to_original`."""
         given = self._require_model().state_dict() if state_dict is None else state_dict
-        original = self.back.convert(given)
-        for key in sorted(self.dropped if fill is not None else ()):
-            if fill is None or key not in fill:
-                raise UsageError(f"`fill` has no '{key}'; give a full state_dict of the original")
-            original[key] = fill[key]
-        return original
+        return self.back.convert(given) | self._dropped_of(fill)
 
     def convert_optimizer(
         self, optimizer: torch.optim.Optimizer, original: nn.Module, *, elementwise: bool = False
