@@ -6,7 +6,7 @@ works out (`auto_pad`), and the size of a transposed convolution's output. A `Wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,17 @@ from .node_names import site_name
 from .pads import Window
 
 CONVS = ("Conv", "ConvTranspose")
+"""Those of numbers in floating point, or dequantised."""
+
+WHOLE = ("ConvInteger", "QLinearConv")
+"""Those that work on whole numbers themselves."""
+
+# Where a convolution has its weight and its bias; ConvInteger has none.
+_OPERANDS: Mapping[str, tuple[int, int]] = {
+    **dict.fromkeys(CONVS, (1, 2)),
+    "ConvInteger": (1, 4),
+    "QLinearConv": (3, 8),
+}
 
 # From this version on, an initialiser that is a graph input too is only a default (IR.md).
 FIRST_IR_WITH_DEFAULTS = 4
@@ -29,7 +40,7 @@ _Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class ConvNode:
-    """One `Conv` or `ConvTranspose` of the main graph.
+    """One convolution of the main graph, of `CONVS` or `WHOLE`.
 
     `window` has what the node says of its windows. `spec.padding` holds the begins of its pads;
     under `auto_pad` SAME_UPPER or SAME_LOWER it is "same". `weight_tensor` and `bias_tensor` are
@@ -86,17 +97,17 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def conv_nodes(
-    model: ir.Model, shapes: Shapes | None = None
+    model: ir.Model, shapes: Shapes | None = None, kinds: Collection[str] = CONVS
 ) -> tuple[tuple[ConvNode, ...], tuple[LeftNode, ...]]:
     """All convolutions of the main graph that can be read, and the grouped ones left alone.
 
     `shapes` are those that shape inference found, by the names of values: it tells what a computed
-    weight looks like where the file does not.
+    weight looks like where the file does not. Operators other than `kinds` are left alone.
     """
     convs: list[ConvNode] = []
     left: list[LeftNode] = []
     for node, name in conv_names(model.graph).items():
-        found = _read(model, node, name, shapes or {})
+        found = _read(model, node, name, shapes or {}, kinds)
         if isinstance(found, ConvNode):
             convs.append(found)
         elif found.groups != 1:
@@ -140,14 +151,16 @@ def is_convolution(node: ir.Node) -> bool:
     return "Conv" in node.op_type
 
 
-def _read(model: ir.Model, node: ir.Node, name: str, shapes: Shapes) -> ConvNode | LeftNode:
+def _read(
+    model: ir.Model, node: ir.Node, name: str, shapes: Shapes, kinds: Collection[str]
+) -> ConvNode | LeftNode:
     groups = _groups(node)
-    if node.domain or node.op_type not in CONVS:
+    if node.domain or node.op_type not in kinds:
         kind = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-        return LeftNode(
-            name, node.op_type, groups, f"{kind} is not split; only Conv and ConvTranspose are"
-        )
-    weight, bias = _input(node, 1), _input(node, 2)
+        *most, last = kinds
+        named = f"{', '.join(most)} and {last}" if most else last
+        return LeftNode(name, node.op_type, groups, f"{kind} is not split; only {named} are")
+    weight, bias = (input_of(node, place) for place in _OPERANDS[node.op_type])
     if weight is None or groups is None:
         return LeftNode(name, node.op_type, groups, "it has no weight, or no number of groups")
     tensor = constant_of(weight, model.ir_version)
@@ -160,7 +173,7 @@ def _read(model: ir.Model, node: ir.Node, name: str, shapes: Shapes) -> ConvNode
         return LeftNode(name, node.op_type, groups, reason)
     window = window_of(node)
     spec = _spec(node, window, shape, groups, bias is not None)
-    misfit = _misfit(node, spec, shape, shapes)
+    misfit = _misfit(node, bias, spec, shape, shapes)
     if misfit is not None:
         return LeftNode(name, node.op_type, groups, misfit)
     return ConvNode(
@@ -175,9 +188,11 @@ def _read(model: ir.Model, node: ir.Node, name: str, shapes: Shapes) -> ConvNode
     )
 
 
-def _misfit(node: ir.Node, spec: ConvSpec, shape: tuple[int, ...], shapes: Shapes) -> str | None:
+def _misfit(
+    node: ir.Node, bias: ir.Value | None, spec: ConvSpec, shape: tuple[int, ...], shapes: Shapes
+) -> str | None:
     """What does not fit the weight of a node, which onnx's checker mostly passes over."""
-    value, bias = _input(node, 0), _input(node, 2)
+    value = input_of(node, 0)
     kernel, pads = _ints(node, "kernel_shape"), _ints(node, "pads")
     given = None if value is None else _channels(value, shapes)
     if given not in (None, spec.in_channels):
@@ -203,8 +218,9 @@ def _channels(value: ir.Value, shapes: Shapes) -> int | None:
     return sizes[1] if isinstance(sizes[1], int) else None
 
 
-def _input(node: ir.Node, index: int) -> ir.Value | None:
-    return node.inputs[index] if index < len(node.inputs) else None
+def input_of(node: ir.Node, place: int) -> ir.Value | None:
+    """An input of a node; None where it has none at that place."""
+    return node.inputs[place] if place < len(node.inputs) else None
 
 
 def window_of(node: ir.Node) -> Window:
@@ -264,6 +280,10 @@ def _shape(
     shape = value.shape
     if shape is not None and shape.is_static():
         return tuple(shape.numpy())
+    node = value.producer()
+    if node is not None and node.op_type == "DequantizeLinear" and node.inputs[0] is not None:
+        stored = node.inputs[0]
+        return _shape(stored, constant_of(stored, FIRST_IR_WITH_DEFAULTS), shapes)
     return shapes.get(value.name or "")
 
 

@@ -1,0 +1,105 @@
+"""Quantised convolutions of an ONNX graph, however they are written.
+
+    qdq            y = QuantizeLinear([Relu](Conv(DequantizeLinear(x), DequantizeLinear(W), ...)))
+    weight only    the same, of a weight alone: x is in floating point
+    QLinearConv    the operator on whole numbers, scales are inputs of its own
+    ConvInteger    sums of products of whole numbers, scales are somebody else's
+
+In a qdq one the bias may be in whole numbers (int32, at the scale of x times that of W) or not, and
+what stands behind may not be quantised. Only the main graph is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from ..graph.conv_nodes import CONVS, WHOLE, ConvNode, Shapes, conv_nodes, input_of
+from .tensors import Array, QuantisedTensor, dequantised, operand, quantised
+
+Layout = Literal["qdq", "weight only", "QLinearConv", "ConvInteger"]
+
+_ACTIVATIONS = frozenset({"Clip", "Relu"})
+"""What a runtime takes into a convolution's kernel: bounds of what it gives."""
+
+
+@dataclass(frozen=True)
+class QuantisedConv:
+    """A convolution whose weight is in whole numbers.
+
+    `data`, `weight` and `bias` are its operands, None where one is absent or in floating point.
+    `behind` are the activations between it and `result`, the quantised value that it ends in; that
+    is None, and there are none, where no QuantizeLinear takes the only value that leaves it.
+    """
+
+    conv: ConvNode
+    layout: Layout
+    data: QuantisedTensor | None
+    weight: QuantisedTensor
+    bias: QuantisedTensor | None
+    behind: tuple[ir.Node, ...] = ()
+    result: QuantisedTensor | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of its site."""
+        return self.conv.name
+
+    @property
+    def bias_reals(self) -> Array | None:
+        """A quantised bias in float64, `[out]`; None where something of it is not constant."""
+        if self.bias is None or self.bias.scale is not None:
+            return None if self.bias is None else self.bias.reals
+        numbers, weight = self.bias.numbers, self.weight.scales
+        data = None if self.data is None else self.data.scales
+        if numbers is None or data is None or weight is None:
+            return None
+        scale = data.astype(np.float64).reshape(()) * weight.astype(np.float64).reshape(-1)
+        return numbers.astype(np.float64) * scale
+
+
+def quantised_convs(model: ir.Model, shapes: Shapes | None = None) -> Iterator[QuantisedConv]:
+    """The quantised convolutions of the main graph, in order."""
+    found = map(quantised_conv, conv_nodes(model, shapes, (*CONVS, *WHOLE))[0])
+    return (conv for conv in found if conv is not None)
+
+
+def quantised_conv(conv: ConvNode) -> QuantisedConv | None:
+    """A convolution as a quantised one; None where its weight is in floating point."""
+    node = conv.node
+    if node.op_type == "QLinearConv":
+        bias = None if conv.bias is None else QuantisedTensor(conv.bias, None, None)
+        result = QuantisedTensor(node.outputs[0], input_of(node, 6), input_of(node, 7))
+        operands = operand(node, 0, 1, 2), operand(node, 3, 4, 5), bias
+        return QuantisedConv(conv, "QLinearConv", *operands, (), result)
+    if node.op_type == "ConvInteger":
+        operands = operand(node, 0, None, 2), operand(node, 1, None, 3), None
+        return QuantisedConv(conv, "ConvInteger", *operands)
+    weight = dequantised(conv.weight)
+    if weight is None:
+        return None
+    data, bias = dequantised(node.inputs[0]), dequantised(conv.bias)
+    layout: Layout = "weight only" if data is None else "qdq"
+    return QuantisedConv(conv, layout, data, weight, bias, *_behind(node))
+
+
+def _behind(conv: ir.Node) -> tuple[tuple[ir.Node, ...], QuantisedTensor | None]:
+    """Activations behind a convolution, and the quantised value that they end in."""
+    between: list[ir.Node] = []
+    value = conv.outputs[0]
+    while len(value.uses()) == 1 and not value.is_graph_output():
+        (use,) = value.uses()
+        if use.idx != 0 or use.node.graph is not conv.graph:
+            break
+        result = quantised(use.node)
+        if result is not None:
+            return tuple(between), result
+        if use.node.domain or use.node.op_type not in _ACTIVATIONS:
+            break
+        between.append(use.node)
+        value = use.node.outputs[0]
+    return (), None

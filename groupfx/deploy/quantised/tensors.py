@@ -1,0 +1,153 @@
+"""Tensors of whole numbers, and the reals that they stand for.
+
+    real = scale * (stored - zero_point)
+
+Scale and zero point are one number for the whole tensor, or one for each position along one
+dimension, such as the output channels of a weight, or one for each block of that many positions
+along it. A zero point that is left out is 0.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ..graph.conv_nodes import FIRST_IR_WITH_DEFAULTS, constant_of, input_of
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+# ONNX Runtime has operators of these names for types that older opsets have none for.
+_DOMAINS = ("", "ai.onnx", "com.microsoft")
+_DEFAULT_AXIS = 1
+
+
+@dataclass(frozen=True)
+class QuantisedTensor:
+    """A value of whole numbers.
+
+    `node` is the DequantizeLinear that reads it, or the QuantizeLinear that makes it; None where an
+    operator works on the numbers themselves. Then `scale` may be None: ConvInteger knows none, and
+    that of a QLinearConv's bias is the product of the two others. `axis`, at least 0, is the
+    dimension that scales go along, None where one is for all; `block` is how many positions along
+    it have one together, 0 where each has its own.
+    """
+
+    stored: ir.Value
+    scale: ir.Value | None
+    zero_point: ir.Value | None
+    axis: int | None = None
+    block: int = 0
+    node: ir.Node | None = None
+
+    @property
+    def tensor(self) -> ir.TensorProtocol | None:
+        """What is stored; None where the graph computes it, or a user may replace it."""
+        return constant_of(self.stored, FIRST_IR_WITH_DEFAULTS)
+
+    @property
+    def numbers(self) -> Array | None:
+        """The whole numbers in their own type; None where they are not constant."""
+        return _array(self.stored)
+
+    @property
+    def scales(self) -> Array | None:
+        """`[]` or `[1]` for one scale, `[positions]` for one each; None where not constant."""
+        return _array(self.scale)
+
+    @property
+    def zero_points(self) -> Array | None:
+        """In the type of the numbers, shaped as the scales are; None if none, or not constant."""
+        return _array(self.zero_point)
+
+    @property
+    def reals(self) -> Array | None:
+        """What the numbers stand for, in float64; None where something is not constant."""
+        numbers, scales, zeros = self.numbers, self.scales, self.zero_points
+        if numbers is None or scales is None or (self.zero_point is not None and zeros is None):
+            return None
+        offset = 0.0 if zeros is None else self._spread(zeros, numbers.shape)
+        return (numbers.astype(np.float64) - offset) * self._spread(scales, numbers.shape)
+
+    def _spread(self, each: Array, shape: tuple[int, ...]) -> Array:
+        """Scales or zero points in float64, so that they broadcast with the numbers."""
+        wide = each.astype(np.float64)
+        if self.axis is None:
+            return wide.reshape(())
+        if self.block:
+            whole = np.repeat(wide, self.block, axis=self.axis)
+            return whole.take(range(shape[self.axis]), axis=self.axis)
+        return wide.reshape(-1, *(1,) * (len(shape) - 1 - self.axis))
+
+
+def dequantised(value: ir.Value | None) -> QuantisedTensor | None:
+    """What a DequantizeLinear makes `value` of; None where none does."""
+    node = None if value is None else value.producer()
+    if node is None or not is_dequantize(node) or node.inputs[0] is None:
+        return None
+    return _read(node, node.inputs[0])
+
+
+def quantised(node: ir.Node) -> QuantisedTensor | None:
+    """What a QuantizeLinear makes; None for any other node."""
+    return _read(node, node.outputs[0]) if is_quantize(node) else None
+
+
+def is_dequantize(node: ir.Node) -> bool:
+    """Whether a node makes reals of whole numbers."""
+    return node.op_type == "DequantizeLinear" and node.domain in _DOMAINS
+
+
+def is_quantize(node: ir.Node) -> bool:
+    """Whether a node makes whole numbers of reals."""
+    return node.op_type == "QuantizeLinear" and node.domain in _DOMAINS
+
+
+def operand(node: ir.Node, stored: int, scale: int | None, zero_point: int) -> QuantisedTensor:
+    """Inputs of an operator on whole numbers, whose scales go along the first dimension.
+
+    The positions are those of the numbers, of their scale and of their zero point.
+    """
+    numbers = input_of(node, stored)
+    assert numbers is not None
+    scales = None if scale is None else input_of(node, scale)
+    zeros = input_of(node, zero_point)
+    along = 0 if any(_size(value) > 1 for value in (scales, zeros)) else None
+    return QuantisedTensor(numbers, scales, zeros, along)
+
+
+def _read(node: ir.Node, stored: ir.Value) -> QuantisedTensor:
+    scale, zero_point = input_of(node, 1), input_of(node, 2)
+    block = node.attributes.get_int("block_size", 0)
+    axis = node.attributes.get_int("axis", _DEFAULT_AXIS)
+    if not block and _size(scale) == 1:
+        return QuantisedTensor(stored, scale, zero_point, node=node)
+    rank = _rank(stored)
+    along = axis if axis >= 0 or rank is None else axis + rank
+    return QuantisedTensor(stored, scale, zero_point, along, block, node)
+
+
+def _array(value: ir.Value | None) -> Array | None:
+    tensor = constant_of(value, FIRST_IR_WITH_DEFAULTS)
+    return None if tensor is None else tensor.numpy()
+
+
+def _size(value: ir.Value | None) -> int:
+    """How many numbers a scale or a zero point has; 1 where nobody knows."""
+    sizes = _sizes(value)
+    return 1 if sizes is None else math.prod(n if isinstance(n, int) else 1 for n in sizes)
+
+
+def _rank(value: ir.Value) -> int | None:
+    sizes = _sizes(value)
+    return None if sizes is None else len(sizes)
+
+
+def _sizes(value: ir.Value | None) -> tuple[int | ir.SymbolicDim, ...] | None:
+    tensor = constant_of(value, FIRST_IR_WITH_DEFAULTS)
+    if tensor is not None:
+        return tuple(tensor.shape.numpy())
+    return None if value is None or value.shape is None else tuple(value.shape)
