@@ -190,8 +190,11 @@ class Float64Runner:
             if self._ran or self._native or isinstance(error, GroupfxError):
                 raise
             # TorchScript and custom operators are out of a function mode's reach.
-            self._wide = _wide_copy(self.model, error)
-            return self._call(self._wide, inputs, seed)
+            wide = _wide_copy(self.model, error)
+            output = self._call(wide, inputs, seed)
+            # Only now: inputs that no copy takes say nothing of the mode.
+            self._wide = wide
+            return output
         self._ran = True
         return output
 

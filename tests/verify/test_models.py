@@ -240,6 +240,20 @@ def test_one_run_that_is_rounded_is_not_identical() -> None:
     assert not verdict.identical
 
 
+def test_a_size_that_the_original_refuses_does_not_change_how_it_is_run() -> None:
+    """Both sides in float64 throughout, though the first size to be tried is none for it."""
+
+    def picky(x: Tensor) -> Tensor:
+        if x.shape[2] != 11:
+            raise ValueError("11 rows")
+        return x.float() * 1.1
+
+    right = Apply(picky)
+    assert compare_models(right, Apply(picky), IMAGES, once=True).identical
+    wrong = Apply(lambda x: picky(x) * (1 + 2e-9))
+    assert not compare_models(right, wrong, IMAGES, once=True).ok
+
+
 def test_models_in_train_mode_are_compared_in_eval_mode() -> None:
     """Dropout and batch statistics would differ at random, or hide what differs."""
     model = nn.Sequential(nn.BatchNorm2d(4), nn.Dropout(), nn.Conv2d(4, 4, 1)).train()
