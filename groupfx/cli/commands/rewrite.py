@@ -4,14 +4,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from ...api.models import make_pipeline, rewrite
-from ...errors import MismatchError, ModelError, UsageError
+from ...errors import MismatchError, UsageError
 from ...files.archive import check_replaceable
 from ...rewriting import Report, Result
 from ...targets import target_named
-from ...tracing.program import copied
 from ..input.files import (
     ONNX,
     STDOUT,
@@ -184,19 +181,10 @@ def _rewrite(options: RewriteCommand, opened: OpenedFile, progress: Advance) -> 
         passes=options.chosen.passes,
         target=options.chosen.target,
         way=options.chosen.way,
-        # The model is nobody else's: one that cannot be copied may be changed.
-        inplace=not _can_be_copied(opened.model),
+        inplace=not opened.copyable,
         verify=not options.no_verify,
         progress=progress,
     )
-
-
-def _can_be_copied(model: nn.Module) -> bool:
-    try:
-        copied(model, share=True)
-    except ModelError:
-        return False
-    return True
 
 
 def _write(options: RewriteCommand, result: Result, prepared: "PreparedExport | None") -> str:

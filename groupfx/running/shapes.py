@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ...errors import UsageError
-from ...running.inputs import MOST_ELEMENTS, ExampleInputs
+from ..errors import UsageError
+from .inputs import MOST_ELEMENTS, ExampleInputs
 
 _FORM = re.compile(r"(?:(?P<name>[^=:,]+)=)?(?:(?P<dtype>[^=:,]+):)?(?P<sizes>[^=:]+)")
 _FORMS = "2,3,32,32 or name=2,3,32,32 or int64:2,16 or name=int64:2,16"
