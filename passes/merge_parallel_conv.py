@@ -9,12 +9,18 @@ in front of all of them alike, such as padding; g what stands behind, such as a 
 (whose channels are put one after another as well) and an activation. Where the parts of x follow
 one another in order, x is read as it is; else a gather stays, which fold-permutations may move.
 
+Branches whose groups are of several sizes stay, unless `unequal` says otherwise: `bucketed` makes
+one convolution for all groups of a size, `padded` one for all, in which the smaller groups are
+filled up with zeros; gathers around them put the channels in order. The norm and the activation
+behind are one again.
+
 No number is computed anew, and `split-grouped-conv` gives the branches back.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from groupfx.parallel.planning import Unequal
 from groupfx.rewriting import unwanted
 from groupfx.rewriting.region_pass import RegionPass
 
@@ -24,11 +30,16 @@ class MergeParallelConv(RegionPass):
     """Parallel convolutions on parts of one value become one grouped convolution."""
 
     refuses = (
-        "branches that differ in anything but their channels, or whose groups have other sizes",
+        "branches that differ in anything but their channels",
+        "branches whose groups have other sizes (unequal=bucketed and unequal=padded take them)",
         "channels that are read twice, or left out between others",
         "a part, or a value inside a branch, that is used elsewhere too",
         "weights that are tied, computed, or under hooks",
     )
+
+    unequal: Unequal = "keep"
+    """what becomes of branches whose groups are of several sizes: they stay, or become one
+    convolution for all groups of a size, or one for all that is filled up with zeros"""
 
     only: tuple[str, ...] = ()
     """patterns of names, of branches or of what they become; the others are skipped"""

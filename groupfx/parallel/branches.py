@@ -146,6 +146,9 @@ class Reader:
             if op.rule == "select" and op.numbers["dim"] == CHANNELS:
                 channels = np.asarray(op.numbers["reads"][place], dtype=np.intp)[read.channels]
                 front = read.front
+            elif op.numbers.get("whole", False):
+                # A cut of another axis that leaves nothing out, as an export writes them.
+                channels, front = read.channels, read.front
             elif op.rule == "select" or (op.rule == "elementwise" and _leaves_channels(op)):
                 # What is cut along other axes is cut alike, whatever the channels are.
                 channels, front = read.channels, (op, *read.front)
@@ -186,16 +189,19 @@ def _with_parameters(op: Operation) -> Stage | None:
     (value,) = op.values.values()
     if value.shape != op.outputs[0].shape:
         return None
-    found: list[tuple[Parameter, int | None]] = []
-    for parameter in op.parameters:
-        dim = len(parameter.shape) - len(value.shape) + CHANNELS
-        if dim < 0 or parameter.shape[dim] == 1:
-            found.append((parameter, None))
-        elif parameter.shape[dim] == value.shape[CHANNELS]:
-            found.append((parameter, dim))
-        else:
-            return None
-    return Stage(op, tuple(found))
+    dims = [(parameter, channel_dim(parameter, value)) for parameter in op.parameters]
+    sizes = {parameter.shape[dim] for parameter, dim in dims if dim is not None}
+    return Stage(op, tuple(dims)) if sizes <= {value.shape[CHANNELS]} else None
+
+
+def channel_dim(parameter: Parameter, value: Value) -> int | None:
+    """The dimension of a parameter that meets the channels of `value`; None where all meet one."""
+    dim = len(parameter.shape) - len(value.shape) + CHANNELS
+    return None if dim < 0 or parameter.shape[dim] == 1 else dim
+
+
+COMMUTATIVE = frozenset({"add", "eq", "max", "maximum", "min", "minimum", "mul", "multiply", "sum"})
+"""Functions of two tensors, whichever comes first."""
 
 
 def common_read(branches: Sequence[Branch]) -> tuple[Read, ...] | None:

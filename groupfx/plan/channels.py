@@ -127,3 +127,16 @@ def _require_permutation(indices: Sequence[int]) -> None:
         f"not a permutation: {len(indices)} entries name {kept} of the channels "
         f"0 ... {len(indices) - 1}; each must appear exactly once"
     )
+
+
+_NO_END = 2**31 - 1
+"""No axis is longer: what a slice that says it ends here or further means by that."""
+
+
+def takes_all(part: slice) -> bool:
+    """Whether a slice takes all of an axis, however long that is."""
+    return (
+        part.start in (None, 0)
+        and part.step in (None, 1)
+        and (part.stop is None or part.stop >= _NO_END)
+    )

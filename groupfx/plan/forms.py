@@ -188,6 +188,11 @@ def plan(structure: BlockStructure, form: PlainForm | Literal["auto"] = "auto") 
     return min(plans, key=_cost)
 
 
+def plan_in_order(structure: BlockStructure, form: Literal["bucketed", "padded"]) -> FormPlan:
+    """The plan that executes the blocks, and the channels of each, in the order that they have."""
+    return _assemble(structure, form, structure.blocks)
+
+
 def choose_form(structure: BlockStructure) -> PlainForm:
     """The form with the fewest MACs; among equals the first of dense, grouped, bucketed, split.
 

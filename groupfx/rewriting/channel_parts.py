@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..convs.calls import attribute
+from ..plan.channels import takes_all
 from .channel_calls import Call, Found, Numbers, Tensors, call_of, first_argument, name_of
 
 
@@ -67,7 +68,7 @@ def _getitem(call: Call) -> Found | None:
     given = _spread(index if isinstance(index, tuple) else (index,), len(call.shape))
     if given is None:
         return None
-    cut = [k for k, g in enumerate(given) if g != slice(None)]
+    cut = [k for k, g in enumerate(given) if not _takes_all(g)]
     if len(cut) != 1:
         return None if any(not isinstance(given[k], slice) for k in cut) else _cut(call, given)
     (dim,), chosen = cut, given[cut[0]]
@@ -76,6 +77,14 @@ def _getitem(call: Call) -> Found | None:
     if isinstance(chosen, slice):
         return _sliced(call, dim, chosen)
     return _chosen(call, dim, chosen)
+
+
+def _takes_all(given: Any) -> bool:
+    """Whether one entry of an index is a slice of all."""
+    if not isinstance(given, slice):
+        return False
+    bounds = (given.start, given.stop, given.step)
+    return all(n is None or isinstance(n, int) for n in bounds) and takes_all(given)
 
 
 def _spread(given: tuple[Any, ...], rank: int) -> tuple[Any, ...] | None:
@@ -100,7 +109,8 @@ def _cut(call: Call, given: tuple[Any, ...]) -> Found | None:
 def _sliced(call: Call, dim: int, part: slice) -> Found | None:
     if any(not (n is None or isinstance(n, int)) for n in (part.start, part.stop, part.step)):
         return None
-    return "select", {"dim": dim, "reads": [np.arange(call.shape[dim])[part]], "slice": True}
+    reads = [np.arange(call.shape[dim])[part]]
+    return "select", {"dim": dim, "reads": reads, "slice": True, "whole": takes_all(part)}
 
 
 def _of_several(call: Call, source: fx.Node, index: Any) -> Found | None:

@@ -3,13 +3,16 @@
 Before:  x[:, part] (or chunk, split, narrow, ...) -> [pad] -> conv -> [norm, activation] -> cat
 After:   [gather] -> [pad] -> conv with the groups of all -> [norm, activation]
 
-The tensors of the branches are put one after another, and each is a row slice of the new ones: the
-map of the rewrite says so the other way round.
+The tensors of the branches are put one after another, and each is a row slice of the new ones, or
+rows and columns of them where groups of several sizes are filled up to one: the map of the rewrite
+says so the other way round.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any, cast
 
@@ -17,16 +20,19 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..convs.calls import ConvCall, Stored, attribute, read_conv
-from ..convs.spec import BATCHNORMS, ConvSpec, describe_branches, module_from_spec, rebuild
-from ..folding.wiring import Operation
-from ..parallel.branches import Branch, Stage
+from ..convs.spec import BATCHNORMS, describe_branches, module_from_spec, rebuild
+from ..folding.wiring import Operation, Parameter, Value
+from ..nn.masked_conv import MASKED
+from ..parallel.branches import COMMUTATIVE, Branch, Stage, channel_dim
 from ..parallel.naming import joint_name
-from ..parallel.planning import ParallelConvs, Refusal, parallel_convs
-from ..state import Rows
+from ..parallel.planning import Member, ParallelConvs, Refusal, parallel_convs
+from ..plan.forms import ConvPlan
+from ..plan.gathers import GatherPlan
+from ..state import Entry, Part, Picked, Rows
 from ..tracing.program import Fragment, Program
 from .folding import operations
 from .leaves import gather_module
-from .places import erase, remove
+from .places import erase, holder_of, remove
 from .region_pass import RegionPass
 from .report import RewrittenSite, SkippedSite
 from .store import Store
@@ -37,6 +43,9 @@ _NO_GRAPH = (
     "it looks at the whole graph, and this model was opened by its modules: open it with "
     "way='export'"
 )
+
+_MAPPED = 2
+"""The map of a state_dict speaks of rows and columns."""
 
 _RANDOM = (
     nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout,
@@ -53,14 +62,15 @@ def merge_parallel(
     (fragment,) = program.fragments
     done: list[RewrittenSite] = []
     left: list[SkippedSite] = []
-    for found in list(parallel_convs(list(operations(program, fragment, store)), _Alike(fragment))):
+    seen = list(operations(program, fragment, store))
+    for found in list(parallel_convs(seen, _Alike(fragment), pass_.unequal)):
         names = [_home(fragment, store, branch) for branch in found.branches]
         name = joint_name(names)
         reason = pass_.declines((name, *names))
-        if isinstance(found, Refusal):
-            left.append(SkippedSite(name, "parallel", pass_.pass_name(), reason or found.reason))
-        elif reason is not None:
-            left.append(SkippedSite(name, "parallel", pass_.pass_name(), reason))
+        if reason is None:
+            reason = found.reason if isinstance(found, Refusal) else _untrainable(fragment, found)
+        if isinstance(found, Refusal) or reason is not None:
+            left.append(SkippedSite(name, "parallel", pass_.pass_name(), reason or ""))
         else:
             done.append(_Merging(fragment, store, found, names).run(pass_))
     if done:
@@ -81,6 +91,19 @@ def _home(fragment: Fragment, store: Store, branch: Branch) -> str:
     return store.home_of(fragment, weight.key, bias.key if isinstance(bias, Stored) else None)
 
 
+def _untrainable(fragment: Fragment, plan: ParallelConvs) -> str | None:
+    """Why zeros that fill up a weight would not stay zeros in training, or None."""
+    call = read_conv(cast(fx.Node, plan.branches[0].conv.node), fragment.working)
+    assert isinstance(call, ConvCall)
+    filled = any(None in columns for conv in plan.form.convs for columns in conv.columns)
+    if not (filled and call.spec.transposed):
+        return None
+    return (
+        "its groups have several numbers of inputs, and no transposed convolution keeps the zeros "
+        "of padding in training; take unequal=bucketed"
+    )
+
+
 class _Alike:
     """Everything that a node says but its channels; None where it draws random numbers."""
 
@@ -95,17 +118,29 @@ class _Alike:
             return self._module(self.root.get_submodule(str(node.target)))
         if "dropout" in str(node.target) or "rrelu" in str(node.target):
             return None
-        values = {value.key for value in op.values.values()}
-        tensors = {id(self.tensor(n)) for n in node.all_input_nodes if n not in values}
-        if tensors:
-            # An element a channel, or one for all: what the graph reads beside its value.
+        said: dict[fx.Node, Hashable] = {}
+        for place, source in enumerate(node.all_input_nodes):
+            held = op.inputs.get(place)
+            if isinstance(held, Parameter) and source.op == "get_attr":
+                said[source] = self._beside(held, op)
+            elif isinstance(held, Value) and held.key is source:
+                said[source] = "the value"
+        if None in said.values() or len(said) < len(node.all_input_nodes):
             return None
-        given = fx.node.map_arg((node.args, node.kwargs), lambda n: "the value")
-        return node.op, node.target, _frozen(given)
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: repr(said[n]))
+        function = op.numbers["function"]
+        if function in COMMUTATIVE and len(args) == 2 and not kwargs:
+            return function, tuple(sorted(map(repr, args)))
+        return node.op, node.target, _frozen(args), _frozen(kwargs)
 
-    def tensor(self, node: fx.Node) -> Tensor | None:
-        """A tensor that the graph holds."""
-        return attribute(self.root, str(node.target)) if node.op == "get_attr" else None
+    def _beside(self, held: Parameter, op: Operation) -> Hashable:
+        """A stored tensor that a function reads beside its value: with an element a channel."""
+        (value,) = op.values.values()
+        dim = channel_dim(held, value)
+        tensor = attribute(self.root, str(held.key))
+        if dim is None or dim >= _MAPPED or max(held.shape[:dim], default=1) > 1:
+            return None
+        return dim, len(held.shape), held.shape[dim + 1 :], *self._tensor(tensor)
 
     def _conv(self, node: fx.Node) -> Hashable:
         call = read_conv(node, self.root)
@@ -118,7 +153,9 @@ class _Alike:
     def _kind(self, source: object) -> Hashable:
         if not isinstance(source, Stored):
             return source is None
-        held = attribute(self.root, source.key)
+        return self._tensor(attribute(self.root, source.key))
+
+    def _tensor(self, held: Tensor) -> tuple[Hashable, ...]:
         return type(held), held.dtype, held.requires_grad, str(held.device)
 
     def _module(self, module: nn.Module) -> Hashable:
@@ -155,7 +192,7 @@ class _Merging:
         self.root, self.graph = fragment.working, fragment.working.graph
         self.homes = homes
         self.name = self._free(joint_name(homes), homes)
-        self.joined: dict[str, Rows] = {}
+        self.joined: dict[str, Entry] = {}
         calls = [read_conv(cast(fx.Node, b.conv.node), self.root) for b in plan.branches]
         self.calls = [call for call in calls if isinstance(call, ConvCall)]
 
@@ -165,31 +202,33 @@ class _Merging:
         source = cast(fx.Node, plan.source.key)
         specs = [call.spec for call in self.calls]
         sides = (sum(s.in_channels for s in specs), sum(s.out_channels for s in specs))
-        spec = specs[0].with_channels(*sides, groups=plan.groups)
+        whole = plan.form.form == "grouped"
+        spec = specs[0].with_channels(*sides, groups=plan.groups if whole else 1)
         record = RewrittenSite(
             name=self.name,
             kind="parallel",
             pass_name=pass_.pass_name(),
             before=describe_branches(each.describe() for each in specs),
-            after=spec.describe(),
-            branches=1,
+            after=spec.describe() if whole else plan.form.describe(),
+            branches=len(plan.form.convs),
             macs=None,
             macs_after=None,
-            notes=() if plan.gather.kind == "identity" else (_GATHERED,),
+            notes=plan.notes(),
             fragment=self.fragment,
             spec=spec,
             input_shape=plan.source.shape,
             start=self.fragment.stands_for(source),
             end=self.fragment.stands_for(concat),
-            brief=spec.brief(),
+            brief=spec.brief() if whole else plan.form.describe(),
             joined=self.joined,
         )
         with self.graph.inserting_before(concat):
-            value = self._gathered(source)
+            value = self._gathered("order", plan.form.input_gather, source)
             for op in plan.front:
                 value = self._again(cast(fx.Node, op.node), value)
-            self._place_conv(spec)
-            value = self.graph.call_module(self.name, (value,))
+            values = [self._conv(conv, value) for conv in plan.form.convs]
+            joint = values[0] if len(values) == 1 else self._concat(values)
+            value = self._gathered("output_order", plan.form.output_gather, joint)
             for stages in zip(*(branch.behind for branch in plan.branches), strict=True):
                 value = self._behind(stages, value)
         concat.replace_all_uses_with(value)
@@ -197,12 +236,11 @@ class _Merging:
         erase(self.fragment, concat, stop=source)
         return record
 
-    def _gathered(self, source: fx.Node) -> fx.Node:
-        if self.plan.gather.kind == "identity":
+    def _gathered(self, suffix: str, gather: GatherPlan, source: fx.Node) -> fx.Node:
+        if gather.kind == "identity":
             return source
-        path = f"{self.name.replace('.', '_')}_order"
-        path = self._free(path, [])
-        self.root.add_submodule(path, gather_module(self.plan.gather).train(self.root.training))
+        path = self._free(f"{self.name.replace('.', '_')}_{suffix}", [])
+        self.root.add_submodule(path, gather_module(gather).train(self.root.training))
         return self.graph.call_module(path, (source,))
 
     def _again(self, node: fx.Node, value: fx.Node) -> fx.Node:
@@ -210,32 +248,58 @@ class _Merging:
         (old,) = node.all_input_nodes
         return self.graph.node_copy(node, lambda n: value if n is old else n)
 
-    def _place_conv(self, spec: ConvSpec) -> None:
-        first = self.calls[0]
+    def _conv(self, conv: ConvPlan, value: fx.Node) -> fx.Node:
+        """The call of a convolution of the form; one of a single branch is that of the branch."""
+        if len(conv.inputs) < len(self.plan.form.input_gather.indices):
+            part = (slice(None), slice(conv.inputs.start, conv.inputs.stop))
+            value = self.graph.call_function(operator.getitem, (value, part))
+        members = self.plan.members(conv)
+        if len(members) == 1 and not conv.padded:
+            call = self.calls[members[0].branch]
+            return self.graph.node_copy(call.node, lambda n: value if n is call.input else n)
+        homes = [self.homes[member.branch] for member in members]
+        name = self.name if len(members) == len(self.calls) else joint_name(homes)
+        place = self._free(name, homes)
+        self._place_conv(place, conv, members, homes)
+        return self.graph.call_module(place, (value,))
+
+    def _concat(self, values: Sequence[fx.Node]) -> fx.Node:
+        return self.graph.call_function(torch.cat, (list(values),), {"dim": 1})
+
+    def _place_conv(
+        self, place: str, plan: ConvPlan, members: Sequence[Member], homes: Sequence[str]
+    ) -> None:
+        calls = [self.calls[member.branch] for member in members]
+        first, spec = calls[0], calls[0].spec
+        spec = spec.with_channels(plan.in_channels, plan.out_channels, groups=plan.groups)
         template = module_from_spec(spec) if first.path is None else self._module(first.path)
-        tensors = {
-            "weight": self._joint("weight", [c.weight for c in self.calls]),
-            "bias": self._joint("bias", [c.bias for c in self.calls]),
-        }
+        tensors = {role: self._joint(place, role, plan, members) for role in ("weight", "bias")}
         numbers = {
             "in_channels": spec.in_channels,
             "out_channels": spec.out_channels,
             "groups": spec.groups,
             "kernel_size": spec.kernel_size,
         }
-        made = rebuild(template, tensors, **numbers)
+        made: Any = rebuild(template, tensors, **numbers)
+        if plan.padded and not spec.transposed:
+            # Whose zeros have no gradient.
+            mask = made.weight.new_zeros(made.weight.shape[:2])
+            for member, call in zip(members, calls, strict=True):
+                weight = attribute(self.root, cast(Stored, call.weight).key)
+                _picked(plan, member, weight, transposed=False).count(mask)
+            made = MASKED[type(made)].of(made, mask != 0)
         if first.path is None:
             made.training = self.root.training
-            held = (source for call in self.calls for source in (call.weight, call.bias))
+            held = (source for call in calls for source in (call.weight, call.bias))
             for source in held:
                 if isinstance(source, Stored):
                     remove(self.root, source.key)
-        self._put(made, self.name, self.homes)
+        self._put(made, place, homes)
 
     def _behind(self, stages: Sequence[Stage], value: fx.Node) -> fx.Node:
         nodes = [cast(fx.Node, stage.op.node) for stage in stages]
         if nodes[0].op != "call_module":
-            return self._again(nodes[0], value)
+            return self._call(stages, value)
         paths = [str(node.target) for node in nodes]
         modules = [self._module(path) for path in paths]
         if type(modules[0]) not in BATCHNORMS:
@@ -249,6 +313,41 @@ class _Merging:
         self._put(rebuild(modules[0], tensors, num_features=width), place, paths)
         return self.graph.call_module(place, (value,))
 
+    def _call(self, stages: Sequence[Stage], value: fx.Node) -> fx.Node:
+        """The function behind the first branch, with what it reads beside its value for all."""
+        first, node = stages[0].op, cast(fx.Node, stages[0].op.node)
+        (old,) = first.values.values()
+        taken = {cast(fx.Node, old.key): value}
+        for place, (parameter, dim) in enumerate(stages[0].parameters):
+            keys = [str(stage.parameters[place][0].key) for stage in stages]
+            (read,) = (n for n in node.all_input_nodes if str(n.target) == str(parameter.key))
+            taken[read] = self.graph.get_attr(self._place_tensor(keys, dim or 0))
+        return self.graph.node_copy(node, lambda n: taken[n])
+
+    def _place_tensor(self, keys: Sequence[str], dim: int) -> str:
+        """Tensors one after another along `dim`, under a name of their own."""
+        place = self._free(joint_name(keys), [])
+        tensors = [attribute(self.root, key) for key in keys]
+        joint = _like(tensors[0], torch.cat([t.detach() for t in tensors], dim))
+        if dim == 0:
+            self._cat(keys, place)
+        else:
+            ends = accumulate(t.shape[dim] for t in tensors)
+            columns = [
+                tuple(range(e - t.shape[dim], e)) for e, t in zip(ends, tensors, strict=True)
+            ]
+            self._note(
+                keys, place, [Picked("", (Part((0,), c),), joint.shape[:2]) for c in columns]
+            )
+        for key in keys:
+            remove(self.root, key)
+        holder, name = holder_of(self.root, place)
+        if isinstance(joint, nn.Parameter):
+            holder.register_parameter(name, joint)
+        else:
+            holder.register_buffer(name, joint)
+        return place
+
     def _joint_of_modules(self, place: str, name: str, paths: Sequence[str]) -> Tensor | None:
         keys = [f"{path}.{name}" for path in paths]
         tensors: list[Any] = [attribute(self.root, key) for key in keys]
@@ -260,29 +359,41 @@ class _Merging:
             return made
         return self._cat(keys, f"{place}.{name}")
 
-    def _joint(self, name: str, sources: Sequence[object]) -> Tensor | None:
+    def _joint(
+        self, place: str, role: str, plan: ConvPlan, members: Sequence[Member]
+    ) -> Tensor | None:
+        """The weights or the biases of the members in one tensor."""
+        sources = [getattr(self.calls[member.branch], role) for member in members]
         if sources[0] is None:
             return None
-        return self._cat([cast(Stored, source).key for source in sources], f"{self.name}.{name}")
+        keys, new = [cast(Stored, source).key for source in sources], f"{place}.{role}"
+        if not plan.padded:
+            return self._cat(keys, new)
+        tensors = [attribute(self.root, key) for key in keys]
+        picked = [
+            _picked(plan, member, tensor, transposed=self.calls[0].spec.transposed)
+            for member, tensor in zip(members, tensors, strict=True)
+        ]
+        self._note(keys, new, picked)
+        made = tensors[0].new_zeros((*picked[0].size, *tensors[0].shape[2:]))
+        for part, tensor in zip(picked, tensors, strict=True):
+            part.put_back(tensor, made)
+        return _like(tensors[0], made)
 
     def _cat(self, keys: Sequence[str], new: str) -> Tensor:
         tensors = [attribute(self.root, key) for key in keys]
         ends = accumulate(map(len, tensors))
         rows = [Rows("", end - len(t), end) for end, t in zip(ends, tensors, strict=True)]
         self._note(keys, new, rows)
-        made = torch.cat([t.detach() for t in tensors])
-        first = tensors[0]
-        if isinstance(first, nn.Parameter):
-            return nn.Parameter(made, requires_grad=first.requires_grad)
-        return made
+        return _like(tensors[0], torch.cat([t.detach() for t in tensors]))
 
-    def _note(self, keys: Sequence[str], new: str, rows: Sequence[Rows]) -> None:
+    def _note(self, keys: Sequence[str], new: str, parts: Sequence[Entry]) -> None:
         """Write down what each of the original's tensors is of the new one."""
-        for key, part in zip(keys, rows, strict=True):
+        full = self.fragment.working_key(new)
+        for key, part in zip(keys, parts, strict=True):
             entry = self.store.entries.pop(self.fragment.working_key(key), None)
             if isinstance(entry, Rows):
-                full = self.fragment.working_key(new)
-                self.joined[entry.key] = Rows(full, part.start, part.stop)
+                self.joined[entry.key] = replace(part, key=full)
 
     def _put(self, module: nn.Module, place: str, gone: Sequence[str]) -> None:
         """`module` at `place`, where the modules, or the tensors, `gone` were."""
@@ -330,4 +441,18 @@ class _Merging:
         return self.root.get_submodule(path)
 
 
-_GATHERED = "its parts are in another order than the channels: a gather stays in front of it"
+def _like(first: Tensor, made: Tensor) -> Tensor:
+    """A parameter where `first` is one."""
+    if isinstance(first, nn.Parameter):
+        return nn.Parameter(made.detach(), requires_grad=first.requires_grad)
+    return made
+
+
+def _picked(plan: ConvPlan, member: Member, tensor: Tensor, *, transposed: bool) -> Picked:
+    """Where the elements of a weight or a bias lie in the tensor of the whole convolution."""
+    if tensor.dim() == 1:
+        return Picked("", (Part(member.outputs),), (plan.out_channels,))
+    rows, others = (plan.out_channels, plan.in_channels)[:: -1 if transposed else 1]
+    taken = member.inputs if transposed else member.outputs
+    columns = tuple(range(tensor.shape[1]))
+    return Picked("", (Part(taken, columns),), (rows, others // plan.groups))

@@ -4,12 +4,16 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+from ..parallel.planning import Unequal
 from .pass_ import Pass, Rewritten, Skip
 from .site import Site
 
 
 class RegionPass(Pass[Any]):
     """A pass whose sites are concatenations of convolutions; both realms find and merge them."""
+
+    unequal: Unequal = "keep"
+    """what becomes of branches whose groups are of several sizes"""
 
     @abstractmethod
     def declines(self, names: Sequence[str]) -> str | None:

@@ -10,7 +10,7 @@ from ..convs.spec import ConvSpec
 from ..folding.fold import Fold
 from ..plan.choice import Choice, expectation
 from ..running.totals import Complexity
-from ..state import Rows
+from ..state import Entry
 from ..toolchains import Obstacle
 from ..tracing.program import Fragment
 from ..verify import Change, ModelVerdict, SiteVerdict
@@ -40,7 +40,7 @@ class RewrittenSite:
     nodes of the reference graph: the convolution, what goes into it, and what was replaced last.
     `brief` is `after` without what `before` says as well, for narrow tables.
     `zeroed` are the entries of the original's tensors that a rewrite with a threshold set to 0.
-    `joined` says, where tensors were put together, which rows of the rewritten model's each of the
+    `joined` says, where tensors were put together, what of the rewritten model's each of the
     original's is.
     `choice` is what the form is expected to take, where it was chosen by that.
     """
@@ -65,7 +65,7 @@ class RewrittenSite:
     observable: bool | None = None
     zeroed: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
     brief: str = ""
-    joined: Mapping[str, Rows] = field(default_factory=dict, repr=False, compare=False)
+    joined: Mapping[str, Entry] = field(default_factory=dict, repr=False, compare=False)
     choice: Choice | None = field(default=None, repr=False, compare=False)
 
     @property

@@ -15,7 +15,9 @@ from torch import nn
 from ..errors import UsageError
 from .fit import listed
 from .map import LoadResult, StateDictMap
-from .rows import Rows
+from .picked import Part, Picked
+from .requirements import Zeros
+from .rows import Entry, Rows
 
 
 class ReversedMap(StateDictMap):
@@ -23,7 +25,8 @@ class ReversedMap(StateDictMap):
 
     Args:
         back: for each key of the original's state_dict, the rows of the rewritten model's tensors
-            that it is. `entries` are those of tensors that stayed as they were.
+            that it is, or what is picked of one in which zeros fill up what no tensor of the
+            original is. `entries` are those of tensors that stayed as they were.
         dropped: keys of the original that the rewritten model has no place for.
         model: the rewritten model.
 
@@ -33,14 +36,14 @@ class ReversedMap(StateDictMap):
 
     def __init__(
         self,
-        back: Mapping[str, Rows],
+        back: Mapping[str, Entry],
         *,
         dropped: Iterable[str] = (),
         model: nn.Module | None = None,
     ) -> None:
         kept = {key: rows for key, rows in back.items() if rows == Rows(key)}
         super().__init__(kept, dropped=dropped, model=model)
-        self.back = StateDictMap(back)
+        self.back = StateDictMap({**back, **_filled_up(back)})
 
     @property
     def keys(self) -> frozenset[str]:
@@ -86,14 +89,14 @@ class ReversedMap(StateDictMap):
         self, optimizer: torch.optim.Optimizer, original: nn.Module, *, elementwise: bool = False
     ) -> torch.optim.Optimizer:
         """As `StateDictMap.convert_optimizer`, where parameters are joined: in one group each."""
-        back = StateDictMap(self.back.entries, model=original)
+        back = self._back_to(original)
         return back.optimizer_to_original(optimizer, self._require_model(), elementwise=elementwise)
 
     def optimizer_to_original(
         self, optimizer: torch.optim.Optimizer, original: nn.Module, *, elementwise: bool = False
     ) -> torch.optim.Optimizer:
         """As `StateDictMap.optimizer_to_original`."""
-        back = StateDictMap(self.back.entries, model=original)
+        back = self._back_to(original)
         return back.convert_optimizer(optimizer, self._require_model(), elementwise=elementwise)
 
     def then(self, following: StateDictMap) -> StateDictMap:
@@ -110,12 +113,16 @@ class ReversedMap(StateDictMap):
     def from_dict(cls, data: Mapping[str, Any], *, model: nn.Module | None = None) -> ReversedMap:
         """Read what `to_dict` wrote. Raises UsageError for anything else."""
         back = StateDictMap.from_dict(data.get("reversed", {}))
-        rows = {key: entry for key, entry in back.entries.items() if isinstance(entry, Rows)}
         dropped = data.get("dropped", ())
         plain = isinstance(dropped, (list, tuple)) and all(isinstance(k, str) for k in dropped)
-        if len(rows) < len(back.entries) or back.requires or not plain:
-            raise UsageError("not a state_dict map: a map backwards holds rows alone")
-        return cls(rows, dropped=dropped, model=model)
+        if back.requires != _filled_up(back.entries) or not plain:
+            raise UsageError(
+                "not a state_dict map: a map backwards asks for zeros of padding alone"
+            )
+        return cls(back.entries, dropped=dropped, model=model)
+
+    def _back_to(self, original: nn.Module) -> StateDictMap:
+        return StateDictMap({**self.back.entries, **self.back.requires}, model=original)
 
     def _named(self, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
         """The entries of a checkpoint under the names of the original."""
@@ -127,6 +134,16 @@ class ReversedMap(StateDictMap):
 
     def _joined(self, given: Mapping[str, Any]) -> dict[str, Any]:
         return self.back.to_original(given)
+
+
+def _filled_up(back: Mapping[str, Entry]) -> dict[str, Zeros]:
+    """Zeros are what no tensor of the original is of a tensor, where some is picked of it."""
+    sizes = {entry.key: entry.size for entry in back.values() if isinstance(entry, Picked)}
+    found = {}
+    for key, (rows, *columns) in sizes.items():
+        whole = Part(tuple(range(rows)), tuple(range(columns[0])) if columns else None)
+        found[f"{key} (padding)"] = Zeros(Picked(key, (whole,), sizes[key]))
+    return found
 
 
 def map_from_dict(data: Mapping[str, Any], *, model: nn.Module | None = None) -> StateDictMap:

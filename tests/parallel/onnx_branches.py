@@ -18,8 +18,9 @@ Behind = Literal["norm", "bias", "relu", "clip", "pool"]
 class Branched:
     """Branches of one convolution each, on `starts` of `size` channels of an input.
 
-    `groups`, `outs` and the kernel are those of each branch. `change` is what is wrong with it, at
-    branch `at`.
+    `groups`, `outs` and the kernel are those of each branch; where `unequal` has an entry for it,
+    inputs, outputs and groups are those, and `starts` are in order. `change` is what is wrong with
+    it, at branch `at`.
     """
 
     channels: int = 12
@@ -36,6 +37,11 @@ class Branched:
     change: str | None = None
     at: int = 1
     seed: int = 0
+    unequal: tuple[tuple[int, int, int], ...] = ()
+
+    def sides(self, k: int) -> tuple[int, int, int]:
+        """Inputs, outputs and groups of branch `k`."""
+        return self.unequal[k] if self.unequal else (self.size, self.outs, self.groups)
 
     def changed(self, **fields: Any) -> Branched:
         """The same with other fields."""
@@ -113,12 +119,16 @@ def _parts(work: _Builder) -> list[str]:
     source = "x"
     starts = list(case.starts)
     if case.change == "shifted":
-        starts[case.at] += 1 if starts[case.at] + case.size < case.channels else -1
+        beyond = starts[case.at] + case.sides(case.at)[0]
+        starts[case.at] += 1 if beyond < case.channels else -1
     if case.change == "read twice":
         starts[case.at] = starts[0]
     if case.cut == "split":
-        sizes = work.numbers("sizes", *[case.size] * (case.channels // case.size))
-        names = [f"part{k}" for k in range(case.channels // case.size)]
+        pieces = [case.size] * (case.channels // case.size)
+        if case.unequal:
+            return _cut_unequal(work)
+        sizes = work.numbers("sizes", *pieces)
+        names = [f"part{k}" for k in range(len(pieces))]
         work.nodes.append(helper.make_node("Split", ["x", sizes], names, name="cut", axis=1))
         order = [names[start // case.size] for start in starts]
         if case.change == "swapped parts":
@@ -132,16 +142,26 @@ def _parts(work: _Builder) -> list[str]:
     return parts
 
 
+def _cut_unequal(work: _Builder) -> list[str]:
+    case = work.case
+    pieces = [case.sides(k)[0] for k in range(len(case.starts))]
+    rest = case.channels - sum(pieces)
+    names = [f"part{k}" for k in range(len(pieces) + bool(rest))]
+    sizes = work.numbers("sizes", *pieces, *([rest] if rest else []))
+    work.nodes.append(helper.make_node("Split", ["x", sizes], names, name="cut", axis=1))
+    return names[: len(pieces)]
+
+
 def _part(work: _Builder, k: int, data: str, start: int) -> str:
     case, name = work.case, f"part{k}"
-    stop = start + case.size
+    stop = start + case.sides(k)[0]
     if case.cut == "gather":
         indices = work.numbers(f"{name}.indices", *range(start, stop))
         return work.node("Gather", [data, indices], name, axis=1)
     if case.cut == "nested" and start + 1 < case.channels:
         wide = [work.numbers(f"{name}.wide{n}", v) for n, v in enumerate((start, 2**31, 1))]
         data = work.node("Slice", [data, *wide], f"{name}.tail")
-        start, stop = 0, case.size
+        start, stop = 0, case.sides(k)[0]
     bounds = [work.numbers(f"{name}.{n}", v) for n, v in enumerate((start, stop, 1))]
     return work.node("Slice", [data, *bounds], name)
 
@@ -156,17 +176,18 @@ def _branch(work: _Builder, k: int, part: str) -> str:
         mode = "edge" if here and case.change == "other pads" else "constant"
         value = work.node("Pad", [value, edges], f"{home}.padded", mode=mode)
     # With a kernel, or a dilation, that reaches further, the sizes stay by wider pads.
-    groups = 1 if here and case.change == "other groups" else case.groups
+    size, outs, groups = case.sides(k)
+    groups = 1 if here and case.change == "other groups" else groups
     wider = here and case.change in ("other kernel", "other dilation")
     kernel = [5 if wider and case.change == "other kernel" else 3] * case.dims
-    rows, columns = (case.size, case.outs) if case.transposed else (case.outs, case.size)
+    rows, columns = (size, outs) if case.transposed else (outs, size)
     inputs = [value, work.held(f"{home}.weight", work.whole(rows, columns // groups, *kernel))]
     if here and case.change == "tied":
         inputs[1] = "convs.0.weight"
     if here and case.change == "computed":
         inputs[1] = work.node("Add", [inputs[1], _largest_of_x(work)], f"{home}.computed")
     if case.bias and not (here and case.change == "no bias"):
-        inputs.append(work.held(f"{home}.bias", work.whole(case.outs)))
+        inputs.append(work.held(f"{home}.bias", work.whole(outs)))
     inside = 1 if not case.pad else 2 * case.transposed
     pads, dilations = inside + wider, 1 + (wider and case.change == "other dilation")
     options = {"group": groups, "pads": [pads] * (2 * case.dims)}
@@ -186,22 +207,22 @@ def _largest_of_x(work: _Builder) -> str:
 
 def _stage(work: _Builder, k: int, stage: Behind, value: str) -> str:
     case, home = work.case, f"{stage}s.{k}"
-    here = k == case.at
+    here, outs = k == case.at, case.sides(k)[1]
     if stage == "norm":
-        variance = np.full(case.outs, 1, dtype=np.float32)
+        variance = np.full(outs, 1, dtype=np.float32)
         given = [
             work.held(f"{home}.{role}", array)
             for role, array in (
-                ("weight", work.whole(case.outs)),
-                ("bias", work.whole(case.outs)),
-                ("running_mean", work.whole(case.outs)),
+                ("weight", work.whole(outs)),
+                ("bias", work.whole(outs)),
+                ("running_mean", work.whole(outs)),
                 ("running_var", variance),
             )
         ]
         epsilon = 1.0 if here and case.change == "other epsilon" else 3.0
         return work.node("BatchNormalization", [value, *given], home, epsilon=epsilon)
     if stage == "bias":
-        added = work.held(f"{home}.added", work.whole(1, case.outs, *[1] * case.dims))
+        added = work.held(f"{home}.added", work.whole(1, outs, *[1] * case.dims))
         return work.node("Add", [added, value] if case.seed % 2 else [value, added], home)
     if stage == "clip":
         highest = 5 if here and case.change == "other clip" else 7

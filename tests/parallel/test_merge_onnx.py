@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from groupfx.deploy.forms.rewrite_onnx import OnnxRewrite, find_onnx, rewrite_graph
 from groupfx.deploy.graph.files import check_onnx, proto_of
+from groupfx.parallel.planning import Unequal
 from groupfx.passes import MergeParallelConv, SplitGroupedConv
 from tests.deploy.forms.foreign_onnx import CASES, run
 from tests.parallel.onnx_branches import Branched, build
@@ -23,10 +24,10 @@ from tests.parallel.onnx_branches import Branched, build
 MERGE = [MergeParallelConv()]
 
 
-def merged(case: Branched) -> tuple[onnx.ModelProto, OnnxRewrite]:
+def merged(case: Branched, unequal: Unequal = "keep") -> tuple[onnx.ModelProto, OnnxRewrite]:
     """The model and its rewrite, which gives the same bits on whole numbers."""
     before = build(case)
-    result = rewrite_graph(ir.from_proto(before), MERGE)
+    result = rewrite_graph(ir.from_proto(before), [MergeParallelConv(unequal=unequal)])
     check_onnx(result.model)
     after = proto_of(result.model)
     for batch in (1, 3):
@@ -200,6 +201,113 @@ def test_a_merge_is_split_into_what_it_was() -> None:
             np.testing.assert_array_equal(value.numpy(), array)
 
 
+UNEQUAL = ((4, 6, 2), (6, 3, 3), (2, 3, 1))
+"""Inputs, outputs and groups of branches, of which the first and the last have like groups."""
+
+WIDE: dict[str, Branched] = {
+    "slices": Branched(starts=(0, 4, 10), unequal=UNEQUAL),
+    "split": Branched(cut="split", starts=(0, 4, 10), unequal=UNEQUAL),
+    "gathers": Branched(cut="gather", starts=(0, 4, 10), unequal=UNEQUAL),
+    "in-another-order": Branched(starts=(8, 2, 0), unequal=UNEQUAL),
+    "of-more-channels": Branched(channels=15, starts=(1, 5, 11), unequal=UNEQUAL),
+    "transposed": Branched(transposed=True, starts=(0, 4, 10), unequal=UNEQUAL),
+    "1-d": Branched(dims=1, bias=False, starts=(0, 4, 10), unequal=UNEQUAL),
+    "norm-and-pad": Branched(
+        starts=(0, 4, 10), unequal=UNEQUAL, pad=True, behind=("norm", "bias", "relu", "clip")
+    ),
+    "outputs": Branched(starts=(0, 4, 8), unequal=((4, 6, 1), (4, 3, 1), (4, 6, 1))),
+    "inputs": Branched(starts=(0, 4, 10), unequal=((4, 2, 1), (6, 2, 1), (2, 2, 1))),
+}
+
+
+@pytest.mark.parametrize("unequal", ["bucketed", "padded"])
+@pytest.mark.parametrize("case", WIDE.values(), ids=WIDE)
+def test_groups_of_several_sizes(case: Branched, unequal: Unequal) -> None:
+    _, result = merged(case, unequal)
+    kind = "ConvTranspose" if case.transposed else "Conv"
+    buckets = len({(i // g, o // g) for i, o, g in case.unequal})
+    if unequal == "bucketed" and buckets == len(case.unequal):
+        (left,) = result.skipped
+        assert "no two of them have groups of one size" in left.reason
+        return
+    (site,) = result.sites
+    assert operators(result.model)[kind] == (buckets if unequal == "bucketed" else 1)
+    assert (site.after or "").startswith(unequal)
+    said = "one convolution for each size" if unequal == "bucketed" else "filled up with zeros, "
+    assert said in site.notes[0]
+    assert all(operators(result.model)[stage] <= 1 for stage in ("Relu", "BatchNormalization"))
+    again = rewrite_graph(result.model, [MergeParallelConv(unequal=unequal)])
+    assert not again.sites
+
+
+def test_padding_is_counted() -> None:
+    """Groups 2->3 beside 2->1, all padded to 2->3: 6 x 2 x 3 products in place of 18 + 6."""
+    _, result = merged(WIDE["slices"], "padded")
+    assert "1.50 x multiply-accumulates" in result.sites[0].notes[0]
+    (conv,) = [node for node in result.model.graph if node.op_type == "Conv"]
+    weight = conv.inputs[1]
+    assert weight is not None
+    assert weight.const_value is not None
+    array = weight.const_value.numpy()
+    assert array.shape == (18, 2, 3, 3)
+    assert np.count_nonzero(array) == (18 + 6) * 9
+
+
+def test_groups_of_several_sizes_stay_unless_asked_for() -> None:
+    _, result = merged(WIDE["slices"])
+    (left,) = result.skipped
+    assert "a group of convs.0 has 2->3 channels, and one of convs.1 2->1" in left.reason
+    assert "unequal=bucketed makes several, unequal=padded fills up with zeros" in left.reason
+
+
+@pytest.mark.parametrize("kind", ["DequantizeLinear", "Cast"])
+@pytest.mark.parametrize("where", ["weight", "bias behind"])
+def test_what_is_made_of_a_constant_is_not_put_together(kind: str, where: str) -> None:
+    """The numbers alone are not the weight: their scale, or their dtype, is in the node."""
+    proto = build(Branched(bias=False, behind=("bias",)))
+    graph, held = proto.graph, {"weight": "convs", "bias behind": "biass"}[where]
+    role = "weight" if where == "weight" else "added"
+    for k in range(3):
+        name = f"{held}.{k}.{role}"
+        (tensor,) = [t for t in graph.initializer if t.name == name]
+        array = onnx.numpy_helper.to_array(tensor)
+        stored = array.astype(np.int8 if kind == "DequantizeLinear" else np.float16)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(stored, f"{name}.stored"))
+        inputs, options = [tensor.name], {"to": onnx.TensorProto.FLOAT} if kind == "Cast" else {}
+        if kind == "DequantizeLinear":
+            scale = onnx.numpy_helper.from_array(np.float32(k + 1), f"{name}.scale")
+            graph.initializer.append(scale)
+            inputs.append(scale.name)
+        graph.node.insert(0, onnx.helper.make_node(kind, inputs, [name], name=name, **options))
+    result = rewrite_graph(ir.from_proto(proto), MERGE)
+    check_onnx(result.model)
+    x = np.random.default_rng(1).integers(-4, 5, (1, 12, 9, 7)).astype(np.float32)
+    for one, other in zip(run(proto, x=x), run(proto_of(result.model), x=x), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert "may not be merged" in result.skipped[0].reason
+
+
+def test_a_part_of_a_split_along_another_axis_is_that_part() -> None:
+    """Each branch takes the second half of the rows of its channels: no first output is taken."""
+    proto = build(Branched(change=None))
+    graph = proto.graph
+    halves = onnx.numpy_helper.from_array(np.array([4, 5], np.int64), "halves")
+    graph.initializer.append(halves)
+    for k in range(3):
+        (conv,) = [n for n in graph.node if n.name == f"convs.{k}"]
+        place = list(graph.node).index(conv)
+        cut = onnx.helper.make_node(
+            "Split", [conv.input[0], "halves"], [f"top{k}", f"bottom{k}"], name=f"cut{k}", axis=2
+        )
+        conv.input[0] = f"bottom{k}"
+        graph.node.insert(place, cut)
+    result = rewrite_graph(ir.from_proto(proto), MERGE)
+    x = np.random.default_rng(1).integers(-4, 5, (1, 12, 9, 7)).astype(np.float32)
+    for one, other in zip(run(proto, x=x), run(proto_of(result.model), x=x), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not result.sites
+
+
 def test_find_tells_what_a_merge_would_do() -> None:
     found = find_onnx(ir.from_proto(build(Branched())), MERGE)
     assert [(site.name, site.kind, site.after) for site in found if site.reason is None] == [
@@ -229,10 +337,20 @@ def near_patterns(draw: st.DrawFn) -> Branched:
     groups, size, outs = draw(st.integers(1, 2)), draw(st.sampled_from([2, 4])), 2
     count = draw(st.integers(2, 4))
     starts = [size * k for k in range(count)]
+    channels = size * (count + draw(st.integers(0, 1)))
+    unequal: tuple[tuple[int, int, int], ...] = ()
     if draw(st.booleans()):
+        sides = st.tuples(st.integers(1, 2), st.integers(1, 2), st.integers(1, 2))
+        drawn = [draw(sides) for _ in range(count)]
+        unequal = tuple((i * g, o * g, g) for i, o, g in drawn)
+        ends = np.cumsum([inputs for inputs, _, _ in unequal]).tolist()
+        starts = [end - inputs for end, (inputs, _, _) in zip(ends, unequal, strict=True)]
+        channels = ends[-1] + draw(st.integers(0, 1))
+    elif draw(st.booleans()):
         starts = draw(st.permutations(starts))
     return Branched(
-        channels=size * (count + draw(st.integers(0, 1))),
+        channels=channels,
+        unequal=unequal,
         size=size,
         starts=tuple(starts),
         groups=groups,
@@ -247,28 +365,32 @@ def near_patterns(draw: st.DrawFn) -> Branched:
                 st.lists(st.sampled_from(["norm", "bias", "relu", "clip"]), max_size=3, unique=True)
             )
         ),
-        change=draw(st.sampled_from(CHANGES)),
+        # No weight is that of branches of two sizes.
+        change=draw(st.sampled_from([c for c in CHANGES if not (unequal and c == "tied")])),
         at=draw(st.integers(1, count - 1)),
         seed=draw(st.integers(0, 1)),
     )
 
 
-def never_wrong(case: Branched) -> None:
-    _, result = merged(case)
+UNEQUAL_OPTIONS: tuple[Unequal, ...] = ("keep", "bucketed", "padded")
+
+
+def never_wrong(case: Branched, unequal: Unequal) -> None:
+    _, result = merged(case, unequal)
     for site in (*result.sites, *result.skipped):
         assert site.name
     for left in result.skipped:
         assert left.reason
 
 
-@given(near_patterns())
+@given(near_patterns(), st.sampled_from(UNEQUAL_OPTIONS))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_no_near_pattern_is_merged_wrongly(case: Branched) -> None:
-    never_wrong(case)
+def test_no_near_pattern_is_merged_wrongly(case: Branched, unequal: Unequal) -> None:
+    never_wrong(case, unequal)
 
 
 @pytest.mark.long
-@given(near_patterns())
+@given(near_patterns(), st.sampled_from(UNEQUAL_OPTIONS))
 @settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_a_thousand_near_patterns(case: Branched) -> None:
-    never_wrong(case)
+def test_a_thousand_near_patterns(case: Branched, unequal: Unequal) -> None:
+    never_wrong(case, unequal)

@@ -20,9 +20,7 @@ from groupfx.errors import MismatchError, UsageError
 from groupfx.passes import MergeParallelConv, SplitGroupedConv
 from groupfx.rewriting import Pipeline
 from groupfx.testing import check_pass
-
-Parts = Callable[[Tensor], Sequence[Tensor]]
-X = torch.randn(2, 12, 9, 7)
+from tests.parallel.torch_branches import Parts, SideBySide, X, three
 
 SPELLINGS: dict[str, Parts] = {
     "slice": lambda x: [x[:, 0:4], x[:, 4:8], x[:, 8:12]],
@@ -39,26 +37,6 @@ SPELLINGS: dict[str, Parts] = {
     "slice-of-slice": lambda x: [x[:, :8][:, :4], x[:, :8][:, 4:], x[:, 8:]],
     "padded-first": lambda x: [F.pad(x[:, 4 * k : 4 * k + 4], (1, 0, 2, 1)) for k in range(3)],
 }
-
-
-class SideBySide(nn.Module):
-    """Three convolutions, each on a part, with something behind each."""
-
-    def __init__(self, parts: Parts, convs: Sequence[nn.Module], behind: Any = None) -> None:
-        super().__init__()
-        self.convs = nn.ModuleList(convs)
-        self.behind = nn.ModuleList(behind or [])
-        self.parts = parts
-
-    def forward(self, x: Tensor) -> Tensor:
-        values = [conv(part) for conv, part in zip(self.convs, self.parts(x), strict=True)]
-        if len(self.behind):
-            values = [self.behind[k](value) for k, value in enumerate(values)]
-        return torch.cat(values, 1)
-
-
-def three(**options: Any) -> list[nn.Module]:
-    return [nn.Conv2d(4, 6, 3, **options) for _ in range(3)]
 
 
 def norms() -> list[nn.Module]:
@@ -83,12 +61,7 @@ def test_however_the_parts_are_written(parts: Parts) -> None:
     assert torch.equal(conv.weight, torch.cat([c.weight for c in model.convs]))
 
 
-# An export writes a list as a tensor that it copies first, and each slice of a slice as a cut of
-# the batch as well, of which other branches have fewer: those two stay as they are.
-EXPORTED = {k: v for k, v in SPELLINGS.items() if k not in ("list", "slice-of-slice")}
-
-
-@pytest.mark.parametrize("parts", EXPORTED.values(), ids=EXPORTED)
+@pytest.mark.parametrize("parts", SPELLINGS.values(), ids=SPELLINGS)
 def test_in_an_exported_graph_too(parts: Parts) -> None:
     model = SideBySide(parts, three()).eval()
     result = groupfx.rewrite(model, X, passes=[MergeParallelConv()], way="export")
@@ -339,6 +312,7 @@ def test_drawn_branches_are_merged_rightly_or_left(data: st.DataObject) -> None:
     count = data.draw(st.integers(2, 4))
     starts = [data.draw(st.integers(0, 8)) for _ in range(count)]
     width = data.draw(st.sampled_from([2, 4]))
+    unequal: Any = data.draw(st.sampled_from(["keep", "bucketed", "padded"]))
     order = data.draw(st.permutations(range(count)))
     convs = [
         nn.Conv2d(width, 2 * width, 1, groups=data.draw(st.sampled_from([1, 2]))) for _ in starts
@@ -347,12 +321,17 @@ def test_drawn_branches_are_merged_rightly_or_left(data: st.DataObject) -> None:
     def parts(x: Tensor) -> list[Tensor]:
         return [x[:, starts[k] : starts[k] + width] for k in order]
 
-    result = groupfx.rewrite(SideBySide(parts, convs).eval(), X, passes=[MergeParallelConv()])
+    pass_ = MergeParallelConv(unequal=unequal)
+    result = groupfx.rewrite(SideBySide(parts, convs).eval(), X, passes=[pass_])
     assert result.report.ok
     ranges = sorted((s, s + width) for s in starts)
     fits = all(a[1] == b[0] for a, b in pairwise(ranges))
-    alike = len({conv.groups for conv in convs}) == 1
-    assert bool(result.report.sites) == (fits and alike)
+    kinds = len({conv.groups for conv in convs})
+    most = {"keep": 1, "bucketed": max(1, len(convs) - 1), "padded": len(convs)}[unequal]
+    assert bool(result.report.sites) == (fits and kinds <= most)
+    back = result.state_dict_map.to_original()
+    before = SideBySide(parts, convs).state_dict()
+    assert all(torch.equal(back[key], value) for key, value in before.items())
 
 
 def swapped_weights(original: Callable[..., Tensor]) -> Callable[..., Tensor]:

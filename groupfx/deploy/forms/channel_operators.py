@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...folding.wiring import Parameter
+from ...plan.channels import takes_all
 from ..graph.conv_nodes import FIRST_IR_WITH_DEFAULTS, constant_of
 
 
@@ -371,10 +372,12 @@ def _slice(seen: Seen, given: Parameters) -> Found | None:
         slice(*part)
         for part in zip(starts, _ends(ends, steps), steps or [1] * len(starts), strict=True)
     ]
-    if len(dims) != 1:
-        return "elementwise", {"dims": dims}
-    reads = np.arange(seen.shape[dims[0]])[parts[0]]
-    return "select", {"dim": dims[0], "reads": [reads], "slice": True}
+    cut = [k for k, part in enumerate(parts) if not takes_all(part)] or [*range(len(parts))][:1]
+    if len(cut) != 1:
+        return "elementwise", {"dims": [dims[k] for k in cut]}
+    dim, part = dims[cut[0]], parts[cut[0]]
+    reads = [np.arange(seen.shape[dim])[part]]
+    return "select", {"dim": dim, "reads": reads, "slice": True, "whole": takes_all(part)}
 
 
 def _ends(ends: Sequence[int], steps: Sequence[int] | None) -> list[int | None]:

@@ -4,6 +4,8 @@ Before:  Split or Slice or Gather of x -> [Pad] -> Conv -> [BatchNormalization, 
 After:   [Gather] -> [Pad] -> Conv with the groups of all -> [BatchNormalization, Add, Relu]
 
 Initialisers of the branches are put one after another along their channels; nothing is computed.
+Where groups of several sizes are merged, there are several convolutions with slices in front and a
+Concat behind, or zeros fill up the smaller groups, and Gathers put the channels in order.
 """
 
 from __future__ import annotations
@@ -15,9 +17,12 @@ import numpy as np
 import onnx_ir as ir
 
 from ...folding.wiring import Operation, Parameter
-from ...parallel.branches import Stage
+from ...parallel.branches import COMMUTATIVE, Stage, channel_dim
 from ...parallel.naming import joint_name
-from ...parallel.planning import ParallelConvs, Refusal, parallel_convs
+from ...parallel.planning import Member, ParallelConvs, Refusal, Unequal, parallel_convs
+from ...plan.channels import Slice
+from ...plan.forms import ConvPlan
+from ...plan.gathers import GatherPlan
 from ..graph.conv_nodes import CONVS, FIRST_IR_WITH_DEFAULTS, constant_of, window_of
 from ..graph.initializers import constant
 from ..graph.metadata import mark, mark_of
@@ -28,9 +33,11 @@ from .splitting import Names, take_over
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def find_parallel(model: ir.Model, shapes: Shapes) -> Iterator[ParallelConvs | Refusal]:
+def find_parallel(
+    model: ir.Model, shapes: Shapes, unequal: Unequal = "keep"
+) -> Iterator[ParallelConvs | Refusal]:
     """Branches of the main graph that are one convolution, and those that only look like it."""
-    return parallel_convs(list(_operations(model, shapes)), _alike)
+    return parallel_convs(list(_operations(model, shapes)), _alike, unequal)
 
 
 def _operations(model: ir.Model, shapes: Shapes) -> Iterator[Operation]:
@@ -61,7 +68,9 @@ def _alike(op: Operation) -> Hashable:
     node = cast(ir.Node, op.node)
     if node.op_type in CONVS:
         weight = op.parameter("weight")
-        assert weight is not None
+        given = [value for value in node.inputs[1:] if value is not None]
+        if weight is None or any(constant_of(v, FIRST_IR_WITH_DEFAULTS) is None for v in given):
+            return None
         window = window_of(node)
         kernel = weight.shape[2:]
         placed = None if window.auto_pad != "NOTSET" else window.declared(len(kernel))
@@ -71,8 +80,14 @@ def _alike(op: Operation) -> Hashable:
         return node.op_type, kernel, _dtype(weight), *map(tuple, sides), *more
     if node.op_type == "Dropout" and len(node.inputs) > _TRAINING_MODE:
         return None
+    if len(node.outputs) > 1 and op.rule == "select":
+        return None
     dims = _channel_dims(node, op)
-    slots = [_slot(value, dims) for value in node.inputs]
+    slots: list[Hashable] = [_slot(value, dims) for value in node.inputs]
+    if None in slots:
+        return None
+    if op.numbers["function"] in COMMUTATIVE:
+        slots.sort(key=repr)
     attributes = sorted((a.name, _attribute(a)) for a in node.attributes.values())
     return node.domain, node.op_type, tuple(attributes), tuple(slots)
 
@@ -92,25 +107,32 @@ def _attribute(attribute: ir.Attr) -> Hashable:
     return tuple(value) if isinstance(value, (list, tuple)) else cast(Hashable, value)
 
 
-def _channel_dims(node: ir.Node, op: Operation) -> dict[Hashable, int | None]:
+def _channel_dims(node: ir.Node, op: Operation) -> dict[Hashable, int]:
     """The dimension with channels of each parameter that has one."""
     if node.op_type == "BatchNormalization":
         return {root_of(value): 0 for value in node.inputs[1:] if value is not None}
     if op.rule != "binary":
         return {}
     (value,) = op.values.values()
-    found = {p.key: len(p.shape) - len(value.shape) + 1 for p in op.parameters}
-    sizes = {p.key: p.shape for p in op.parameters}
-    return {key: d for key, d in found.items() if d >= 0 and sizes[key][d] > 1}
+    dims = {parameter.key: channel_dim(parameter, value) for parameter in op.parameters}
+    return {key: dim for key, dim in dims.items() if dim is not None}
 
 
-def _slot(value: ir.Value | None, dims: dict[Hashable, int | None]) -> Hashable:
-    """What an input is: nothing, numbers for all channels alike, one for each, or computed."""
-    tensor = None if value is None else constant_of(value, FIRST_IR_WITH_DEFAULTS)
-    if value is None or tensor is None:
-        return value is None
+_COMPUTED = "the value"
+
+
+def _slot(value: ir.Value | None, dims: dict[Hashable, int]) -> Hashable:
+    """What an input is: left out, numbers for all channels alike, one for each, or computed.
+
+    None where it is computed of a constant, such as one of another dtype.
+    """
+    if value is None:
+        return "nothing"
+    tensor = constant_of(value, FIRST_IR_WITH_DEFAULTS)
+    if tensor is None:
+        return None if root_of(value) in dims else _COMPUTED
     if root_of(value) in dims:
-        return str(tensor.dtype), dims[root_of(value)]
+        return str(tensor.dtype), dims[root_of(value)] - len(tensor.shape)
     return str(tensor.dtype), tuple(tensor.shape.numpy()), tensor.numpy().tobytes()
 
 
@@ -132,16 +154,22 @@ class _Merging:
     def __init__(self, model: ir.Model, plan: ParallelConvs, names: Names) -> None:
         self.graph, self.plan, self.names = model.graph, plan, names
         self.name = merged_name(plan)
+        self.opset = model.opset_imports.get("", 1)
         self.nodes: list[ir.Node] = []
 
     def run(self) -> None:
         """Make the nodes, put them in, and let the last one take the place of the concatenation."""
         plan, concat = self.plan, cast(ir.Node, self.plan.concat.node)
-        value = self._gathered(cast(ir.Value, plan.source.key))
+        source = cast(ir.Value, plan.source.key)
+        value = self._gathered("input_gather", plan.form.input_gather, source)
         for op in plan.front:
             node = cast(ir.Node, op.node)
             value = self._like(node, [value, *node.inputs[1:]], node.name or "front")
-        value = self._conv(value)
+        values = [self._conv(conv, value) for conv in plan.form.convs]
+        value = values[0]
+        if len(values) > 1:
+            value = self._marked("Concat", values, "concat", ir.AttrInt64("axis", 1))
+        value = self._gathered("output_gather", plan.form.output_gather, value)
         for stages in zip(*(branch.behind for branch in plan.branches), strict=True):
             value = self._behind(value, stages)
         old = concat.outputs[0]
@@ -150,65 +178,109 @@ class _Merging:
         take_over(old, value)
         remove_unused(self.graph)
 
-    def _gathered(self, source: ir.Value) -> ir.Value:
-        gather = self.plan.gather
+    def _gathered(self, suffix: str, gather: GatherPlan, source: ir.Value) -> ir.Value:
         if gather.kind == "identity":
             return source
-        wanted = f"{self.name}.input_gather"
-        indices = constant(self.graph, self.names.value(wanted), np.array(gather.indices))
-        node = ir.Node(
-            "",
-            "Gather",
-            [source, indices],
-            [ir.AttrInt64("axis", 1)],
-            name=self.names.node(wanted),
-        )
-        mark(node, self.name)
-        return self._add(node, f"{wanted}.output")
+        indices = self._numbers(f"{suffix}.indices", gather.indices)
+        return self._marked("Gather", [source, indices], suffix, ir.AttrInt64("axis", 1))
 
-    def _conv(self, value: ir.Value) -> ir.Value:
-        branches = self.plan.branches
+    def _part(self, value: ir.Value, part: Slice, name: str) -> ir.Value:
+        given = {"starts": part.start, "ends": part.stop, "axes": 1}
+        if self.opset < _FIRST_WITH_BOUNDS_AS_INPUTS:
+            attributes = [ir.AttrInt64s(role, [number]) for role, number in given.items()]
+            return self._marked("Slice", [value], name, *attributes)
+        bounds = [self._numbers(f"{name}.{role}", [number]) for role, number in given.items()]
+        return self._marked("Slice", [value, *bounds], name)
+
+    def _conv(self, plan: ConvPlan, value: ir.Value) -> ir.Value:
+        """A convolution of the form."""
+        members = self.plan.members(plan)
+        branches = [self.plan.branches[member.branch] for member in members]
+        name = self.name
+        if len(members) < len(self.plan.branches):
+            name = joint_name([branch.conv.name for branch in branches])
+        if len(plan.inputs) < len(self.plan.form.input_gather.indices):
+            value = self._part(value, plan.inputs, f"{name}.slice")
         first = cast(ir.Node, branches[0].conv.node)
-        inputs: list[ir.Value | None] = [value, self._joined([b.weight for b in branches], 0)]
-        biases = [branch.bias for branch in branches]
-        if None not in biases:
-            inputs.append(self._joined(cast(list[Parameter], biases), 0))
+        inputs: list[ir.Value | None] = [value, self._held(plan, members, "weight")]
+        if branches[0].bias is not None:
+            inputs.append(self._held(plan, members, "bias"))
         attributes = [a for a in first.attributes.values() if a.name != "group"]
-        attributes.append(ir.AttrInt64("group", self.plan.groups))
+        attributes.append(ir.AttrInt64("group", plan.groups))
         node = ir.Node(
             first.domain,
             first.op_type,
             inputs,
             attributes,
             version=first.version,
-            name=self.names.node(self.name),
+            name=self.names.node(name),
         )
         mark(node, self.name)
-        return self._add(node, f"{self.name}.output")
+        return self._add(node, f"{name}.output")
+
+    def _held(self, plan: ConvPlan, members: Sequence[Member], role: str) -> ir.Value:
+        """The weights or the biases of the members in one initialiser."""
+        branches = [self.plan.branches[member.branch] for member in members]
+        parameters = [cast(Parameter, getattr(branch, role)) for branch in branches]
+        if not plan.padded:
+            return self._joined(parameters, [0] * len(parameters))
+        arrays = [_array(parameter) for parameter in parameters]
+        transposed = cast(ir.Node, branches[0].conv.node).op_type == "ConvTranspose"
+        rows, others = (plan.out_channels, plan.in_channels)[:: -1 if transposed else 1]
+        vector = arrays[0].ndim == 1
+        shape = (plan.out_channels,) if vector else (rows, others // plan.groups)
+        made: Array = np.zeros((*shape, *arrays[0].shape[2:]), arrays[0].dtype)
+        for member, array in zip(members, arrays, strict=True):
+            if vector:
+                made[list(member.outputs)] = array
+            else:
+                taken = member.inputs if transposed else member.outputs
+                made[list(taken), : array.shape[1]] = array
+        return self._initializer(parameters, made)
 
     def _behind(self, value: ir.Value, stages: Sequence[Stage]) -> ir.Value:
         nodes = [cast(ir.Node, stage.op.node) for stage in stages]
-        dims = _channel_dims(nodes[0], stages[0].op)
+        dims = [_channel_dims(node, s.op) for node, s in zip(nodes, stages, strict=True)]
+        held = [
+            [root for slot in node.inputs if slot is not None and (root := root_of(slot)) in own]
+            for node, own in zip(nodes, dims, strict=True)
+        ]
         inputs: list[ir.Value | None] = []
-        for slot, held in enumerate(nodes[0].inputs):
-            if held is not None and constant_of(held, FIRST_IR_WITH_DEFAULTS) is None:
+        number = 0
+        for slot in nodes[0].inputs:
+            if slot is not None and constant_of(slot, FIRST_IR_WITH_DEFAULTS) is None:
                 inputs.append(value)
-            elif held is None or root_of(held) not in dims:
-                inputs.append(held)
+            elif slot is None or root_of(slot) not in dims[0]:
+                inputs.append(slot)
             else:
-                keys = [root_of(cast(ir.Value, node.inputs[slot])) for node in nodes]
-                dim = dims[root_of(held)]
-                assert dim is not None
-                inputs.append(self._joined([Parameter(key, ()) for key in keys], dim))
+                keys = [roots[number] for roots in held]
+                along = [own[key] for own, key in zip(dims, keys, strict=True)]
+                inputs.append(self._joined([Parameter(key, ()) for key in keys], along))
+                number += 1
         return self._like(nodes[0], inputs, joint_name([branch_name(node) for node in nodes]))
 
-    def _joined(self, parameters: Sequence[Parameter], dim: int) -> ir.Value:
-        """An initialiser with those of the branches one after another."""
-        values = [cast(ir.Value, parameter.key) for parameter in parameters]
-        tensors = [constant_of(value, FIRST_IR_WITH_DEFAULTS) for value in values]
-        arrays = [tensor.numpy() for tensor in tensors if tensor is not None]
-        wanted = joint_name([value.name or self.name for value in values])
-        return constant(self.graph, self.names.value(wanted), np.concatenate(arrays, axis=dim))
+    def _joined(self, parameters: Sequence[Parameter], dims: Sequence[int]) -> ir.Value:
+        """An initialiser with those of the branches one after another, each along its dimension."""
+        arrays = [_array(parameter) for parameter in parameters]
+        dim, rank = max(dims), max(array.ndim for array in arrays)
+        alike = [array.reshape((1,) * (rank - array.ndim) + array.shape) for array in arrays]
+        return self._initializer(parameters, np.concatenate(alike, axis=dim))
+
+    def _initializer(self, parameters: Sequence[Parameter], array: Array) -> ir.Value:
+        names = [cast(ir.Value, parameter.key).name or self.name for parameter in parameters]
+        return constant(self.graph, self.names.value(joint_name(names)), array)
+
+    def _numbers(self, name: str, numbers: Sequence[int]) -> ir.Value:
+        wanted = self.names.value(f"{self.name}.{name}")
+        return constant(self.graph, wanted, np.array(numbers, np.int64))
+
+    def _marked(
+        self, kind: str, inputs: Sequence[ir.Value], name: str, *attributes: ir.Attr
+    ) -> ir.Value:
+        wanted = f"{self.name}.{name}"
+        node = ir.Node("", kind, inputs, attributes, name=self.names.node(wanted))
+        mark(node, self.name)
+        return self._add(node, f"{wanted}.output")
 
     def _like(self, old: ir.Node, inputs: Sequence[ir.Value | None], wanted: str) -> ir.Value:
         node = ir.Node(
@@ -225,3 +297,13 @@ class _Merging:
         self.nodes.append(node)
         node.outputs[0].name = self.names.value(wanted)
         return node.outputs[0]
+
+
+_FIRST_WITH_BOUNDS_AS_INPUTS = 10
+"""Before, a Slice had them as attributes."""
+
+
+def _array(parameter: Parameter) -> Array:
+    tensor = constant_of(cast(ir.Value, parameter.key), FIRST_IR_WITH_DEFAULTS)
+    assert tensor is not None
+    return tensor.numpy()

@@ -124,7 +124,7 @@ def find_onnx(model: ir.Model, passes: Sequence[Pass[Any]]) -> tuple[OnnxSite, .
         _merged_site(each, pass_, convs)
         for pass_ in passes
         if isinstance(pass_, RegionPass)
-        for each in find_parallel(work, shapes)
+        for each in find_parallel(work, shapes, pass_.unequal)
     ]
     for conv in convs:
         planned = [_plan_site(conv, pass_, shapes).site for pass_ in sited if pass_.wants(conv)]
@@ -229,7 +229,7 @@ def _fold(model: ir.Model, pass_: GraphPass, shapes: Shapes) -> Fold:
 
 def _merge(model: ir.Model, pass_: RegionPass, shapes: Shapes) -> Iterator[OnnxSite]:
     names, convs = Names(model), conv_nodes(model, shapes)[0]
-    for found in list(find_parallel(model, shapes)):
+    for found in list(find_parallel(model, shapes, pass_.unequal)):
         site = _merged_site(found, pass_, convs)
         if isinstance(found, ParallelConvs) and site.reason is None:
             merge(model, found, names)
@@ -251,26 +251,25 @@ def _merged_site(
     if len(specs) < len(named):
         reason = "one of them does not fit its weight"
     groups = sum(spec.groups for spec in specs)
-    sides = (sum(spec.in_channels for spec in specs), sum(spec.out_channels for spec in specs))
-    after = specs[0].with_channels(*sides, groups=groups).describe() if specs else None
+    after, convs_after = None, 0
+    notes: tuple[str, ...] = ()
+    if isinstance(found, ParallelConvs) and reason is None:
+        sides = (sum(spec.in_channels for spec in specs), sum(spec.out_channels for spec in specs))
+        merged = specs[0].with_channels(*sides, groups=groups)
+        after = merged.describe() if found.form.form == "grouped" else found.form.describe()
+        convs_after, notes = len(found.form.convs), found.notes()
     return OnnxSite(
         name=name,
         kind="parallel",
         groups=groups,
         before=describe_branches(spec.describe() for spec in specs),
-        after=after if reason is None else None,
-        branches=1 if reason is None else 0,
+        after=after,
+        branches=convs_after,
         macs=None,
-        notes=_gather_notes(found),
+        notes=notes,
         reason=reason,
         pass_name=pass_.pass_name(),
     )
-
-
-def _gather_notes(found: ParallelConvs | Refusal) -> tuple[str, ...]:
-    if isinstance(found, Refusal) or found.gather.kind == "identity":
-        return ()
-    return ("its parts are in another order than the channels: a gather stays in front of it",)
 
 
 def _carry_out(model: ir.Model, planned: Sequence[_Planned]) -> None:
