@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
@@ -34,7 +33,7 @@ from ...version import __version__
 from ..forms.fastest import Blocks, Fastest, fastest_forms
 from ..forms.forming import apply_form
 from ..forms.splitting import split_conv
-from ..graph.batchnorm import fold_batchnorms
+from ..graph.batchnorm import drop_zero_bias, fold_batchnorms
 from ..graph.channel_order import write_orders
 from ..graph.conv_nodes import CONVS, ConvNode, conv_nodes
 from ..graph.files import PRODUCER
@@ -214,7 +213,8 @@ def _mark_convs(model: ir.Model, traced: TracedModel) -> Mapping[str, Any]:
         _mark_pad(node, name)
         node.name = name.name
         if not name.bias:
-            _drop_bias(model.graph, node)
+            # The exporter adds zeros where there is none.
+            drop_zero_bias(model.graph, node)
         _name_weight(model.graph, node, name.name)
     return {name.name: name.form for name in names if name.form is not None}
 
@@ -264,16 +264,6 @@ def _name_weight(graph: ir.Graph, node: ir.Node, site: str) -> None:
 
 def _groups(node: ir.Node) -> int:
     return node.attributes["group"].as_int() if "group" in node.attributes else 1
-
-
-def _drop_bias(graph: ir.Graph, node: ir.Node) -> None:
-    """Remove the zeros that the exporter adds where there is no bias."""
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
-    if bias is None or bias.const_value is None or np.any(bias.const_value.numpy()):
-        return
-    node.resize_inputs(2)
-    if not bias.uses() and bias.name is not None:
-        graph.initializers.pop(bias.name, None)
 
 
 def _blocks_in(forms: Mapping[str, Any]) -> Blocks:

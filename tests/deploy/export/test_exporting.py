@@ -216,6 +216,20 @@ def test_a_batchnorm_is_folded_by_the_formula(transposed: bool, bias: bool, tmp_
         assert np.array_equal(held[name], value.float().numpy()), name
 
 
+@pytest.mark.parametrize("mean", [0.0, 0.5])
+def test_a_bias_of_zeros_is_left_out(mean: float, tmp_path: Path) -> None:
+    conv, norm = nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5)
+    nn.init.constant_(conv.bias, 0.5)
+    assert norm.running_mean is not None
+    nn.init.constant_(norm.running_mean, mean)
+    model, x, path = nn.Sequential(conv, norm).eval(), torch.randn(2, 4, 5, 6), tmp_path / "m.onnx"
+    groupfx.export(model, (x,), path)
+    (node,) = onnx.load(path).graph.node
+    assert len(node.input) == (2 if mean == 0.5 else 3)
+    assert len(onnx.load(path).graph.initializer) == len(node.input) - 1
+    assert_computes(path, model, x)
+
+
 def test_a_batchnorm_that_float16_cannot_hold_folded_stays(tmp_path: Path) -> None:
     model, path = net(eps=1e-10), tmp_path / "m.onnx"
     with torch.no_grad():
