@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -14,9 +15,11 @@ from .machine import Machine
 from .packing import pack_bins
 from .recipes import merge_counts, recipe_plan
 
-# What a form must save to be taken: the model is right to about a tenth, and to a microsecond.
+# What a form must save to be taken: the model is right to about a tenth, and to a microsecond. What
+# is copied for it can take twice as long, by what else uses the memory.
 _LEAST_SAVING = 0.07
 _LEAST_MICROSECONDS = 1.5
+_OF_MOVES = 0.3
 # That of eager PyTorch only to a factor of 1.5, or for 1x1 kernels of 2: a MobileNetV2 that it
 # expected at 0.61 of masked dense took 0.98.
 _LEAST_EAGER_SAVING, _LEAST_POINTWISE_SAVING = 0.35, 0.5
@@ -40,28 +43,40 @@ class Choice:
         return self.time / self.untouched
 
 
-def choose(structure: BlockStructure, work: Work, machine: Machine | None = None) -> Choice:
+def choose(structure: BlockStructure, *works: Work, machine: Machine | None = None) -> Choice:
     """The form of learned groups that is expected to be fastest in ONNX Runtime.
 
     Dense, the mask folded into the weight, is taken unless another form saves a share that the
-    model can be trusted for.
+    model can be trusted for: in each of `works`, which differ in their batch. The times of the
+    choice are those of the first of them.
     """
-    price = OnnxRuntime(work, machine or Machine())
+    dense = [
+        OnnxRuntime(work, machine or Machine(), read_channels=structure.in_channels)
+        for work in works
+    ]
     # As if the other layers shrank as much as this one.
-    smaller = replace(price, share=structure.exact_macs / structure.dense_macs)
-    return _best(structure, "dense", price, smaller, recipes(structure, smaller))
+    share = structure.exact_macs / structure.dense_macs
+    smaller = [replace(price, share=share) for price in dense]
+    found = dict(each for price in smaller for each in recipes(structure, price))
+    return _best(structure, "dense", dense, smaller, found.items())
 
 
-def choose_groups(structure: BlockStructure, work: Work, machine: Machine | None = None) -> Choice:
+def choose_groups(
+    structure: BlockStructure, *works: Work, machine: Machine | None = None
+) -> Choice:
     """The form of groups that an author wrote, which stay as they are unless another saves enough.
 
     They are merged into fewer, or one, with zeros between them: more products, in the blocked
     layout.
     """
-    price = OnnxRuntime(work, machine or Machine())
-    merged = [f"merge {by}" for by in merge_counts(structure, price.block)] if price.block else []
+    prices = [
+        OnnxRuntime(work, machine or Machine(), read_channels=structure.in_channels)
+        for work in works
+    ]
+    block = prices[0].block
+    merged = [f"merge {by}" for by in merge_counts(structure, block)] if block else []
     found = ((recipe, recipe_plan(recipe, structure)) for recipe in (*merged, "dense"))
-    return _best(structure, "grouped", price, price, found)
+    return _best(structure, "grouped", prices, prices, found)
 
 
 def choose_eager(structure: BlockStructure, work: Work) -> Choice:
@@ -70,11 +85,11 @@ def choose_eager(structure: BlockStructure, work: Work) -> Choice:
     That is one of `groupfx.plan.forms`; dense, the mask folded into the weight, where no other
     saves enough.
     """
-    price = Eager(work)
+    prices = [Eager(work)]
     plain = (form for form in FORMS if form != "grouped" or structure.equal)
     found = ((form, recipe_plan(form, structure)) for form in plain)
     least = _LEAST_POINTWISE_SAVING if work.taps == 1 else _LEAST_EAGER_SAVING
-    return _best(structure, "dense", price, price, found, least)
+    return _best(structure, "dense", prices, prices, found, least)
 
 
 class Price(Protocol):
@@ -83,28 +98,41 @@ class Price(Protocol):
     def site(self, plan: FormPlan, in_channels: int) -> float:
         """Microseconds of a site that reads `in_channels`, in the form of `plan`."""
 
+    def products(self, plan: FormPlan) -> float:
+        """Microseconds of its convolutions alone."""
+
 
 def _best(
     structure: BlockStructure,
     untouched: str,
-    price: Price,
-    others: Price,
+    prices: Sequence[Price],
+    others: Sequence[Price],
     candidates: Iterable[tuple[str, FormPlan]],
     least: float = _LEAST_SAVING,
 ) -> Choice:
-    """What takes least, if that saves enough of what `untouched` does."""
+    """What takes least, if that saves enough of what `untouched` does, by each of the prices.
+
+    They are those of what is there and, one by one, those of `others`.
+    """
     channels = structure.in_channels
     there = recipe_plan(untouched, structure)
-    time = price.site(there, channels)
-    best = Choice(untouched, there, time, time)
+    times = [price.site(there, channels) for price in prices]
+    best, ratio = Choice(untouched, there, times[0], times[0]), 1.0
     for recipe, plan in candidates:
-        own = others.site(plan, channels)
-        saved = time - own
-        if saved < max(least * time, _LEAST_MICROSECONDS):
+        own = [price.site(plan, channels) for price in others]
+        both = list(zip(others, own, times, strict=True))
+        if not all(_pays(price, plan, new, old, least) for price, new, old in both):
             continue
-        if own < best.time:
-            best = Choice(recipe, plan, own, time)
+        found = math.prod(new / old for _, new, old in both)
+        if found < ratio:
+            best, ratio = Choice(recipe, plan, own[0], times[0]), found
     return best
+
+
+def _pays(price: Price, plan: FormPlan, new: float, old: float, least: float) -> bool:
+    """Whether a site of `new` microseconds is surely faster than one of `old`."""
+    unsure = _OF_MOVES * max(new - price.products(plan), 0.0)
+    return old - new >= max(least * old, _LEAST_MICROSECONDS, unsure)
 
 
 def expectation(choices: Sequence[Choice]) -> str:

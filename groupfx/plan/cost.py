@@ -40,8 +40,7 @@ _FILTERS_AT_A_TIME = 4
 _NARROW = 9
 _STAYS = 4
 _ELEMENT = 4
-# Bytes: what a copy may be large and still hit the second cache; a way of the first.
-_NEAR = 4 << 20
+# Bytes of a way of the first cache.
 _ALIAS = 4096
 # Shape, Slice, Slice, Concat, Expand.
 _CONSTANT_NODES = 5
@@ -82,11 +81,15 @@ class Work:
 
 @dataclass(frozen=True)
 class OnnxRuntime:
-    """The cost of the parts of a site, in microseconds. `share` of the model's weights is left."""
+    """The cost of the parts of a site, in microseconds. `share` of the model's weights is left.
+
+    `read_channels` is how many channels the site reads, of which each of its pieces takes some.
+    """
 
     work: Work
     machine: Machine = field(default_factory=Machine)
     share: float = 1.0
+    read_channels: int = 0
 
     @property
     def block(self) -> int:
@@ -96,21 +99,25 @@ class OnnxRuntime:
     def site(self, plan: FormPlan, in_channels: int) -> float:
         """The whole site, which reads `in_channels`, in the form of `plan`."""
         layouts = [self._layout_of(conv) for conv in plan.convs]
-        total = self._moved(plan.input_gather, self._read)
+        total = self._moved(plan.input_gather, self._read, in_channels)
         as_it_is = self._reads_as_it_is(plan)
         if not as_it_is:
             total += self._leaves(in_channels * self._read, self.work.read_positions)
         for conv, layout in zip(plan.convs, layouts, strict=True):
-            total += self._source(plan, conv)
+            total += self._source(plan, conv, in_channels)
             total += 0 if as_it_is else self._enter(conv.in_channels, layout)
             total += self.conv(conv.in_channels, conv.out_channels, conv.groups)
         return total + self._joining(plan, layouts)
+
+    def products(self, plan: FormPlan) -> float:
+        """The convolutions of the site alone, without what is moved for them."""
+        return sum(self.conv(c.in_channels, c.out_channels, c.groups) for c in plan.convs)
 
     def piece(self, piece: Piece, bins: int = 1) -> float:
         """One conv of `bins` equal bins, from its gather to its part of the concatenation."""
         columns, rows = piece.columns * bins, piece.rows * bins
         layout = self.layout(columns, rows, bins)
-        total = self._gather(columns, columns * self._read)
+        total = self._gather(columns, self._read, self.read_channels)
         total += self._enter(columns, layout) + self.conv(columns, rows, bins)
         if piece.added:
             return total + (self._copy(rows * self._written) if layout == "plain" else 0)
@@ -142,7 +149,9 @@ class OnnxRuntime:
         if layout == "plain":
             # A product reads its weights from end to end, and computes meanwhile.
             product = groups * self._product(read, filters)
-            return node + max(product, weights) + groups * self._unfold(read)
+            values = inputs * self._read
+            streamed = values * self._each(0, values) / 1e3
+            return node + max(product, weights) + groups * self._unfold(read) + streamed
         if read == filters == 1:
             time = outputs * self.work.taps * self._written / self.machine.depthwise / 1e3
         else:
@@ -204,10 +213,17 @@ class OnnxRuntime:
     def _read(self) -> int:
         return self.work.read_positions * self.work.batch
 
-    def _copy(self, values: int) -> float:
+    def _each(self, near: float, values: int) -> float:
+        """Nanoseconds for each value out of a tensor of `values`, which take `near` in a cache."""
         machine = self.machine
-        far = values * _ELEMENT > _NEAR
-        return machine.node + values * (machine.move_far if far else machine.move) / 1e3
+        beyond = math.log(max(values, 1) * _ELEMENT / machine.near_bytes)
+        share = min(max(beyond / math.log(machine.far_bytes / machine.near_bytes), 0.0), 1.0)
+        return near + share * max(machine.far - near, 0.0)
+
+    def _copy(self, values: int, source: int = 0) -> float:
+        """A copy of `values` out of a tensor of `source`, where that is larger."""
+        each = self._each(self.machine.move, max(values, source))
+        return self.machine.node + values * each / 1e3
 
     def _enters(self, values: int) -> float:
         """A change from the plain layout into the blocked one."""
@@ -219,31 +235,34 @@ class OnnxRuntime:
             return 0
         machine = self.machine
         aliased = positions * _ELEMENT % _ALIAS == 0
-        each = machine.reorder_aliased if aliased else machine.reorder
+        each = self._each(machine.reorder_aliased if aliased else machine.reorder, values)
         return machine.node + values * each / 1e3
 
-    def _gather(self, channels: int, values: int) -> float:
-        return self._copy(values) + channels * self.work.batch * self.machine.pick
+    def _gather(self, channels: int, positions: int, source: int) -> float:
+        """So many channels out of `source` channels."""
+        picked = channels * self.work.batch * self.machine.pick
+        return self._copy(channels * positions, source * positions) + picked
 
     def _enter(self, inputs: int, layout: Layout) -> float:
         """What brings a gathered or sliced tensor into the layout of its convolution."""
         return self._enters(inputs * self._read) if layout == "blocked" else 0
 
-    def _moved(self, gather: GatherPlan, positions: int) -> float:
+    def _moved(self, gather: GatherPlan, positions: int, source: int) -> float:
         channels = len(gather.indices)
         if gather.kind == "identity":
             return 0
         if gather.kind == "gather":
-            return self._gather(channels, channels * positions)
+            return self._gather(channels, positions, source)
         return _TRANSPOSE_NODES * self.machine.node + self._copy(2 * channels * positions)
 
-    def _source(self, plan: FormPlan, conv: ConvPlan) -> float:
+    def _source(self, plan: FormPlan, conv: ConvPlan, in_channels: int) -> float:
         """What picks the conv's inputs of what is read."""
         if conv.source is not None:
-            return self._moved(conv.source, self._read)
-        if len(conv.inputs) == len(plan.input_gather.indices):
+            return self._moved(conv.source, self._read, in_channels)
+        gathered = len(plan.input_gather.indices)
+        if len(conv.inputs) == gathered:
             return 0
-        return self._copy(conv.in_channels * self._read)
+        return self._copy(conv.in_channels * self._read, gathered * self._read)
 
     def _joining(self, plan: FormPlan, layouts: Sequence[Layout]) -> float:
         """Everything behind the convolutions, until the result is as a dense one would leave it."""
@@ -276,7 +295,8 @@ class OnnxRuntime:
         written = len(plan.output_gather.indices) * self._written
         back = self._enters(written) if outside or not identity else 0
         unfused = self._copy(written)
-        return total + self._moved(plan.output_gather, self._written) + back + unfused
+        moved = self._moved(plan.output_gather, self._written, plan.result_channels)
+        return total + moved + back + unfused
 
 
 def likely_slower(structure: BlockStructure, form: FormPlan, work: Work) -> str | None:

@@ -59,6 +59,10 @@ class Eager:
             total += self._copy(plan.result_channels * self._written) + (parts - 1) * _NORM
         return total + self._moved(plan.output_gather, work.positions)
 
+    def products(self, plan: FormPlan) -> float:
+        """The convolutions of the site alone."""
+        return sum(map(self.conv, plan.convs))
+
     def conv(self, conv: ConvPlan) -> float:
         """One convolution."""
         groups, taps, pointwise = conv.groups, self.work.taps, self.work.taps == 1

@@ -31,11 +31,12 @@ class Machine:
     `plain_half` filters; `unfold` is what im2col takes for a value: nanoseconds, and as much again
     by the width of the map.
 
-    A node costs `node`. In nanoseconds a value, `move` is a copy of it, `move_far` one of a tensor
-    beyond the second cache; `reorder` brings it into or out of the blocked layout, and takes it out
-    in `reorder_aliased` where the maps of all channels begin at one place of the first cache;
-    `pick` (microseconds) finds one channel of a gather. Weights stream in at `cold` from memory, at
-    `warm` where all of the model's fit into `cache` bytes.
+    A node costs `node`. In nanoseconds a value, `move` is a copy of it; `reorder` brings it into or
+    out of the blocked layout, and takes it out in `reorder_aliased` where the maps of all channels
+    begin at one place of the first cache; `far` is what each of them takes, and what a product
+    takes to read a value, out of a tensor of `far_bytes` or more, nothing of the kind up to
+    `near_bytes`; `pick` (microseconds) finds one channel of a gather. Weights stream in at `cold`
+    from memory, at `warm` where all of the model's fit into `cache` bytes.
     """
 
     block: int = 16
@@ -61,9 +62,11 @@ class Machine:
     unfold: tuple[float, float] = (0.12, 2.4)
     node: float = 1.0
     move: float = 0.06
-    move_far: float = 0.11
     reorder: float = 0.08
     reorder_aliased: float = 0.15
+    far: float = 0.25
+    near_bytes: int = 1 << 20
+    far_bytes: int = 8 << 20
     pick: float = 0.003
     cold: float = 36
     warm: float = 200

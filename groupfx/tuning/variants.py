@@ -44,7 +44,8 @@ class SiteChoices:
 
 def site_choices(site: TunedSite, machine: Machine) -> SiteChoices:
     """The recipes that are worth trying at `site`, and the model's own choice."""
-    price, channels = OnnxRuntime(site.work, machine), site.structure.in_channels
+    channels = site.structure.in_channels
+    price = OnnxRuntime(site.work, machine, read_channels=channels)
     untouched = recipe_plan(site.untouched, site.structure)
     base = price.site(untouched, channels)
     plans: dict[FormPlan, str] = {untouched: site.untouched}
@@ -57,13 +58,14 @@ def site_choices(site: TunedSite, machine: Machine) -> SiteChoices:
     )
     kept = tuple(recipe for time, recipe in priced if time <= _HOPELESS * base)
     choice = (choose if site.untouched == "dense" else choose_groups)(
-        site.structure, site.work, machine
+        site.structure, site.work, machine=machine
     )
     return SiteChoices(site, kept, choice.recipe, choice.time, base)
 
 
 def _candidates(site: TunedSite, machine: Machine) -> Iterator[tuple[str, FormPlan]]:
-    structure, price = site.structure, OnnxRuntime(site.work, machine)
+    structure = site.structure
+    price = OnnxRuntime(site.work, machine, read_channels=structure.in_channels)
     smaller = replace(price, share=structure.exact_macs / structure.dense_macs)
     yield from recipes(structure, smaller)
     if site.untouched == "grouped":

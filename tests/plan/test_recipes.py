@@ -32,7 +32,7 @@ def test_a_choice_is_made_again_from_its_recipe(
     mask: Ints, taps: int, positions: int, block: int
 ) -> None:
     structure, work = cover(mask), Work(taps, positions)
-    found = choose(structure, work, Machine(block=block))
+    found = choose(structure, work, machine=Machine(block=block))
     assert recipe_plan(found.recipe, structure) == found.plan
     price = OnnxRuntime(work, Machine(block=block))
     packed = pack_bins(structure, price)

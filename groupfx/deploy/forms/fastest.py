@@ -8,8 +8,8 @@ saves enough.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -22,6 +22,8 @@ from ..graph.conv_nodes import ConvNode, Shapes, conv_nodes
 
 Blocks = Callable[[ConvNode], BlockStructure | None]
 """The blocks of a convolution that learned its groups; None for every other."""
+
+_OF_OPEN = (1, 16)
 
 
 @dataclass(frozen=True)
@@ -84,22 +86,25 @@ def fastest_forms(
     machine = machine or Machine()
     convs, _ = conv_nodes(model, shapes)
     weights = sum(conv.weight_tensor.nbytes for conv in convs if conv.weight_tensor is not None)
+    batches = _batches(model)
     learned, merged, kept = dict[str, FormPlan](), dict[str, FormPlan](), 0
     time = untouched = 0.0
     for conv in convs:
-        spec, work, structure = conv.spec, _work(conv, weights, shapes or {}), blocks(conv)
+        spec, structure = conv.spec, blocks(conv)
+        works = _works(conv, weights, shapes or {}, batches)
         choice: Choice | None = None
         if structure is not None:
             learned[conv.name] = plan(structure, "dense")
-            if work is not None and structure.blocks:
-                choice = choose(structure, work, machine)
+            if works and structure.blocks:
+                choice = choose(structure, *works, machine=machine)
         elif _has_groups(conv):
             kept += 1
-            if work is not None and conv.constant:
+            if works and conv.constant:
                 groups = BlockStructure.of_groups(spec.in_channels, spec.out_channels, spec.groups)
-                choice = choose_groups(groups, work, machine)
-        elif work is not None:
-            own = OnnxRuntime(work, machine).conv(spec.in_channels, spec.out_channels, spec.groups)
+                choice = choose_groups(groups, *works, machine=machine)
+        elif works:
+            price = OnnxRuntime(works[0], machine)
+            own = price.conv(spec.in_channels, spec.out_channels, spec.groups)
             time, untouched = time + own, untouched + own
         if choice is None:
             continue
@@ -117,20 +122,29 @@ def _has_groups(conv: ConvNode) -> bool:
     return 1 < spec.groups < spec.in_channels and not spec.transposed
 
 
-def _work(conv: ConvNode, weights: int, shapes: Shapes) -> Work | None:
-    """What the convolution has to do for one sample; None where the graph does not say."""
-    sizes = [_positions(value, shapes) for value in (conv.node.outputs[0], conv.node.inputs[0])]
-    if None in sizes or conv.weight_tensor is None:
-        return None
-    written, read = sizes
-    assert written is not None
-    return Work(
+def _batches(model: ir.Model) -> Sequence[int]:
+    """The batch of a model; where it is open, one sample and many, for both of which forms are to
+    be good.
+    """
+    firsts = {value.shape[0] for value in model.graph.inputs if value.shape}
+    fixed = [first for first in firsts if isinstance(first, int)]
+    return fixed if len(fixed) == len(firsts) == 1 else _OF_OPEN
+
+
+def _works(conv: ConvNode, weights: int, shapes: Shapes, batches: Sequence[int]) -> Sequence[Work]:
+    """What the convolution has to do in each batch; nothing where the graph does not say."""
+    ends = (conv.node.outputs[0], conv.node.inputs[0])
+    written, read = (_positions(value, shapes) for value in ends)
+    if written is None or read is None or conv.weight_tensor is None:
+        return ()
+    one = Work(
         math.prod(conv.spec.kernel_size),
         written,
         read,
         model_weights=weights,
         blocked=conv.spec.dims == 2 and conv.weight_tensor.dtype == ir.DataType.FLOAT,
     )
+    return [replace(one, batch=batch) for batch in batches]
 
 
 def _positions(value: ir.Value | None, shapes: Shapes) -> int | None:
