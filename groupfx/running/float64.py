@@ -199,7 +199,7 @@ class _Call:
         taken = value if self._keep_dtype else widen(value)
         owner = self._mode._owner(value)
         if owner is not None:
-            self._owners[_storage(taken)] = owner
+            self._owners[storage(taken)] = owner
         return taken
 
     def run(self, func: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]) -> Any:
@@ -207,7 +207,7 @@ class _Call:
         if not self._owners:
             return result
         for tensor in _tensors(result):
-            owner = self._owners.get(_storage(tensor))
+            owner = self._owners.get(storage(tensor))
             if owner is not None and id(tensor) not in self._mode._state:
                 tensor._groupfx_owner = owner  # type: ignore[attr-defined]
         return result
@@ -235,8 +235,11 @@ def operator_name(func: Any) -> str:
     return str(getattr(func, "__name__", "") if schema is None else schema.name.split("::")[-1])
 
 
-def _storage(tensor: Tensor) -> int:
-    """An identity of the memory behind a tensor; 0 for the wrappers of vmap, which have none."""
+def storage(tensor: Tensor) -> int:
+    """An identity of the memory behind a tensor, which its views share.
+
+    0 for those that have none, such as sparse ones and the wrappers of vmap.
+    """
     try:
         return int(tensor.untyped_storage()._cdata)
     except NotImplementedError:

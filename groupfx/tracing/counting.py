@@ -20,6 +20,7 @@ from ..convs.calls import CONV_FUNCTIONS, spec_of_call
 from ..convs.spec import ConvSpec, is_plain
 from ..errors import ModelError
 from ..learned.groups import has_learned_groups
+from ..running.float64 import storage
 from ..running.grouped_runs import GroupedRun, GroupedRuns, users_place
 from ..running.inputs import ExampleInputs
 from ..running.kept import KeptParameters
@@ -47,11 +48,13 @@ class ModuleCalls:
     """How often a convolution module was called, and the first call's shapes.
 
     `example` is the input of that call, kept only where a `forward` has to be run to see inside.
+    `more` is whether a call gave it anything besides its input.
     """
 
     shapes: Shapes | None
     example: torch.Tensor | None
     count: int = 1
+    more: bool = False
 
 
 @dataclass
@@ -91,14 +94,16 @@ class Counted:
     """Grouped convolution calls of one forward, and what it returned.
 
     `modules` by path; `functions` are calls of those wherever they stand, `unseen` what is
-    neither. `runs` are the convolutions that were executed, `written` the parameters that forward
-    writes to, `strangers` the ids of modules that it calls and does not hold, and `macs` the
+    neither, and `weights` the storages of the weights that functions were called with. `runs` are
+    the convolutions that were executed, `written` the parameters that forward writes to,
+    `strangers` the ids of modules that it calls and does not hold, and `macs` the
     multiply-accumulates of all of that forward, for one sample.
     """
 
     modules: dict[str, ModuleCalls]
     functions: list[FunctionCalls]
     unseen: list[Unseen]
+    weights: Set[int]
     runs: int
     written: tuple[str, ...]
     strangers: Set[int]
@@ -110,6 +115,10 @@ class Counted:
         """How many of them are not calls of modules."""
         functions = (calls.count for calls in self.functions if calls.site is None)
         return sum(functions) + sum(unseen.count for unseen in self.unseen)
+
+    def lends_its_weight(self, module: nn.Module) -> bool:
+        """Whether functions were called with a parameter of `module` as their weight."""
+        return any(storage(tensor) in self.weights - {0} for tensor in module.parameters())
 
 
 @dataclass(frozen=True)
@@ -139,6 +148,7 @@ class _Calls(TorchFunctionMode):
         # Hooks on all modules meet those of other threads too.
         self._stacks: dict[int, list[int]] = defaultdict(list)
         self.strangers: set[int] = set()
+        self.weights: set[int] = set()
         self._function: FunctionCalls | None = None
 
     @property
@@ -176,12 +186,15 @@ class _Calls(TorchFunctionMode):
         if path is None:
             return
         data = next(v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor))
+        more = len(args) + len(kwargs) > 1
         if path in self.modules:
             self.modules[path].count += 1
+            self.modules[path].more |= more
         elif isinstance(output, torch.Tensor):
             shapes = Shapes(tuple(data.shape), tuple(output.shape))
             plain = is_plain(module) or has_learned_groups(module)
-            self.modules[path] = ModuleCalls(shapes, None if plain else data.detach())
+            example = None if plain else data.detach()
+            self.modules[path] = ModuleCalls(shapes, example, more=more)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -192,8 +205,9 @@ class _Calls(TorchFunctionMode):
             return func(*args, **kwargs)
         path = self._path()
         calls = self.functions.get((path, spec))
+        weight = args[1] if len(args) > 1 else kwargs["weight"]
+        self.weights.add(storage(weight))
         if calls is None:
-            weight = args[1] if len(args) > 1 else kwargs["weight"]
             shapes = Shapes((), ())
             size = tuple(weight.shape)
             calls = FunctionCalls(path, self._site(), spec, size, shapes, users_place())
@@ -238,6 +252,7 @@ def count_calls(model: nn.Module, inputs: ExampleInputs) -> Counted:
         modules=calls.modules,
         functions=list(calls.functions.values()),
         unseen=list(_unseen(hidden)),
+        weights=calls.weights,
         runs=len(runs.runs),
         written=kept.written(model),
         strangers=calls.strangers,

@@ -220,7 +220,10 @@ class _Opener:
             if not plain and called.count == 0:
                 unreachable[path] = Unreachable("it is not called in this forward", 0)
                 continue
+            if called.count == 0 and counted.lends_its_weight(module):
+                continue  # the site is the call of a function that reads it
             kept = any(name.startswith(f"{path}.") for name in counted.written)
+            kept |= called.more and not plain
             if inside and (kept or has_users_parametrization(module)):
                 # Somebody needs the layer itself: forward, or a class of the user's in it.
                 calls += inside

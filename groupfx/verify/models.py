@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import math
 import random
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import GroupfxError, ModelError, kind_and_line
 from ..running.float64 import Float64, named_state, widen
@@ -110,12 +110,18 @@ def compare_models(
     try:
         return _compare_models(original, rewritten, inputs, tolerance, native, vary, once)
     except ModelError:
-        narrow = [t.dtype for t in inputs.tensors() if t.is_floating_point() or t.is_complex()]
+        # Of a model that is given token ids, the weights say what it computes in.
+        narrow = _number_dtypes(inputs.tensors()) or _number_dtypes(original.parameters())
         if not narrow or not _runs_at_all(original, inputs):
             raise
         rough = math.sqrt(max(torch.finfo(dtype).eps for dtype in narrow))
         sides = (original, rewritten, inputs, rough, native, vary, once)
         return _compare_models(*sides, wide=False)
+
+
+def _number_dtypes(tensors: Iterable[Tensor]) -> set[torch.dtype]:
+    dtypes = {tensor.dtype for tensor in tensors}
+    return {dtype for dtype in dtypes if dtype.is_floating_point or dtype.is_complex}
 
 
 def _runs_at_all(model: nn.Module, inputs: ExampleInputs) -> bool:

@@ -201,3 +201,35 @@ class WeightProperty(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
+
+
+class Streaming(nn.Conv1d):
+    """A causal convolution that may be given what came before its input."""
+
+    def forward(self, x: Tensor, before: Tensor | None = None) -> Tensor:
+        x = F.pad(x, (2, 0)) if before is None else torch.cat([before, x], 2)
+        return super().forward(x)
+
+
+class Streams(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = Streaming(6, 9, 3, groups=3)
+
+
+@trait("modules", example=lambda: torch.randn(2, 6, 11))
+class GivenItsCache(Streams):
+    def forward(self, x: Tensor, **_: Any) -> Tensor:
+        return self.conv(x, before=x[..., :2])
+
+
+@trait("modules", example=lambda: torch.randn(2, 6, 11))
+class GivenNoCache(Streams):
+    def forward(self, x: Tensor, **_: Any) -> Tensor:
+        return self.conv(x, None)
+
+
+@trait("modules", calls=2, example=lambda: torch.randn(2, 6, 11))
+class GivenItsCacheLater(Streams):
+    def forward(self, x: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
+        return self.conv(x), self.conv(x, before=x[..., :2])

@@ -23,6 +23,7 @@ from tests.traits import (  # noqa: F401 - they fill the table
     holders,
     hooks,
     layers,
+    lent,
     operators,
     outputs,
     subclasses,
@@ -149,6 +150,14 @@ def holds_to_its_file(
     same(run(result.model, inputs), run(evaluated(loaded.model), inputs))
     if trait.counted is not None:
         assert counted(loaded.model, inputs) == counted(result.model, inputs)
+
+
+@pytest.mark.parametrize("name", ["lends-its-weight", "lends-a-view-of-it"])
+def test_a_module_that_lends_its_weight_is_no_site_of_its_own(name: str) -> None:
+    model, inputs = built(TRAITS[name])
+    result = groupfx.rewrite(model, inputs, passes=PASSES)
+    assert [site.name for site in result.report.sites] == ["forward"]
+    assert result.model.state_dict().keys() == model.state_dict().keys()
 
 
 def test_the_table_is_large() -> None:
