@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .spell_calls import SpellCalls
     from .split_grouped_conv import SplitGroupedConv
     from .unfuse_norm_activations import UnfuseNormActivations
+    from .widen_groups import WidenGroups
 
 # Name on the command line -> where the class is. Nothing is imported until it is asked for.
 PASSES: Mapping[str, str] = {
@@ -36,6 +37,7 @@ PASSES: Mapping[str, str] = {
     "discover-groups": "groupfx.passes.discover_groups:DiscoverGroups",
     "fold-permutations": "groupfx.passes.fold_permutations:FoldPermutations",
     "balance-groups": "groupfx.passes.balance_groups:BalanceGroups",
+    "widen-groups": "groupfx.passes.widen_groups:WidenGroups",
     "merge-parallel-conv": "groupfx.passes.merge_parallel_conv:MergeParallelConv",
     "unfuse-norm-activations": "groupfx.passes.unfuse_norm_activations:UnfuseNormActivations",
     "drop-asserts": "groupfx.passes.drop_asserts:DropAsserts",
@@ -67,6 +69,7 @@ __all__ = [
     "SpellCalls",
     "SplitGroupedConv",
     "UnfuseNormActivations",
+    "WidenGroups",
     "make_pass",
     "name_and_options",
     "pass_class",

@@ -43,6 +43,8 @@ from .weights import MaskedLayer
 Compute = Callable[[Mapping[str, Tensor]], Tensor]
 """The weight, with other tensors in place of those of the given keys."""
 
+Refuses = Callable[[ConvSpec], str | None]
+
 _LINEAR = {nn.functional.linear, torch.ops.aten.linear.default}
 _CONVS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 _ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -89,10 +91,17 @@ def sparse_calls(root: fx.GraphModule) -> Mapping[fx.Node, ConvCall | Unreadable
     return found
 
 
-def read_weight(site: Site) -> MaskedLayer | str:
-    """The layer of the site, or why it cannot be cut into blocks."""
+def read_weight(
+    site: Site, refuses: Refuses | None = None, pass_name: str = "discover-groups"
+) -> MaskedLayer | str:
+    """The layer of the site, or why the pass cannot have it.
+
+    `refuses` says why no layer with these fields is looked into; `nothing_to_find` by default.
+    """
     layer = _with_weight(site.call, site.root).found
-    return layer if isinstance(layer, str) else _refusal(site, layer) or layer
+    if isinstance(layer, str):
+        return layer
+    return _refusal(site, layer, refuses or nothing_to_find, pass_name) or layer
 
 
 def _with_weight(call: ConvCall, root: fx.GraphModule) -> SparseCall:
@@ -175,15 +184,15 @@ def nothing_to_find(spec: ConvSpec) -> str | None:
     return None
 
 
-def _refusal(site: Site, layer: MaskedLayer) -> str | None:
-    """Why the weight of the site cannot be cut into blocks, or None."""
+def _refusal(site: Site, layer: MaskedLayer, refuses: Refuses, pass_name: str) -> str | None:
+    """Why the weight of the site cannot be held otherwise, or None."""
     ends = (site.call.input, site.call.node)
     if any(site.fragment.stands_for(node) is None for node in ends):
         return (
             "another pass made it, and nothing in the original stands for it, to check it by; run "
-            "discover-groups first"
+            f"{pass_name} first"
         )
-    reason = nothing_to_find(site.spec)
+    reason = refuses(site.spec)
     if reason is not None:
         return reason
     if layer.dense.is_meta:

@@ -72,6 +72,10 @@ class MaskedLayer:
             return dense
         return dense * self.factors[(..., *(None,) * (dense.dim() - 2))]
 
+    def training_zeros(self) -> "MaskedLayer":
+        """The same layer, whose padding is trained like all else."""
+        return replace(self, trains_zeros=True)
+
 
 @dataclass(frozen=True)
 class ConvWeight:
@@ -157,13 +161,23 @@ class BlockWeights:
             inside[np.ix_(block.outputs, block.inputs)] = 1
         return inside if self._factors is None else self._factors * inside
 
+    def _own(self, first: int, columns: Indices) -> Indices:
+        """`columns`, counted from the `first` that a group reads; None for those of others."""
+        if self.layer.spec.groups == 1:
+            return columns
+        last = first + self._size[1]
+        return tuple(c - first if c is not None and first <= c < last else None for c in columns)
+
     def _picked(self, parts: Iterable[Part]) -> Picked:
         return Picked(self.layer.key, tuple(parts), self._size)
 
     def _parts(
         self, rows: Sequence[int | None], columns: Indices, table: Factors | None
     ) -> Iterator[Part]:
-        """`rows` and `columns` of one group, cut where what the table leaves of a row changes."""
+        """`rows` and `columns` of one group, cut where what the table leaves of a row changes.
+
+        Columns that the group of a row does not read are padding in that row.
+        """
         height, width = self._size[0] // self.layer.spec.groups, self._size[1]
         known: dict[object, tuple[Indices, tuple[float, ...] | None]] = {}
         chosen = []
@@ -175,16 +189,11 @@ class BlockWeights:
                 factors = None if table is None else table[row]
                 last = first, None if factors is None else factors.tobytes()
                 if last not in known:
-                    known[last] = _under(factors, _from(first, columns))
+                    known[last] = _under(factors, self._own(first, columns))
             chosen.append((row, known.get(last, (columns, None))))
         for (kept, scales), run in groupby(chosen, key=lambda each: each[1]):
             members = tuple(row for row, _ in run)
             yield Part(members, kept, None if scales is None else (scales,) * len(members))
-
-
-def _from(first: int, columns: Indices) -> Indices:
-    """`columns`, counted from `first`."""
-    return tuple(None if c is None else c - first for c in columns) if first else columns
 
 
 def _under(
