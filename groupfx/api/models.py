@@ -229,12 +229,12 @@ def rewrite(
     pipeline = make_pipeline(passes, target)
     result = pipeline(model, inputs, way=way, inplace=inplace, verify=verify, progress=progress)
     refuse_named(pipeline.passes, result.report.skipped)
-    judge = None if target is None else target_named(target).obstacles
-    if judge is None:
+    meant = None if target is None else target_named(target)
+    if meant is None or meant.grammar is None:
         return result
     inputs_ran = result.program.inputs
     assert inputs_ran is not None
-    found = judge(result.model, inputs_ran)
+    found = meant.obstacles(result.model, inputs_ran)
     return replace(result, report=replace(result.report, obstacles=found))
 
 

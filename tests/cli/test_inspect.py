@@ -97,10 +97,21 @@ def test_what_targets_say(
     path = save(tmp_path / "net.pt", model)
     done = cli("inspect", path, "--input-shape", f"2,{inner},5,7", "--json", "-")
     (site,) = check_json(done.out, INSPECT_SCHEMA)["sites"]
-    assert {name: said["word"] for name, said in site["targets"].items()} == {
-        "plinio": plinio,
-        "onnxruntime": runtime,
-    }
+    words = {name: said["word"] for name, said in site["targets"].items()}
+    assert (words["plinio"], words["onnxruntime"]) == (plinio, runtime)
+    assert list(words) == [target.name for target in targets()]
+
+
+def test_columns_are_of_targets_that_want_one_and_of_the_one_that_is_named(
+    cli: Cli, tmp_path: Path
+) -> None:
+    path = save(tmp_path / "net.pt", grouped_model())
+    usual = cli("inspect", path, "--input-shape", SHAPE)
+    assert usual.row("site")[-2:] == ["plinio", "onnxruntime"]
+    named = cli("inspect", path, "--input-shape", SHAPE, "--target", "finn")
+    assert named.row("site")[-3:] == ["plinio", "onnxruntime", "finn"]
+    assert named.row("stem")[-1] == "refused"
+    assert "finn:\n  refused, 2 sites: LowerConvsToMatMul" in named.out
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from ...api.models import FoundSite, make_pipeline, survey
 from ...convs.names import unnumbered
 from ...files.archive import Archive
 from ...rewriting import Totals
-from ...targets import targets
+from ...targets import Target, target_named, targets
 from ..input.files import ONNX, check_distinct, check_folder, write_json
 from ..input.model_file import ModelOptions, OpenedFile, read_source
 from ..input.options import InspectCommand
@@ -23,7 +23,6 @@ from ..text.table import Column, Table
 SCHEMA = "groupfx.inspect/1"
 
 _LAST = (Column("output"), Column("calls", right=True), Column("rewrite"))
-_TOLD = [Column(target.name) for target in targets()]
 _FULL = [
     *(Column(title) for title in ("site", "kind", "type", "channels", "groups", "kernel")),
     *(Column(title, right=True) for title in ("parameters", "MACs")),
@@ -60,7 +59,7 @@ def run_inspect(options: InspectCommand) -> int:
     found, whole = seen.sites, seen.totals
     show_opening(screen, opened, seen.way, seen.notes)
     _show_history(screen, opened.archive)
-    _show_found(screen, found, whole)
+    _show_found(screen, found, whole, _columns(chosen.target))
     if told.json is not None:
         write_json(told.json, _document(opened, found, whole))
     return 0
@@ -122,19 +121,31 @@ def _show_history(screen: Screen, archive: Archive | None) -> None:
         screen.paragraph(f"checked: {same}", indent="  ")
 
 
-def _show_found(screen: Screen, found: Sequence[FoundSite], whole: Totals) -> None:
+def _columns(named: str | None) -> list[Target]:
+    """The targets that tables have a column for, and the one that was named."""
+    usual = [target for target in targets() if target.column]
+    asked = [] if named is None else [target_named(named)]
+    return [*usual, *(target for target in asked if target not in usual)]
+
+
+def _show_found(
+    screen: Screen, found: Sequence[FoundSite], whole: Totals, told: Sequence[Target]
+) -> None:
     screen.line()
     if not found:
         show_taken(screen, 0, 0)
         return
+    words = [tuple(target.says(site.spec).word for target in told) for site in found]
+    columns = [Column(target.name) for target in told]
+    rows = list(zip(found, words, strict=True))
     screen.table(
-        Table([*_FULL, *_TOLD], [(*_full_row(site), *_words(site)) for site in found]),
-        Table([*_BRIEF, *_TOLD], [(*_brief_row(site), *_words(site)) for site in found]),
+        Table([*_FULL, *columns], [(*_full_row(site), *said) for site, said in rows]),
+        Table([*_BRIEF, *columns], [(*_brief_row(site), *said) for site, said in rows]),
         Table(_BRIEF, [_brief_row(site) for site in found]),
     )
     screen.line()
     _show_totals(screen, found, whole)
-    _show_targets(screen, found)
+    _show_targets(screen, found, told)
     show_left(screen, [(s.name, s.kind, s.reason or "") for s in found if not s.taken])
 
 
@@ -178,10 +189,6 @@ def _taken(site: FoundSite) -> Text:
     return Text("yes", style="green") if site.taken else Text("no", style="yellow")
 
 
-def _words(site: FoundSite) -> tuple[str, ...]:
-    return tuple(target.says(site.spec).word for target in targets())
-
-
 def _show_totals(screen: Screen, found: Sequence[FoundSite], whole: Totals) -> None:
     modules = {unnumbered(site.name): site for site in found}
     parameters = sum(site.parameters or 0 for site in modules.values())
@@ -197,10 +204,10 @@ def _show_totals(screen: Screen, found: Sequence[FoundSite], whole: Totals) -> N
     screen.table(Table([Column(""), *titles], rows))
 
 
-def _show_targets(screen: Screen, found: Sequence[FoundSite]) -> None:
+def _show_targets(screen: Screen, found: Sequence[FoundSite], told: Sequence[Target]) -> None:
     """What each target would say, with the words of the table explained."""
     screen.line()
-    for target in targets():
+    for target in told:
         counts = Counter(target.says(site.spec) for site in found)
         screen.line(f"{target.name}:")
         for said, number in counts.items():

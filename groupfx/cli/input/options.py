@@ -13,7 +13,7 @@ import typer
 
 from ...files.existing import factory_in
 from ...passes import pass_names
-from ...targets import targets
+from ...targets import target_names
 from .files import ONNX
 from .signature import argument, option
 
@@ -39,7 +39,7 @@ def complete_pass(incomplete: str) -> Iterable[str]:
 
 def complete_target(incomplete: str) -> Iterable[str]:
     """Names of targets for shell completion."""
-    return [target.name for target in targets() if target.name.startswith(incomplete)]
+    return [name for name in target_names() if name.startswith(incomplete)]
 
 
 def _stem(model: Path) -> str:
@@ -121,7 +121,8 @@ class Chosen:
         "--target",
         panel=_REWRITE,
         metavar="NAME",
-        help=f"The passes for one target: {', '.join(complete_target(''))}.",
+        help=f"The passes for one target: {', '.join(complete_target(''))}; or a file of facts, "
+        "FILE.toml.",
         complete=complete_target,
     )
     way: Way = option(
