@@ -49,11 +49,11 @@ WINGS = frozenset({"deploy", "passes"})
 # Packages of others that only one room may import; a plan is integers, without torch.
 ONLY_IN = {
     "matplotlib": {"report"},
-    "onnx": {"deploy", "tuning"},
-    "onnx_ir": {"deploy", "tuning"},
-    "onnxruntime": {"deploy", "tuning"},
-    "onnxscript": {"deploy"},
-    "openvino": {"tuning"},
+    "onnx": {"deploy", "testing", "tuning"},
+    "onnx_ir": {"deploy", "testing", "tuning"},
+    "onnxruntime": {"deploy", "testing", "tuning"},
+    "onnxscript": {"deploy", "testing"},
+    "openvino": {"testing", "tuning"},
     "rich": {"cli"},
     "ruff": {"emit"},
     "typer": {"cli"},

@@ -17,11 +17,11 @@ import torch
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
-from .api.models import load
-from .rewriting import Pass, Pipeline, Result
-from .running.inputs import ExampleInputs
-from .running.unchanged import unchanged
-from .tracing.tracer import seeded
+from ..api.models import load
+from ..rewriting import Pass, Pipeline, Result
+from ..running.inputs import ExampleInputs
+from ..running.unchanged import unchanged
+from ..tracing.tracer import seeded
 
 __all__ = ["check_pass"]
 

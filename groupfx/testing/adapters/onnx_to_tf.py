@@ -1,0 +1,63 @@
+"""onnx2tf: an ONNX model as a LiteRT file in channels-last layout, run by TensorFlow Lite."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..conformance.adapter import Adapter, Outputs, outputs_by_name
+from ..kit import Case
+from ..kit.known import Array
+from .choosing import one_in
+
+# A conversion takes seconds.
+_CONVERTED = 12
+
+
+def _run(case: Case) -> Outputs:
+    import onnx2tf
+    import tensorflow
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "case.onnx"
+        path.write_bytes(case.onnx.SerializeToString())
+        names = [each.name for each in case.program.inputs]
+        onnx2tf.convert(
+            input_onnx_file_path=str(path),
+            output_folder_path=folder,
+            keep_ncw_or_nchw_or_ncdhw_input_names=names,
+            copy_onnx_input_output_names_to_tflite=True,
+            non_verbose=True,
+        )
+        content = (Path(folder) / "case_float32.tflite").read_bytes()
+    interpreter = tensorflow.lite.Interpreter(model_content=content)
+    interpreter.allocate_tensors()
+    given, made = interpreter.get_input_details(), interpreter.get_output_details()
+
+    def run(feeds: Mapping[str, Array]) -> list[Array]:
+        for detail in given:
+            interpreter.set_tensor(detail["index"], feeds[_named(detail["name"], [*feeds])])
+        interpreter.invoke()
+        outputs = [*case.program.outputs]
+        found = {_named(d["name"], outputs): interpreter.get_tensor(d["index"]) for d in made}
+        shapes = {each.name: each.value.shape for each in case.answers[0]}
+        return [_channels_first(found[name], shapes[name]) for name in outputs]
+
+    return outputs_by_name(case, run)
+
+
+def _named(name: str, known: Sequence[str]) -> str:
+    """Which of our names `serving_default_x:0` is; one alone needs none."""
+    inner = name.partition(":")[0].removeprefix("serving_default_")
+    return known[0] if len(known) == 1 else inner
+
+
+def _channels_first(array: Array, shape: tuple[int, ...]) -> Array:
+    """Most outputs are channels-last, some are not; no two sizes of a case are the same."""
+    return array if array.shape == shape or array.ndim < 3 else np.moveaxis(array, -1, 1)
+
+
+ADAPTERS = (Adapter("onnx2tf", _run, ("onnx2tf", "tensorflow"), one_in(_CONVERTED)),)
