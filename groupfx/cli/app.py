@@ -10,6 +10,7 @@ import typer
 from ..files.existing import require_model
 from ..version import __version__
 from .input import options as opt
+from .input.conformance import ConformanceCommand
 from .input.early import require_models, require_names
 from .input.files import PROGRAM
 from .input.signature import spread
@@ -17,7 +18,7 @@ from .text.help import Command, Group
 
 Options = TypeVar("Options")
 
-COMMANDS = ("rewrite", "inspect", "export", "tune", "validate", "groups", "passes")
+COMMANDS = ("rewrite", "inspect", "export", "tune", "validate", "groups", "passes", "conformance")
 
 app = typer.Typer(
     cls=Group,
@@ -176,3 +177,21 @@ def passes(options: opt.PassesCommand) -> int:
     from .commands.passes import run_passes
 
     return run_passes(options)
+
+
+@_command(
+    "Hold a converter or a runtime against tiny models with known answers.",
+    "groupfx conformance onnxruntime openvino\n"
+    "groupfx conformance 'mytool {model} {inputs} {outputs}' --junit results.xml",
+)
+def conformance(options: ConformanceCommand) -> int:
+    """Run TOOL on tiny models with grouped convolutions, each with its answer in float64 and a
+    bound for rounding, and show kind by kind what it computed, refused, or did not survive.
+
+    Exit code: 0 nothing wrong, also where it refused some; 1 a wrong answer, a crash, or no answer
+    in time; 2 wrong usage; 3 the tool is not installed; 4 it refused everything; 70 a bug of
+    groupfx.
+    """
+    from .commands.conformance import run_conformance
+
+    return run_conformance(options)

@@ -17,6 +17,7 @@ NAMES = (
     "groupfx.tune/1",
     "groupfx.validation/1",
     "groupfx.onnx/1",
+    "groupfx.conformance/1",
 )
 
 
