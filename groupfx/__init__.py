@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .api.onnx import export, find_onnx, rewrite_onnx, validate
     from .api.tuning import Tuned, tune
     from .deploy import Export, Validation
+    from .page import write_page
     from .rewriting import Pass, Pipeline, Report, Result, Site, Skip
 
 _PUBLIC = {
@@ -30,6 +31,7 @@ _PUBLIC = {
     "find_onnx": "api.onnx",
     "rewrite_onnx": "api.onnx",
     "validate": "api.onnx",
+    "write_page": "page",
     "Pass": "rewriting",
     "Pipeline": "rewriting",
     "Report": "rewriting",
@@ -60,6 +62,7 @@ __all__ = [
     "rewrite_onnx",
     "tune",
     "validate",
+    "write_page",
 ]
 
 

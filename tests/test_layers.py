@@ -38,6 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("deploy", "passes"),
     ("tuning",),
     ("api", "testing"),
+    ("page",),
     ("cli",),
     ("__main__", "groupfx"),
 )
@@ -48,6 +49,7 @@ WINGS = frozenset({"deploy", "passes"})
 
 # Packages of others that only one room may import; a plan is integers, without torch.
 ONLY_IN = {
+    "jinja2": {"page"},
     "matplotlib": {"report"},
     "onnx": {"deploy", "testing", "tuning"},
     "onnx_ir": {"deploy", "testing", "tuning"},

@@ -156,6 +156,7 @@ def build_problems(archive: Path) -> list[str]:
     own = {f"groupfx/{n}" for n in modules_below(ROOT / "groupfx") if not n.startswith("passes/")}
     home = "groupfx/passes/" if in_wheel else "passes/"
     wanted = own | {home + n for n in modules_below(ROOT / "passes")} | {"groupfx/py.typed"}
+    wanted |= {f"groupfx/page/page.{kind}" for kind in ("html", "css", "js")}
     problems = [f"{n} is there {names.count(n)} times" for n in wanted if names.count(n) != 1]
     modules = {n for n in names if n.endswith(".py")}
     extra = modules - wanted - (set() if in_wheel else {"setup.py"})

@@ -14,6 +14,7 @@ from .export.onnx_graph import DEFAULT_OPSET, SiteForms
 from .export.torch_export import Dynamic
 from .forms.rewrite_onnx import OnnxRewrite, OnnxSite, rewrite_graph
 from .forms.rewrite_onnx import find_onnx as find_in_onnx
+from .forms.site_drawings import site_blocks, site_pieces
 from .graph.conv_nodes import sites_in
 from .graph.files import check_onnx, check_target, write_onnx
 from .graph.reading import read_onnx
@@ -54,6 +55,8 @@ __all__ = [
     "prepare_export",
     "read_onnx",
     "rewrite_graph",
+    "site_blocks",
+    "site_pieces",
     "sites_in",
     "validate_sides",
     "write_onnx",

@@ -16,6 +16,7 @@ from ..errors import MissingDependencyError, UsageError
 from ..files.atomic import whole_file
 from ..learned.layers import LearnedLayer
 from ..learned.tracking import Side, Step
+from .masks import UNREAD, Labels, labels_after, labels_before, placed_blocks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +28,6 @@ MAX_LAYERS = 60
 
 Image = npt.NDArray[np.uint8]
 
-_BLOCKS = ("4e79a7", "f28e2b", "59a14f", "e15759", "b07aa1", "9c755f", "76b7b2", "d4a017")
 _BACKGROUND = (255, 255, 255)
 _UNREAD = (224, 224, 224)
 _INK = "#333333"
@@ -217,22 +217,18 @@ def mask_picture(layer: LearnedLayer) -> MaskPicture:
     """Colour `layer`'s mask; see `plot_groups` for what the colours mean."""
     structure = layer.structure
     mask = layer.groups.mask().numpy()
-    before = _blank(mask.shape)
-    before[:, list(structure.dead_inputs)] = _UNREAD
-    before[list(structure.bias_only)] = _UNREAD
-    columns = sum(len(block.inputs) for block in structure.blocks)
-    after = _blank((structure.out_channels, columns + len(structure.dead_inputs)))
-    after[:, columns:] = _UNREAD
-    row = column = 0
-    for place, block in enumerate(structure.blocks):
+    before, after = (
+        _picture(labels) for labels in (labels_before(structure), labels_after(structure))
+    )
+    for placed in placed_blocks(structure):
+        block = placed.block
         entries = mask[np.ix_(block.outputs, block.inputs)]
-        colours = _shades(entries, _BLOCKS[place % len(_BLOCKS)])
+        colours = _shades(entries, placed.colour)
         shown = before[np.ix_(block.outputs, block.inputs)]
         before[np.ix_(block.outputs, block.inputs)] = np.where(entries[..., None], colours, shown)
         height, width = entries.shape
-        after[row : row + height, column : column + width] = colours
-        row, column = row + height, column + width
-    after[row:] = _UNREAD
+        rows = slice(placed.row, placed.row + height)
+        after[rows, placed.column : placed.column + width] = colours
     return MaskPicture(before, after)
 
 
@@ -254,8 +250,10 @@ def _reduced(image: Image, room: tuple[int, int]) -> Image:
     return np.take_along_axis(cells, darkest[..., None, None], axis=2)[:, :, 0]
 
 
-def _blank(shape: tuple[int, ...]) -> Image:
-    return np.full((*shape, 3), _BACKGROUND, dtype=np.uint8)
+def _picture(labels: Labels) -> Image:
+    """Nothing but what no block reads, in the size of a mask."""
+    unread = (labels == UNREAD)[..., None]
+    return np.where(unread, _UNREAD, _BACKGROUND).astype(np.uint8)
 
 
 def _shades(entries: npt.NDArray[Any], colour: str) -> Image:

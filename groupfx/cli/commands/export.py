@@ -1,9 +1,9 @@
 """`groupfx export`: rewrite for a runtime, write an ONNX file, validate it."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...api.models import make_pipeline, rewrite
-from ...api.tuning import as_tuned, feeds_of
+from ...api.tuning import Tuned, as_tuned, feeds_of
 from ...deploy import Export, Validation, check_target, prepare_export
 from ...errors import UsageError
 from ...rewriting import Report
@@ -13,11 +13,16 @@ from ..input.files import ONNX, check_distinct, check_folder, write_json
 from ..input.model_file import ModelOptions, OpenedFile, read_source
 from ..input.onnx_file import check_tuning, onnx_file
 from ..input.options import TORCH_BACKENDS, ExportCommand
+from ..input.shown import check_page
 from ..text.export_text import as_in_file, show_export
+from ..text.page_file import write_page_file
 from ..text.rewrite_text import show_report
 from ..text.screen import Screen
 from ..text.tuning_text import tuned_file
 from ..text.validation_text import show_validation, validated
+
+if TYPE_CHECKING:
+    from ...page import Page
 
 SCHEMA = "groupfx.export/1"
 _TARGET = "onnxruntime"
@@ -56,18 +61,33 @@ def run_export(options: ExportCommand) -> int:
     show_report(screen, opened, report)
     verdict = None
     if not options.no_verify:
-        verdict = validated(screen, opened, prepared, options.place, checks)
+        verdict = validated(screen, opened, prepared, options.place, checks, options.shown.html)
     with screen.work("Writing"):
         export = prepared.write(options.place, overwrite=options.force)
     show_export(screen, export)
     if verdict is not None:
         show_validation(screen, verdict)
+    tuned = None if tuning is None else as_tuned(options.place, tuning, export)
     if options.told.json is not None:
         document = _document(opened, report, export, verdict)
-        told = None if tuning is None else as_tuned(options.place, tuning, export).to_dict()
-        document["tuning"] = told
+        document["tuning"] = None if tuned is None else tuned.to_dict()
         write_json(options.told.json, document)
+    write_page_file(
+        screen,
+        options.shown.html,
+        lambda: _page(options.model.name, export, report, verdict, tuned),
+        options.model.name,
+    )
     return 0
+
+
+def _page(
+    name: str, export: Export, report: Report, verdict: Validation | None, tuned: Tuned | None
+) -> "Page":
+    from ...page import page_of_export, with_times
+
+    page = page_of_export(export, report=report, validation=verdict, name=name)
+    return page if tuned is None else with_times(page, tuned)
 
 
 def _check_outputs(options: ExportCommand) -> None:
@@ -88,6 +108,8 @@ def _check_outputs(options: ExportCommand) -> None:
     check_folder(place, "-o")
     check_target(place, overwrite=options.force)
     check_folder(options.told.json, "--json")
+    outputs = {"MODEL": options.model, "-o": place, "--json": options.told.json}
+    check_page(options.shown.html, outputs)
 
 
 def _document(

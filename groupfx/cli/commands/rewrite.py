@@ -20,7 +20,9 @@ from ..input.files import (
 )
 from ..input.model_file import ModelOptions, OpenedFile, read_source
 from ..input.options import RewriteCommand
+from ..input.shown import check_page
 from ..text.export_text import as_in_file
+from ..text.page_file import try_page_file, write_page_file
 from ..text.rewrite_text import show_report
 from ..text.screen import Advance, Screen
 
@@ -50,6 +52,7 @@ def run_rewrite(options: RewriteCommand) -> int:
             screen.line()
             screen.note("No model was written.")
             _write_json(options, opened, error.report, written=False)
+            try_page_file(screen, options.shown.html, error.report, options.model.name)
         raise
     prepared = _prepare_onnx(screen, options, opened, result)
     with screen.work("Writing"):
@@ -62,6 +65,7 @@ def run_rewrite(options: RewriteCommand) -> int:
     if prepared is not None and prepared.promise is not None:
         screen.paragraph(prepared.promise, indent="  ")
     _write_json(options, opened, report, written=not options.dry_run)
+    write_page_file(screen, options.shown.html, report, options.model.name)
     return 0
 
 
@@ -91,6 +95,8 @@ def _check_outputs(options: RewriteCommand) -> None:
         check_folder(place, "-o")
         _check_replaceable(place, overwrite=options.force)
     check_folder(options.told.json, "--json")
+    others = {"MODEL": options.model, "-o": None if options.dry_run else place}
+    check_page(options.shown.html, {**others, "--json": options.told.json, "--emit-python": python})
     if python is not None:
         check_folder(python, "--emit-python")
         check_python(python, force=options.force)
@@ -120,7 +126,8 @@ def _rewrite_onnx(options: RewriteCommand, source: ModelOptions) -> int:
     _check_onnx_outputs(options)
     screen = Screen.of(told)
     words = "Rewriting" if options.no_verify else "Rewriting and validating"
-    with shown_if_wrong(screen), screen.work(words, what="runs") as progress:
+    html, name = options.shown.html, options.model.name
+    with shown_if_wrong(screen, html), screen.work(words, what="runs") as progress:
         result = rewrite_onnx(
             options.model,
             None if options.dry_run else options.place,
@@ -139,6 +146,7 @@ def _rewrite_onnx(options: RewriteCommand, source: ModelOptions) -> int:
         screen.wrote(path)
     if told.json is not None:
         write_json(told.json, rewrite_document(options.model, result))
+    write_page_file(screen, html, result, name)
     return 0
 
 
@@ -153,6 +161,7 @@ def _check_onnx_outputs(options: RewriteCommand) -> None:
     if not options.dry_run:
         check_folder(place, "-o")
     check_folder(json, "--json")
+    check_page(options.shown.html, {"MODEL": options.model, "-o": place, "--json": json})
 
 
 def _prepare_onnx(
@@ -170,7 +179,8 @@ def _prepare_onnx(
         file = ExportOptions(forms=forms)
         prepared = prepare_export(result.model, opened.inputs, file)
     if not options.no_verify:
-        validated(screen, opened, prepared, options.place, ValidationOptions())
+        checks = ValidationOptions()
+        validated(screen, opened, prepared, options.place, checks, options.shown.html)
     return prepared
 
 

@@ -23,7 +23,9 @@ from ..input.files import ONNX, check_distinct, check_folder, write_json
 from ..input.model_file import ModelOptions, read_source
 from ..input.onnx_file import check_tuning, onnx_file, tuning_of
 from ..input.options import Check, OnnxFile, TuneCommand
+from ..input.shown import check_page
 from ..text.export_text import show_export
+from ..text.page_file import write_page_file
 from ..text.rewrite_text import show_report
 from ..text.screen import Screen
 from ..text.tuning_text import tuned_file
@@ -42,17 +44,18 @@ def run_tune(options: TuneCommand) -> int:
     screen = Screen.of(options.told)
     side, prepared, feeds = _read(screen, source, options)
     made, tuning = tuned_file(screen, prepared, feeds, options.tuning)
-    verdict = None if options.no_verify else _validated(screen, side, made, checks)
+    verdict = None if options.no_verify else _validated(screen, side, made, checks, options)
     with screen.work("Writing"):
         export = made.write(options.place, overwrite=options.force)
     show_export(screen, export)
     if verdict is not None:
         show_validation(screen, verdict)
+    found = as_tuned(options.place, tuning, export, verdict)
     if options.told.json is not None:
-        document = as_tuned(options.place, tuning, export, verdict).to_dict()
         files = {"read": str(options.model), "written": [str(path) for path in export.files]}
-        ok = verdict is None or verdict.ok
-        write_json(options.told.json, {"schema": SCHEMA, "ok": ok, "files": files, **document})
+        first = {"schema": SCHEMA, "ok": verdict is None or verdict.ok, "files": files}
+        write_json(options.told.json, {**first, **found.to_dict()})
+    write_page_file(screen, options.shown.html, found, options.model.name)
     return 0
 
 
@@ -78,9 +81,13 @@ def _validated(
     side: TorchSide | OnnxSide,
     made: PreparedExport,
     checks: ValidationOptions,
+    options: TuneCommand,
 ) -> Validation:
     other = OnnxSide("the tuned model", made.model)
-    with shown_if_wrong(screen), screen.work("Validating", what="runs") as progress:
+    with (
+        shown_if_wrong(screen, options.shown.html),
+        screen.work("Validating", what="runs") as progress,
+    ):
         return require_same("the tuned model", side, other, checks, progress)
 
 
@@ -115,6 +122,7 @@ def _tune_module(options: TuneCommand, source: ModelOptions) -> int:
         files = {"read": str(options.model), "written": [str(options.place)]}
         document = {"schema": SCHEMA, "ok": found.result.report.ok, "files": files}
         write_json(options.told.json, {**document, **found.to_dict()})
+    write_page_file(screen, options.shown.html, found, options.model.name)
     return 0
 
 
@@ -146,6 +154,7 @@ def _check_module_outputs(options: TuneCommand) -> None:
     check_folder(place, "-o")
     check_replaceable(place, overwrite=options.force)
     check_folder(options.told.json, "--json")
+    check_page(options.shown.html, {"MODEL": options.model, **outputs})
 
 
 def _check_outputs(options: TuneCommand) -> None:
@@ -165,3 +174,4 @@ def _check_outputs(options: TuneCommand) -> None:
     check_folder(place, "-o")
     check_target(place, overwrite=options.force)
     check_folder(options.told.json, "--json")
+    check_page(options.shown.html, {"MODEL": options.model, **outputs})

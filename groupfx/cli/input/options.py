@@ -171,6 +171,18 @@ class Told:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What is written to be looked at."""
+
+    html: Path | None = option(
+        "--html",
+        panel=_OUTPUT,
+        metavar="FILE.html",
+        help="Write a page that shows the result: one file that needs no network.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class OnnxFile:
     """What an ONNX file is to be like."""
 
@@ -295,6 +307,7 @@ class RewriteCommand:
         metavar="FILE",
         help="Write Python that makes these changes to your model, or is the model; - for stdout.",
     )
+    shown: Shown
     told: Told
 
     @property
@@ -340,6 +353,7 @@ class ExportCommand:
     tuning: TuningChoice
     check: Check
     force: bool = option("--force", panel=_OUTPUT, default=False, help=_FORCE)
+    shown: Shown
     told: Told
 
     @property
@@ -373,6 +387,7 @@ class TuneCommand:
     written: OnnxFile
     check: Check
     force: bool = option("--force", panel=_OUTPUT, default=False, help=_FORCE)
+    shown: Shown
     told: Told
 
     @property
@@ -399,6 +414,7 @@ class ValidateCommand:
     )
     file: ModelFile
     check: Check
+    shown: Shown
     told: Told
 
 

@@ -20,6 +20,7 @@ from ...deploy import (
 from ...errors import MismatchError
 from ..input.model_file import OpenedFile
 from .numbers import plural
+from .page_file import try_page_file
 from .screen import Screen
 from .table import Column, Table
 
@@ -67,22 +68,24 @@ def validated(
     made: PreparedExport,
     place: Path,
     options: ValidationOptions,
+    html: Path | None,
 ) -> Validation:
     """Validate an export of `opened` before it is written; what is wrong with it is shown."""
     sides = TorchSide.of(opened.model, opened.inputs, "the model"), OnnxSide(str(place), made.model)
-    with shown_if_wrong(screen), screen.work("Validating", what="runs") as progress:
+    with shown_if_wrong(screen, html), screen.work("Validating", what="runs") as progress:
         return require_same("the ONNX model", *sides, options, progress)
 
 
 @contextlib.contextmanager
-def shown_if_wrong(screen: Screen) -> Iterator[None]:
-    """Show the validation that keeps a file from being written."""
+def shown_if_wrong(screen: Screen, html: Path | None) -> Iterator[None]:
+    """Show the validation that keeps a file from being written; as a page too, at `html`."""
     try:
         yield
     except MismatchError as error:
         if isinstance(error.report, Validation):
             show_validation(screen, error.report)
             screen.note("No file was written.")
+            try_page_file(screen, html, error.report, "the candidate")
         raise
 
 

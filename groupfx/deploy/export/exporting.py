@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +16,11 @@ from ...errors import UsageError
 from ...nn import Flgc1d, Flgc2d, Flgc3d
 from ...plan.branches import Branches
 from ...plan.forms import FormPlan
+from ...report.pieces import Piece
 from ...running.alone import alone
 from ...running.inputs import ExampleInputs, in_order
 from ...tracing.program import copied
+from ..forms.site_drawings import site_pieces
 from ..graph.files import check_onnx, write_onnx
 from .bound_sizes import OpenSizeError
 from .io_names import chosen
@@ -92,7 +94,7 @@ class Export:
 
     Where forms were chosen for it, `expected` is what it takes by what it would take untouched,
     with every mask folded into its weight: of the convolutions by a cost model, or measured of the
-    whole by tuning. `summary` says it.
+    whole by tuning. `summary` says it. `pieces` are the operations of each site, for a drawing.
     """
 
     path: Path
@@ -105,6 +107,7 @@ class Export:
     notes: tuple[str, ...]
     expected: float | None = None
     summary: str | None = None
+    pieces: Mapping[str, tuple[Piece, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -164,6 +167,7 @@ class PreparedExport:
             notes=self.notes,
             expected=self.expected,
             summary=self.promise,
+            pieces=site_pieces(self.model),
         )
 
 

@@ -76,8 +76,12 @@ class OnnxSite:
 
 @dataclass(frozen=True)
 class OnnxRewrite:
-    """The rewritten model, what was done at each site, and to the graph as a whole."""
+    """The rewritten model, what was done at each site, and to the graph as a whole.
 
+    `original` is the model that was read, which shares the weights that stay.
+    """
+
+    original: ir.Model
     model: ir.Model
     sites: tuple[OnnxSite, ...]
     skipped: tuple[SkippedSite, ...]
@@ -181,6 +185,7 @@ def rewrite_graph(
     work.producer_name, work.producer_version = PRODUCER, __version__
     changed = tuple(site for site in sites if site.reason is None)
     return OnnxRewrite(
+        original=model,
         model=work,
         sites=changed,
         skipped=(

@@ -10,7 +10,9 @@ import torch
 
 from ...errors import kind_and_line
 from ...merging.sites import noted_orders
+from ...report.pieces import Piece, conv_label
 from ...tracing import CannotTrace
+from ..forms.site_drawings import site_pieces
 from ..running.runtime import Session
 from .drawn_batches import has_large_rows
 from .locating import locate
@@ -20,6 +22,7 @@ from .sides import OnnxSide, Side, TorchSide
 from .site_checks import SiteCheck, check_site
 from .site_functions import SiteFunction, Unchecked
 from .torch_values import TorchValues
+from .verdict import Pieces
 
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
@@ -41,6 +44,7 @@ class SiteWork:
         self._values: Callable[[Feeds], Mapping[str, Array]] | None = None
         functions, left = reference.site_functions()
         self._reference, self._functions = reference, functions
+        self._candidate = candidate
         notes = list(_by_reason(left)) if functions else list(map(str, left))
         if functions and isinstance(candidate, OnnxSide):
             notes += self._of_onnx(candidate, functions)
@@ -120,6 +124,20 @@ class SiteWork:
     def checks(self) -> tuple[SiteCheck, ...]:
         """What was found, in the order of the graph."""
         return tuple(self._checks.values())
+
+    def pieces(self) -> tuple[Pieces, Pieces]:
+        """The operations of the sites of the reference and of the candidate, for a drawing."""
+        sides = self._reference, self._candidate
+        known = [site_pieces(s.model) if isinstance(s, OnnxSide) else None for s in sides]
+        as_layers = {function.name: _layers(function) for function in self._functions}
+        return known[0] or as_layers, known[1] or {}
+
+
+def _layers(function: SiteFunction) -> tuple[Piece, ...]:
+    """A convolution and the BatchNorms behind it, as the layers of torch."""
+    norm = f"BatchNorm{function.spec.dims}d"
+    norms = (Piece(norm, (place,)) for place in range(len(function.norms)))
+    return Piece(conv_label(function.spec.type_name, function.spec)), *norms
 
 
 def _by_reason(left: Sequence[Unchecked]) -> Iterator[str]:

@@ -197,6 +197,7 @@ class _Comparison:
             notes=(*self.notes, *sites.notes, *operators.notes, *self.reference.notes),
             operators=operators.checks,
             guessed=self.guessed,
+            pieces=sites.pieces(),
         )
 
     def _tied(self, outputs: Sequence[OutputCheck]) -> set[str]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ...errors import MismatchError, NotComparableError
+from ...report.pieces import Piece
 from .operator_checks import OperatorCheck
 from .output_checks import OutputCheck
 from .site_checks import SiteCheck
 
 Verdict = Literal["same", "different", "not comparable"]
 SCHEMA = "groupfx.validation/1"
+
+Pieces = Mapping[str, tuple[Piece, ...]]
+"""The operations of each site, by its name."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,8 @@ class Validation:
     `worst_site` the one that is furthest off by what is allowed (also where all are right).
     `unseen` is what was not compared. `blame` says in words where a difference comes from, or why
     the two cannot be compared; None where they are the same. `guessed` are sizes of the inputs,
-    such as `224x224`, that nobody gave and nothing tells.
+    such as `224x224`, that nobody gave and nothing tells. `pieces` are the operations of the sites
+    in the reference and in the candidate, for a drawing.
     """
 
     verdict: Verdict
@@ -49,6 +55,7 @@ class Validation:
     notes: tuple[str, ...]
     operators: tuple[OperatorCheck, ...] = ()
     guessed: str | None = None
+    pieces: tuple[Pieces, Pieces] = field(default=({}, {}), repr=False, compare=False)
 
     @property
     def first_operator(self) -> OperatorCheck | None:

@@ -39,3 +39,16 @@ def write(
 def numbers(*sizes: int, seed: int = 0, dtype: type = np.float32) -> np.ndarray:
     """Normal random numbers."""
     return np.random.default_rng(seed).standard_normal(sizes).astype(dtype)
+
+
+def conv_file(path: Path, scale: float, *, between: str = "Relu") -> Path:
+    """Two convolutions, the first with groups and one filter `scale` times what it was."""
+    weight = numbers(6, 2, 3, 3, seed=1)
+    weight[4] *= np.float32(scale)
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["a"], "first", group=2, pads=[1, 1, 1, 1]),
+        helper.make_node(between, ["a"], ["r"], "between"),
+        helper.make_node("Conv", ["r", "v"], ["y"], "second"),
+    ]
+    tensors = {"w": weight, "b": numbers(6, seed=2), "v": numbers(5, 6, 1, 1, seed=3)}
+    return write(path, nodes, [value("x", ["n", 4, 5, 7])], [value("y", ["n", 5, 5, 7])], tensors)

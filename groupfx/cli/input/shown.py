@@ -1,0 +1,23 @@
+"""Checks the file of a page before the work, as every other file that a command writes."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ...errors import UsageError
+from .files import check_distinct, check_folder
+
+_ENDINGS = (".html", ".htm")
+
+
+def check_page(path: Path | None, others: Mapping[str, Path | None]) -> None:
+    """Refuse a page that could not be written, or that would replace one of the `others`.
+
+    Raises UsageError or FileError.
+    """
+    if path is None:
+        return
+    if path.suffix.lower() not in _ENDINGS:
+        raise UsageError(f"--html {path}: the name must end in .html, such as {path.name}.html")
+    for option, other in others.items():
+        check_distinct({option: other, "--html": path})
+    check_folder(path, "--html")

@@ -1,0 +1,37 @@
+"""The page of a result: written last, so that what is wrong with it loses nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...errors import FileError
+from .screen import Screen
+
+if TYPE_CHECKING:
+    from ...page import Page, Showable
+
+
+def write_page_file(
+    screen: Screen, path: Path | None, result: Showable | Callable[[], Page], name: str
+) -> None:
+    """Write the page of `result`, or the one that it makes, where one is wanted.
+
+    Raises FileError.
+    """
+    if path is None:
+        return
+    # Loaded here: jinja2 is for a page alone.
+    from ...page import write_page
+
+    write_page(result() if callable(result) else result, path, name=name)
+    screen.wrote(path)
+
+
+def try_page_file(screen: Screen, path: Path | None, result: Showable, name: str) -> None:
+    """The same of what failed, whose own error is the one to tell: one of the page is a warning."""
+    try:
+        write_page_file(screen, path, result, name)
+    except FileError as error:
+        screen.warn(str(error))
