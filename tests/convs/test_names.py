@@ -14,6 +14,7 @@ import groupfx
 from groupfx.convs.names import numbered, split_number, unnumbered, with_number
 from groupfx.passes import SplitGroupedConv
 from tests.models.zoo_models import StandardisedConv2d
+from tests.thinning import one_in
 
 # torch says so of the old weight_norm, which assigns its weight in each call.
 pytestmark = pytest.mark.filterwarnings("ignore:The tensor attribute.* assigned during export")
@@ -164,6 +165,7 @@ def test_the_lists_and_the_options(case: Case) -> None:
             assert [site["name"] for site in report.to_dict()["sites"]] == list(taken)
 
 
+@pytest.mark.parametrize("case", one_in(4, list(MODELS)), indirect=True)
 def test_the_file_of_the_model(case: Case, tmp_path: Path) -> None:
     model, _, names = case
     path = tmp_path / "model.onnx"
@@ -172,6 +174,7 @@ def test_the_file_of_the_model(case: Case, tmp_path: Path) -> None:
     assert site_names(groupfx.validate(model, path, (X,)).sites) == names
 
 
+@pytest.mark.parametrize("case", one_in(5, list(MODELS)), indirect=True)
 def test_the_file_of_a_rewrite(case: Case, tmp_path: Path) -> None:
     model, ways, names = case
     for way in ways:

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from tests.models import zoo
 from tests.models import zoo_models as zm
 from tests.models.zoo import CASES, Case, Inputs
+from tests.thinning import one_in
 
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -310,7 +311,7 @@ def all_grouped_calls_are_functions(case: Case) -> bool:
     return zoo.count_grouped_calls(model, inputs).total() == seen.count
 
 
-@each_case
+@pytest.mark.parametrize("case", one_in(2, CASES))
 def test_way_is_the_first_that_does_not_change_the_model(case: Case) -> None:
     assert case.way == ("trace" if can_be_traced(case) else "modules")
     assert can_be_traced(case) or all_grouped_calls_are_functions(case)

@@ -16,6 +16,7 @@ from groupfx.passes import SplitGroupedConv
 from groupfx.running.inputs import ExampleInputs
 from groupfx.verify.measures import paired_leaves
 from tests.models.zoo import GroupedCalls
+from tests.thinning import one_in
 from tests.traits import (  # noqa: F401 - they fill the table
     control,
     foreign,
@@ -92,7 +93,7 @@ def gradients(model: nn.Module, inputs: ExampleInputs) -> bool | str:
     return any(parameter.grad is not None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("trait", TRAITS.values(), ids=TRAITS)
+@pytest.mark.parametrize("trait", one_in(2, TRAITS))
 def test_a_trait_is_found_and_rewritten_or_refused(trait: Trait, tmp_path: Path) -> None:
     model, inputs = built(trait)
     if trait.counted is not None:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 import groupfx
 from groupfx.deploy import Dynamic, ExportOptions, prepare_export
 from groupfx.running.inputs import ExampleInputs
+from tests.thinning import one_in
 
 
 class Computed(nn.Module):
@@ -56,7 +57,7 @@ def correlated(x: Tensor, kernel: Tensor) -> Tensor:
 BY_BATCH = [a_kernel_each, transposed, one_dimension, correlated]
 
 
-@pytest.mark.parametrize("function", BY_BATCH, ids=[f.__name__ for f in BY_BATCH])
+@pytest.mark.parametrize("function", one_in(2, BY_BATCH))
 def test_a_batch_that_decides_the_groups_is_fixed_and_told(
     function: Callable[[Tensor, Tensor], Tensor], tmp_path: Path
 ) -> None:

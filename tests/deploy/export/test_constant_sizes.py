@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import groupfx
 from examples.shufflenet_v1 import shufflenet_v1_g3
+from tests.thinning import one_in
 
 Body = Callable[[Tensor], Tensor]
 
@@ -115,7 +116,9 @@ def repeated(y: Tensor) -> Tensor:
 _MORE = [unshuffled, rolled, zeros, ones, repeated]
 
 
-@pytest.mark.parametrize("body", [shuffle, heads, gate, smaller, larger, to_the_end, None, *_MORE])
+@pytest.mark.parametrize(
+    "body", one_in(3, [shuffle, heads, gate, smaller, larger, to_the_end, None, *_MORE])
+)
 def test_no_size_is_computed_where_the_batch_alone_is_open(
     body: Body | None, tmp_path: Path
 ) -> None:
