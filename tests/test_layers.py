@@ -38,6 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("deploy", "passes"),
     ("tuning",),
     ("api", "testing"),
+    ("fleet",),
     ("page",),
     ("cli",),
     ("__main__", "groupfx"),
@@ -49,6 +50,7 @@ WINGS = frozenset({"deploy", "passes"})
 
 # Packages of others that only one room may import; a plan is integers, without torch.
 ONLY_IN = {
+    "distributed": {"fleet"},
     "jinja2": {"page"},
     "matplotlib": {"report"},
     "onnx": {"deploy", "testing", "tuning"},
@@ -56,6 +58,7 @@ ONLY_IN = {
     "onnxruntime": {"deploy", "testing", "tuning"},
     "onnxscript": {"deploy", "testing"},
     "openvino": {"testing", "tuning"},
+    "psutil": {"fleet"},
     "rich": {"cli"},
     "ruff": {"emit"},
     "typer": {"cli"},

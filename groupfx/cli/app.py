@@ -14,11 +14,14 @@ from .input.conformance import ConformanceCommand
 from .input.early import require_models, require_names
 from .input.files import PROGRAM
 from .input.signature import spread
+from .input.zoo import ZooCommand
 from .text.help import Command, Group
 
 Options = TypeVar("Options")
 
-COMMANDS = ("rewrite", "inspect", "export", "tune", "validate", "groups", "passes", "conformance")
+COMMANDS = (
+    "rewrite", "inspect", "export", "tune", "validate", "groups", "zoo", "passes", "conformance",
+)  # fmt: skip
 
 app = typer.Typer(
     cls=Group,
@@ -165,6 +168,28 @@ def groups(options: opt.GroupsCommand) -> int:
     from .commands.groups import run_groups
 
     return run_groups(options)
+
+
+@_command(
+    "Rewrite and check many models, each in a process of its own.",
+    "groupfx zoo models.yaml --export --time 300\ngroupfx zoo checkpoints --arch net.py:net",
+)
+def zoo(options: ZooCommand) -> int:
+    """Rewrite and prove every model of MANIFEST, and what else is asked for, each in a process of
+    its own that may take so much time and memory. One that fails ends nothing but itself.
+
+    A line of JSON a model goes to results.jsonl in the output folder, where the same command goes
+    on after it was interrupted; a model that has not changed since is not run again.
+
+    Exit code: 0 every model is done; 1 some failed; 2 wrong usage, or a manifest that cannot be
+    read, or a folder that cannot be written; 3 a scheduler without Dask; 70 a bug of groupfx; 130
+    interrupted, 143 terminated: what is done is kept.
+    """
+    require_names(options.chosen.passes, options.chosen.target)
+
+    from .commands.zoo import run_zoo
+
+    return run_zoo(options)
 
 
 @_command(

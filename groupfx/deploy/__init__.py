@@ -16,7 +16,7 @@ from .forms.rewrite_onnx import OnnxRewrite, OnnxSite, rewrite_graph
 from .forms.rewrite_onnx import find_onnx as find_in_onnx
 from .forms.site_drawings import site_blocks, site_pieces
 from .graph.conv_nodes import sites_in
-from .graph.files import check_onnx, check_target, write_onnx
+from .graph.files import check_onnx, check_target, external_files, write_onnx
 from .graph.reading import read_onnx
 from .validate.example_feeds import example_feeds
 from .validate.opinions import BRIEF_RUNTIMES
@@ -51,6 +51,7 @@ __all__ = [
     "check_onnx",
     "check_target",
     "example_feeds",
+    "external_files",
     "find_in_onnx",
     "prepare_export",
     "read_onnx",

@@ -32,7 +32,7 @@ def whole_file(path: Path, *, owner: Path | None = None) -> Iterator[BinaryIO]:
     try:
         # Not tempfile, whose files only their owner may read: this one becomes the user's.
         file = part.open("xb")
-        _lock(file)
+        lock(file)
     except OSError as error:
         raise FileError(
             f"{path} cannot be written: {error.strerror}; choose another place with -o"
@@ -53,22 +53,24 @@ def whole_file(path: Path, *, owner: Path | None = None) -> Iterator[BinaryIO]:
     _sync_folder(target.parent)
 
 
-def _lock(file: BinaryIO) -> bool:
-    """Hold `file` as one that is being written; False where another process holds it."""
+def lock(file: BinaryIO) -> bool | None:
+    """Hold `file` as one that is being written; False where another process holds it.
+
+    None where nobody can tell: not every system has locks, and not every file system.
+    """
     if sys.platform == "win32":
-        return False
+        return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
-        # Not every file system has locks: then nobody can tell, and nothing is removed.
-        return False
+        return None
     return True
 
 
 def _remove_left(folder: Path, start: str) -> None:
-    """Remove files of runs that were killed: those that nobody holds."""
+    """Remove files of runs that were killed: those that nobody holds, where that can be told."""
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
             token = name.removeprefix(start).removesuffix(".part")
@@ -77,7 +79,7 @@ def _remove_left(folder: Path, start: str) -> None:
             with contextlib.suppress(OSError), (folder / name).open("rb") as left:
                 # One that was made this moment may not be held yet.
                 young = time.time() - os.fstat(left.fileno()).st_mtime < _YOUNG
-                if not (young and not os.fstat(left.fileno()).st_size) and _lock(left):
+                if not (young and not os.fstat(left.fileno()).st_size) and lock(left):
                     (folder / name).unlink()
 
 

@@ -5,6 +5,12 @@ from pathlib import Path
 
 from ..errors import FileError
 
+CHECKPOINT_SUFFIXES = frozenset({".pt", ".pth", ".pkl", ".ckpt", ".bin", ".tar", ".safetensors"})
+"""What files are called that hold weights, or a model with them."""
+
+MODEL_SUFFIXES = CHECKPOINT_SUFFIXES | {".pt2", ".onnx"}
+"""What files are called that hold a model."""
+
 
 def factory_in(path: Path) -> str | None:
     """`file.py:Name` or `package.module:name` where `path` is one and no file; else None."""

@@ -18,6 +18,8 @@ NAMES = (
     "groupfx.validation/1",
     "groupfx.onnx/1",
     "groupfx.conformance/1",
+    "groupfx.zoo/1",
+    "groupfx.zoo-model/1",
 )
 
 

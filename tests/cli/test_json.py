@@ -20,6 +20,8 @@ from groupfx.cli.commands.passes import SCHEMA as PASSES_SCHEMA
 from groupfx.cli.commands.tune import SCHEMA as TUNE_SCHEMA
 from groupfx.cli.text.onnx_text import SCHEMA as ONNX_SCHEMA
 from groupfx.deploy.validate.verdict import SCHEMA as VALIDATION_SCHEMA
+from groupfx.fleet.results import SCHEMA as FLEET_MODEL_SCHEMA
+from groupfx.fleet.runner import SCHEMA as FLEET_SCHEMA
 from groupfx.rewriting.report import SCHEMA as REPORT_SCHEMA
 from groupfx.schema import NAMES, schema
 from tests.cli.runs import SHAPE, Cli, check_json, grouped_model, save, strict
@@ -126,7 +128,8 @@ def _spoil(holder: dict[str, Any], key: str) -> None:
 def test_schemas_are_named_as_the_documents_are() -> None:
     torch_side = {REPORT_SCHEMA, INSPECT_SCHEMA, GROUPS_SCHEMA, PASSES_SCHEMA}
     onnx_side = {EXPORT_SCHEMA, TUNE_SCHEMA, VALIDATION_SCHEMA, ONNX_SCHEMA}
-    assert set(NAMES) == {*torch_side, *onnx_side, CONFORMANCE_SCHEMA}
+    fleets = {FLEET_SCHEMA, FLEET_MODEL_SCHEMA}
+    assert set(NAMES) == {*torch_side, *onnx_side, *fleets, CONFORMANCE_SCHEMA}
     for name in NAMES:
         jsonschema.Draft202012Validator.check_schema(schema(name))
         assert schema(name)["properties"]["schema"] == {"const": name}

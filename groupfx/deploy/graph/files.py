@@ -246,3 +246,8 @@ def _moved(file: BinaryIO, name: str, tensor: ir.TensorProtocol) -> ir.ExternalT
         doc_string=tensor.doc_string,
         metadata_props=dict(tensor.metadata_props),
     )
+
+
+def external_files(path: Path | str) -> tuple[Path, ...]:
+    """The files that hold weights of the .onnx file at `path`, by name. Raises FileError."""
+    return tuple(sorted({Path(tensor.path) for tensor in external_tensors(read_onnx(path))}))

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import FileError, GroupfxError
+from ..existing import CHECKPOINT_SUFFIXES
 from ..names import shown
 from .checkpoint import Checkpoint, read_checkpoint
 
-_SUFFIXES = frozenset({".pt", ".pth", ".pkl", ".ckpt", ".bin", ".tar", ".safetensors"})
 _OURS = ".groupfx.pt"
 
 
@@ -57,12 +57,12 @@ def checkpoint_files(
     files = [
         entry
         for entry in entries
-        if entry.suffix in _SUFFIXES
+        if entry.suffix in CHECKPOINT_SUFFIXES
         and not entry.name.endswith(_OURS)
         and not entry.name.startswith(".")
     ]
     if not files:
-        kinds = ", ".join(sorted(_SUFFIXES))
+        kinds = ", ".join(sorted(CHECKPOINT_SUFFIXES))
         raise FileError(f"{folder} has no checkpoints: no file in it ends in one of {kinds}")
     numbered = [(epoch, file) for file in files if (epoch := epoch_in_name(file)) is not None]
     if not numbered:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -58,9 +58,12 @@ class _Request:
     arch_args: Mapping[str, Any]
     key: str | None
     python_path: tuple[Path, ...]
+    into: nn.Module | None = None
 
     def build(self) -> nn.Module:
         """The model of `--arch`. Raises `FileError` where it is missing."""
+        if self.into is not None:
+            return self.into
         if self.arch is None:
             raise FileError(
                 f"{self.path} holds weights without their model: say how to build it with --arch "
@@ -82,6 +85,7 @@ def read_model(
     arch_args: Mapping[str, Any] | None = None,
     key: str | None = None,
     python_path: Sequence[str | os.PathLike[str]] = (),
+    into: nn.Module | None = None,
 ) -> ReadModel:
     """Read the model in the file at `path`; its tensors are put on the CPU.
 
@@ -93,6 +97,7 @@ def read_model(
     swapped modules, need `arch`, `package.module:factory` or `file.py:factory`, which is called
     with `arch_args`. Any other pickle, and a `.pt2`, runs code of its author's when it is loaded:
     that takes `trust_pickle`. `python_path` holds folders in which Python looks for modules first.
+    `into` is what `arch` has made already: weights go there.
 
     Raises `FileError` for a file that is missing, damaged or not trusted, or whose weights do not
     fit, and `UsageError` for an `arch` or a `key` that does not work.
@@ -104,6 +109,7 @@ def read_model(
         dict(arch_args or {}),
         key,
         tuple(Path(folder) for folder in python_path),
+        into,
     )
     factory = factory_in(request.path)
     if factory is not None:
@@ -146,7 +152,7 @@ def _read_archive(file: BinaryIO, request: _Request) -> ReadModel:
     archive = reading(lambda: read_archive(file), str(request.path))
     model: nn.Module | None = archive.model
     if model is None:
-        model = apply(archive, request.build(), inplace=True)
+        model = apply(archive, replace(request, into=None).build(), inplace=True)
     else:
         request.whole()
     return ReadModel(model, "archive", archive.inputs or None, archive)

@@ -1,0 +1,120 @@
+"""Jobs on the workers of a Dask cluster, which see the same files as we do.
+
+Each worker of the cluster runs a job as this machine would: in a process of its own, within its
+limits. Where a worker is lost, Dask gives its job to another one; a job that loses several is
+given up. Dask is an extra, and imported here alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import MissingDependencyError, UsageError, kind_and_line
+from ..version import __version__
+from .engine import Engine, Stop
+from .failures import OF_A_PROCESS, Failure
+from .results import Outcome
+from .task import Job, Task
+
+_PATIENCE = 10.0
+_LOOK = 0.2
+
+
+@dataclass
+class Cluster:
+    """The workers behind a scheduler. A context is opened for each run."""
+
+    address: str
+    workers: int
+    threads: int
+
+    @classmethod
+    def of(cls, address: str) -> Cluster:
+        """Ask who is there.
+
+        Raises MissingDependencyError without Dask, and UsageError where nobody answers, nobody
+        works there, or some have another version of groupfx.
+        """
+        client = _client(address)
+        try:
+            workers = client.scheduler_info(n_workers=-1)["workers"]
+            if not workers:
+                raise UsageError(f"--scheduler {address}: it has no workers: start some first")
+            versions = client.run(_version)
+            others = {name: found for name, found in versions.items() if found != __version__}
+            if others:
+                name, found = next(iter(others.items()))
+                raise UsageError(
+                    f"--scheduler {address}: the worker {name} has "
+                    f"{f'groupfx {found}' if found else 'no groupfx'}, and this is {__version__}: "
+                    "install the same everywhere"
+                )
+            number = sum(int(each["nthreads"]) for each in workers.values())
+            return cls(address, number, 1)
+        finally:
+            client.close()
+
+    def run(self, jobs: Sequence[Job], stop: Stop) -> Iterator[tuple[Task, Outcome]]:
+        """The outcomes as they come; what runs elsewhere is cancelled where `stop` says so."""
+        if not jobs:
+            return
+        from distributed import wait
+
+        client = _client(self.address)
+        try:
+            left = {
+                # The first is the longest. Of two equal jobs each is done.
+                client.submit(run_job, job, pure=False, priority=-place): job
+                for place, job in enumerate(jobs)
+            }
+            while left and not stop():
+                with suppress(TimeoutError):
+                    wait(left, timeout=_LOOK, return_when="FIRST_COMPLETED")
+                for future in [future for future in left if future.done()]:
+                    yield from _outcomes(future, left.pop(future))
+            client.cancel(list(left))
+        finally:
+            client.close()
+
+
+def _client(address: str) -> Any:
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise MissingDependencyError.of("--scheduler needs", "Dask distributed", "dask") from error
+    try:
+        return Client(address, timeout=_PATIENCE, set_as_default=False)
+    except Exception as error:
+        # An address that is none, a host that is not there, a port where something else listens.
+        raise UsageError(
+            f"--scheduler {address}: no scheduler of Dask answers there within {_PATIENCE:g} s "
+            f"({kind_and_line(error)}); start one with 'dask scheduler', and give its address, "
+            "such as tcp://host:8786"
+        ) from error
+
+
+def _outcomes(future: Any, job: Job) -> Iterator[tuple[Task, Outcome]]:
+    if future.status == "finished":
+        # Plain data, as from a process of ours.
+        outcomes = [Outcome.from_dict(plain) for plain in future.result()]
+        yield from zip(job.tasks, outcomes, strict=True)
+        return
+    reason = "it was cancelled" if future.status != "error" else kind_and_line(future.exception())
+    failure = Failure(
+        "crash", f"its worker was lost: {reason}", OF_A_PROCESS, environment="lost worker"
+    )
+    yield from ((task, Outcome(failure=failure)) for task in job.tasks)
+
+
+def _version() -> str:
+    return __version__
+
+
+def run_job(job: Job) -> list[dict[str, Any]]:
+    """On a worker: do a job in a process of its own, and give what came of each task."""
+    engine = Engine.of(1)
+    found = {id(task): outcome for task, outcome in engine.run([job], lambda: False)}
+    return [found[id(task)].to_dict() for task in job.tasks]

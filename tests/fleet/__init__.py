@@ -1,0 +1,1 @@
+"""Tests of fleets: manifests, results, processes."""

@@ -1,0 +1,191 @@
+"""Fleets in real processes: limits, crashes, and what is killed."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from groupfx.fleet import Entry, Fleet, read_fleet, run_fleet
+from groupfx.fleet.nursery import last_words
+from groupfx.fleet.results import read_results
+from groupfx.fleet.task import Job, Task
+from tests.cli.runs import Cli, check_json
+from tests.fleet import stubs
+from tests.fleet.cheap_fleet import ENGINE
+
+STUBS = Path(stubs.__file__)
+ROOT = STUBS.parents[2]
+
+CLASSES = {
+    "hangs": ("time", None, "longer than the 2 s that it may"),
+    "crashes": ("crash", None, "SIGSEGV: Fatal Python error: Segmentation fault File"),
+    "leaves": ("crash", None, "ended by itself with exit code 3"),
+    "killed": ("crash", "lost worker", "was killed from outside"),
+    "eats": ("memory", "out of memory", "of 1.00 GB that it may take"),
+    "eats_in_a_child": ("memory", "out of memory", "of 1.00 GB that it may take"),
+    "exits": ("cannot open", None, "raised SystemExit: 4"),
+}
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    return Cli(capsys, tmp_path, monkeypatch)
+
+
+@pytest.mark.long
+def test_one_that_fails_ends_nothing_but_itself(cli: Cli, tmp_path: Path) -> None:
+    names = ["net", *CLASSES, "gone"]
+    lines = [f"- {{name: {name}, factory: '{STUBS}:{name}'}}" for name in names[:-1]]
+    lines += ["- gone.pt", "- {model: net.pt, wat: 1}", f"- {{name: net, factory: '{STUBS}:net'}}"]
+    Path("zoo.yaml").write_text("\n".join(lines))
+    argv = ("zoo", "zoo.yaml", "--input-shape", stubs.SHAPE, "--time", 2, "--memory", "1GB")
+    first = cli(*argv, "--jobs", 3, "--json", "zoo.json")
+    assert first.code == 1
+    document = check_json(Path("zoo.json").read_text(), "groupfx.zoo/1")
+    found = {each["name"]: each for each in document["models"]}
+    assert [*found] == [*names[:-1], "gone.pt", "net.pt", "net#2"]
+    assert found["net"]["ok"]
+    for name, (kind, environment, said) in CLASSES.items():
+        model = found[name]
+        assert (model["class"], model["environment"]) == (kind, environment), model
+        assert said in model["message"]
+    assert found["hangs"]["stage"] == "open"
+    for name, said in (("gone.pt", "there is no file"), ("net.pt", "'wat'"), ("net#2", "already")):
+        assert (found[name]["class"], found[name]["exit_code"]) == ("cannot open", 2)
+        assert said in found[name]["message"]
+    assert document["counts"]["classes"] == {"cannot open": 4, "crash": 3, "memory": 2, "time": 1}
+    assert "1 of 11 models done, 4 cannot open, 3 crash, 2 memory, 1 time" in first.out
+    assert first.row("killed")[:3] == ["killed", "crash", "lost worker"]
+    # All is known: nothing is run, and no process started.
+    before = time.perf_counter()
+    second = cli(*argv, "--json", "zoo.json")
+    assert time.perf_counter() - before < 2
+    assert (second.code, check_json(Path("zoo.json").read_text(), "groupfx.zoo/1")["counts"]) == (
+        1,
+        {**document["counts"], "kept": 11},
+    )
+
+
+def cheap_models(folder: Path, number: int) -> Fleet:
+    folder.mkdir()
+    for place in range(number):
+        (folder / f"{place:02}.pt").write_text(str(place))
+    return read_fleet([folder], Entry(name="", model=Path()))
+
+
+def test_a_fleet_that_is_asked_to_stop(tmp_path: Path) -> None:
+    fleet = cheap_models(tmp_path / "models", 9)
+    ended: list[str] = []
+    found = run_fleet(
+        fleet,
+        tmp_path / "out",
+        engine=ENGINE,
+        told=lambda result: ended.append(result.name),
+        stop=lambda: len(ended) == 3,
+    )
+    assert found.interrupted
+    assert len(found.models) == 3
+    again = run_fleet(fleet, tmp_path / "out", engine=ENGINE)
+    assert (again.ok, len(again.kept)) == (True, 3)
+
+
+def test_no_process_outlives_its_fleet(tmp_path: Path) -> None:
+    fleet = cheap_models(tmp_path / "models", 2)
+    run_fleet(fleet, tmp_path / "out", engine=ENGINE)
+    assert not psutil.Process().children(recursive=True)
+
+
+def test_the_rest_of_a_job_whose_process_ended_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "ended").mkdir()  # the word of a model cannot be left there: its process ends
+    good = tmp_path / "good"
+    good.mkdir()
+    tasks = []
+    for name, folder in (("a", good), ("b", tmp_path), ("c", good)):
+        entry = Entry(name=name, model=folder / f"{name}.pt")
+        tasks.append(Task(entry, name, tmp_path / "out"))
+    found = {t.entry.name: o for t, o in ENGINE.run([Job(tuple(tasks))], lambda: False)}
+    assert {name: outcome.ok for name, outcome in found.items()} == {
+        "a": True,
+        "b": False,
+        "c": True,
+    }
+    failure = found["b"].failure
+    assert failure is not None
+    assert failure.kind == "crash"
+    assert "IsADirectoryError" in failure.message
+
+
+def test_what_a_process_said_last(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert last_words(log) == ""
+    log.write_text("one\ntwo\n\n")
+    assert last_words(log) == "two"
+    log.write_text('x\nFatal Python error: Aborted\n\nThread\n  File "a.py", line 3 in f\nmore\n')
+    assert last_words(log) == 'Fatal Python error: Aborted File "a.py", line 3 in f'
+
+
+@pytest.mark.long
+def test_a_runner_that_is_killed_loses_the_model_in_work_alone(tmp_path: Path) -> None:
+    number = 60
+    cheap_models(tmp_path / "models", number)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "tests.fleet.cheap_fleet", tmp_path / "models", out]
+    moments = random.Random(0)
+    seen: list[int] = []
+    for _ in range(20):
+        runner = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+        time.sleep(moments.uniform(0.2, 2.0))
+        below = psutil.Process(runner.pid).children(recursive=True) if runner.poll() is None else []
+        runner.kill()
+        runner.wait()
+        _, alive = psutil.wait_procs(below, timeout=5)
+        assert not alive
+        if not (out / "results.jsonl").exists():
+            continue
+        results = {each.name for each in read_results(out / "results.jsonl")[0]}
+        ended = (tmp_path / "models" / "ended").read_text().split()
+        assert len(set(ended) - results) <= 1
+        seen.append(len(results))
+    assert seen == sorted(seen)
+    # Most of them were killed while it was at its models.
+    assert len({count for count in seen if 0 < count < number}) >= 5
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+    assert len({each.name for each in read_results(out / "results.jsonl")[0]}) == number
+    # Each was run once, but for those that were in work when a runner was killed.
+    assert number <= len((tmp_path / "models" / "ended").read_text().split()) <= number + 20
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_it_in_order(tmp_path: Path, number: int, code: int) -> None:
+    (tmp_path / "zoo.json").write_text(f'["{STUBS}:hangs", "gone.pt"]')
+    runner = subprocess.Popen(
+        [sys.executable, "-m", "groupfx", "zoo", tmp_path / "zoo.json", "-o", tmp_path / "out"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    process = psutil.Process(runner.pid)
+    # Until the model is in work: its process is one of the server's.
+    for _ in range(600):
+        if len(process.children(recursive=True)) > 1:
+            break
+        time.sleep(0.1)
+    below = process.children(recursive=True)
+    runner.send_signal(number)
+    out, err = runner.communicate(timeout=60)
+    assert runner.returncode == code, err
+    assert "Run the same command again" in out
+    assert "1 without a result" in out
+    _, alive = psutil.wait_procs(below, timeout=5)
+    assert not alive
+    assert len(read_results(tmp_path / "out" / "results.jsonl")[0]) == 1
