@@ -41,6 +41,7 @@ from ..graph.metadata import mark, strip
 from ..graph.opsets import FIRST_WRITTEN, lower_opset
 from .bound_sizes import OpenSizeError, open_size
 from .constant_sizes import write_sizes
+from .pads_of_pools import keep_pads_of_pools
 from .torch_export import ConvName, Sizes, TracedModel
 
 DEFAULT_OPSET = 20
@@ -91,6 +92,7 @@ def onnx_graph(traced: TracedModel, opset: int, *, forms: SiteForms = "planned")
     _apply_forms(model, chosen)
     if opset < written:
         lower_opset(model, opset)
+    keep_pads_of_pools(model, opset)
     _rename(model, traced)
     _finish(model, traced.sizes)
     told = fastest if fastest is not None and fastest.summary is not None else None
