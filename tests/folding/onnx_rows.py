@@ -47,6 +47,9 @@ def _elementwise() -> dict[str, OnnxRow]:
         "Clip": OnnxRow("b = Clip(a, lo, hi)", {"lo": np.float32(-2), "hi": np.float32(9)}),
         "Clip of opset 6": OnnxRow("b = Clip<max=9.0, min=-2.0>(a)", opset=9),
         "Pad": OnnxRow("b = Pad(a, p)", {"p": ints(0, 0, 1, 2, 0, 0, 0, 1)}),
+        "Pad of named axes": OnnxRow(
+            "b = Pad(a, p, , k)", {"p": ints(1, 2, 0, 1), "k": ints(2, -1)}, opset=18
+        ),
         "Pad of opset 2": OnnxRow('b = Pad<pads=[0,0,1,2,0,0,0,1], mode="reflect">(a)', opset=9),
         "Resize": OnnxRow("b = Resize(a, , s)", {"s": np.array([1, 1, 2, 2], dtype=np.float32)}),
         "Upsample": OnnxRow(
@@ -402,6 +405,9 @@ def _kept() -> dict[str, OnnxRow]:
         "TopK": OnnxRow("b, c = TopK<axis=1>(a, k)", {"k": ints(C)}),
         "ArgMax": OnnxRow("c = ArgMax<axis=1>(a) d = Cast<to=1>(c) b = Mul(a, d)"),
         "Hardmax": OnnxRow("b = Hardmax<axis=1>(a)"),
+        "Pad of channels by name": OnnxRow(
+            "b = Pad(a, p, , k)", {"p": ints(1, -1), "k": ints(-3)}, opset=18
+        ),
         "Pad of channels": OnnxRow("b = Pad(a, p)", {"p": ints(0, 1, 0, 0, 0, -1, 0, 0)}),
         "heads": OnnxRow(
             "c = Reshape(a, h) d = Softmax<axis=1>(c) b = Reshape(d, k)",

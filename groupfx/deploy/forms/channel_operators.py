@@ -292,11 +292,14 @@ def _pad(seen: Seen, given: Parameters) -> Found | None:
 
 def _only_grows(seen: Seen) -> bool:
     """Whether an axis whose size stays is not padded: one end could grow and the other shrink."""
-    pads = seen.ints("pads", 1)
-    if pads is None or seen.constant(3) is not None:
+    pads, named = seen.ints("pads", 1), seen.ints("axes", 3)
+    if pads is None or (named is None and len(seen.node.inputs) > 3 and seen.node.inputs[3]):
         return False
     half = len(pads) // 2
-    return all(not (pads[k] or pads[k + half]) for k in range(half) if k not in seen.resized)
+    axes = list(range(half)) if named is None else seen.dims(named)
+    return all(
+        not (pads[k] or pads[k + half]) for k, axis in enumerate(axes) if axis not in seen.resized
+    )
 
 
 def _resize(seen: Seen, given: Parameters) -> Found | None:

@@ -25,4 +25,4 @@ def _run(case: Case) -> Outputs:
     return outputs_by_name(case, run)
 
 
-ADAPTERS = (Adapter("onnx2torch", _run, ("onnx2torch", "torch")),)
+ADAPTERS = (Adapter("onnx2torch", _run, ("onnx2torch", "torch", "torchvision")),)
