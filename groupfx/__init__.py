@@ -10,6 +10,7 @@ from .errors import GroupfxError
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .api.check import Checked, check
     from .api.models import FoundSite, Loaded, find, load, rewrite
     from .api.onnx import export, find_onnx, rewrite_onnx, validate
     from .api.tuning import Tuned, tune
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from .rewriting import Pass, Pipeline, Report, Result, Site, Skip
 
 _PUBLIC = {
+    "Checked": "api.check",
+    "check": "api.check",
     "FoundSite": "api.models",
     "Loaded": "api.models",
     "find": "api.models",
@@ -41,6 +44,7 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "Checked",
     "Export",
     "FoundSite",
     "GroupfxError",
@@ -54,6 +58,7 @@ __all__ = [
     "Tuned",
     "Validation",
     "__version__",
+    "check",
     "export",
     "find",
     "find_onnx",

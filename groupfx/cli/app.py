@@ -10,8 +10,9 @@ import typer
 from ..files.existing import require_model
 from ..version import __version__
 from .input import options as opt
+from .input.check_options import CheckCommand
 from .input.conformance import ConformanceCommand
-from .input.early import require_models, require_names
+from .input.early import require_models, require_names, require_target
 from .input.files import PROGRAM
 from .input.signature import spread
 from .input.zoo import ZooCommand
@@ -20,8 +21,9 @@ from .text.help import Command, Group
 Options = TypeVar("Options")
 
 COMMANDS = (
-    "rewrite", "inspect", "export", "tune", "validate", "groups", "zoo", "passes", "conformance",
-)  # fmt: skip
+    *("rewrite", "inspect", "check", "export", "tune", "validate", "groups", "zoo", "passes"),
+    "conformance",
+)
 
 app = typer.Typer(
     cls=Group,
@@ -87,6 +89,28 @@ def inspect(options: opt.InspectCommand) -> int:
     from .commands.inspect import run_inspect
 
     return run_inspect(options)
+
+
+@_command(
+    "Say what a toolchain takes of a model, and what helps where it does not.",
+    "groupfx check model.onnx --target finn --junit check.xml\n"
+    "groupfx check model.pt --target hls4ml --fix -o fixed.pt",
+)
+def check(options: CheckCommand) -> int:
+    """Judge every convolution of MODEL, and the operations on channels between them, by what is
+    known of a toolchain, each fact with its source and date. Find the passes that would make it
+    acceptable and say what they would leave; nothing is written without --fix.
+
+    Exit code: 0 all of it is acceptable; 1 something is not, or a check failed: then no model is
+    written; 2 wrong usage, or a file or a model that cannot be read; 4 nothing is known to be
+    refused, and of something nobody knows; 70 a bug of groupfx.
+    """
+    require_model(options.model)
+    require_target(options.target)
+
+    from .commands.check import run_check
+
+    return run_check(options)
 
 
 @_command(

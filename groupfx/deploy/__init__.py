@@ -15,6 +15,7 @@ from .export.torch_export import Dynamic
 from .forms.rewrite_onnx import OnnxRewrite, OnnxSite, rewrite_graph
 from .forms.rewrite_onnx import find_onnx as find_in_onnx
 from .forms.site_drawings import site_blocks, site_pieces
+from .forms.subjects import subjects_of
 from .graph.conv_nodes import sites_in
 from .graph.files import check_onnx, check_target, external_files, write_onnx
 from .graph.reading import read_onnx
@@ -59,6 +60,7 @@ __all__ = [
     "site_blocks",
     "site_pieces",
     "sites_in",
+    "subjects_of",
     "validate_sides",
     "write_onnx",
 ]

@@ -191,6 +191,16 @@ class Pass(ABC, Generic[Description]):
             parsed[name] = _parse(cls.pass_name(), name, hints[name], list(texts))
         return cls(**parsed)
 
+    def spelled(self) -> str:
+        """As the command line takes it: `name:option=value,option=value`."""
+        given = []
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if value != field.default:
+                each = value if isinstance(value, tuple) else (value,)
+                given += [f"{field.name}={one}" for one in each]
+        return ":".join([self.pass_name(), *([",".join(given)] if given else [])])
+
     def __str__(self) -> str:
         changed = [
             f"{field.name}={getattr(self, field.name)!r}"

@@ -11,6 +11,7 @@ from typing import Any
 NAMES = (
     "groupfx.report/1",
     "groupfx.inspect/1",
+    "groupfx.check/1",
     "groupfx.groups/1",
     "groupfx.passes/1",
     "groupfx.export/1",

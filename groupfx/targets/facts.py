@@ -70,8 +70,8 @@ class Subject:
     """What is judged: a convolution, or an operation on channels between convolutions.
 
     `site` is the site of the original that it comes from. `numbers` are None for an operation, and
-    for a convolution whose numbers are not constants of the model. `rank` is the largest number of
-    dimensions that an operation works on, `parts` how many values a concatenation joins.
+    for a convolution whose numbers are not constants of the model; `unread` says why. `rank` is the
+    largest number of dimensions that an operation works on, `parts` how many values are joined.
     """
 
     name: str
@@ -83,6 +83,7 @@ class Subject:
     scales: Scales | None = None
     rank: int = 0
     parts: int = 0
+    unread: str | None = None
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,10 @@ class Fact:
         """Whether it speaks for what it is about."""
         return self.verdict in ACCEPTABLE
 
+    def is_of(self, method: str) -> bool:
+        """Whether it is about a method of the toolchain."""
+        return not self.methods or method in self.methods
+
     @property
     def badness(self) -> int:
         """Its place from good to bad."""
@@ -259,20 +264,16 @@ class Judged:
         """All that speaks against it, or the worst that is said of it, in one line."""
         told = self.against or tuple(fact for fact in self.facts if fact.verdict == self.verdict)
         lines = {f"{_by(fact)}{fact.text}": None for fact in told}
-        return "; ".join(lines) or "taken as it is"
+        return "; ".join(lines) or "nothing is said against it"
 
     @property
     def by_method(self) -> Mapping[str, Verdict]:
         """The verdict of each method; of targets without, nothing."""
         return {
-            method: VERDICTS[max((f.badness for f in self.facts if _is_of(f, method)), default=0)]
+            method: VERDICTS[max((f.badness for f in self.facts if f.is_of(method)), default=0)]
             for method in self.methods
         }
 
 
 def _by(fact: Fact) -> str:
     return f"{', '.join(fact.methods)}: " if fact.methods else ""
-
-
-def _is_of(fact: Fact, method: str) -> bool:
-    return not fact.methods or method in fact.methods

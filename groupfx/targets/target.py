@@ -1,13 +1,13 @@
 """A target: a toolchain or runtime, what it takes, and the passes that a model needs for it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import UsageError
-from .facts import Fact, Judged, Kind, Numbers, Subject, Topic
+from .facts import OPERATION_TOPICS, Fact, Judged, Kind, Numbers, Subject, Topic
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,58 +65,69 @@ class Target:
     def judge(self, subject: Subject, methods: Sequence[str] = ()) -> Judged:
         """What the facts say of `subject` to these methods, or to all."""
         asked = tuple(methods) or self.methods
-        topics = dict.fromkeys(fact.topic for fact in self.facts)
+        if subject.unread is not None:
+            return Judged(subject, (self._silence("groups", subject.unread),), asked)
         found: dict[int, Fact] = {}
-        for topic in topics:
+        for topic in dict.fromkeys(fact.topic for fact in self.facts):
             for method in asked or ("",):
                 fact = self._first(topic, subject, method)
                 if fact is not None:
                     found[id(fact)] = fact
-        of_groups = any(fact.topic == "groups" for fact in found.values())
-        if subject.operation is None and not of_groups and _is_grouped(subject):
-            found[0] = self._silence(subject)
-        return Judged(subject, tuple(found.values()), asked)
+        silent = self._silences(subject, tuple(found.values()), asked)
+        return Judged(subject, (*found.values(), *silent), asked)
 
     def _first(self, topic: Topic, subject: Subject, method: str) -> Fact | None:
-        if (topic == subject.operation) == (subject.operation is None):
+        if subject.operation != (topic if topic in OPERATION_TOPICS else None):
             return None
         return next(
             (
                 fact
                 for fact in self.facts
-                if fact.topic == topic
-                and (not fact.methods or method in fact.methods)
-                and fact.where.fits(subject)
+                if fact.topic == topic and fact.is_of(method) and fact.where.fits(subject)
             ),
             None,
         )
 
-    def _silence(self, subject: Subject) -> Fact:
+    def _silences(
+        self, subject: Subject, found: Sequence[Fact], asked: Sequence[str]
+    ) -> Iterator[Fact]:
+        """What must be known of a subject and is not, for each method."""
+        needed: list[Topic] = []
+        if subject.numbers is not None and subject.numbers.groups > 1:
+            needed.append("groups")
+        if subject.layout != "float":
+            needed.append("quantised")
+        for topic in needed:
+            said = [fact for fact in found if fact.topic == topic]
+            open_ = [m for m in asked or ("",) if not any(fact.is_of(m) for fact in said)]
+            if open_:
+                fact = self._silence(topic, "no fact is about it")
+                yield fact if open_ == list(asked or ("",)) else replace(fact, methods=tuple(open_))
+
+    def _silence(self, topic: Topic, text: str) -> Fact:
         """What the facts leave open."""
-        what = "its numbers are not known" if subject.numbers is None else "no fact is about it"
-        return Fact("groups", "unknown", what, str(self.path), self.name, self.date)
+        return Fact(topic, "unknown", text, str(self.path), self.name, self.date)
 
     def methods_named(self, names: Sequence[str]) -> tuple[str, ...]:
-        """The methods of these names, whatever their case; all without names.
+        """The methods of these names, or that begin with them, in any case; all without names.
 
         Raises `UsageError` for a name of none.
         """
-        known = {method.lower(): method for method in self.methods}
+        found: list[str] = []
         for name in names:
-            if name.lower() not in known:
+            meant = [m for m in self.methods if m.lower() == name.lower()]
+            meant = meant or [m for m in self.methods if m.lower().startswith(f"{name.lower()} ")]
+            if not meant:
                 has = ", ".join(self.methods) or "no methods"
                 raise UsageError(f"{self.name} has no method {name!r}: it has {has}")
-        return tuple(known[name.lower()] for name in names) or self.methods
+            found += meant
+        return tuple(dict.fromkeys(found)) or self.methods
 
     def obstacles(self, model: "nn.Module", inputs: "ExampleInputs") -> "tuple[Obstacle, ...]":
         """The operations of a torch model that it would refuse or get wrong, as far as is known."""
         from ..toolchains import grammar
 
         return () if self.grammar is None else grammar(self.grammar)(model, inputs)
-
-
-def _is_grouped(subject: Subject) -> bool:
-    return subject.numbers is None or subject.numbers.groups > 1
 
 
 def numbers_of(conv: "ConvSpec") -> Numbers:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from ...errors import FileError, UsageError
 from ...files.existing import require_model
 from ...passes import PASSES, name_and_options, pass_class
-from ...targets import target_named
+from ...targets import target_named, target_names
 from .options import GroupsCommand
 
 
@@ -18,6 +18,13 @@ def require_names(passes: Sequence[str] | None, target: str | None) -> None:
         if name not in PASSES:
             pass_class(name)
     target_named(target)
+
+
+def require_target(name: str | None) -> None:
+    """Raise `UsageError` where no target is named, or one that there is not."""
+    if name is None:
+        raise UsageError(f"name a target: --target {', '.join(target_names())}, or a file of facts")
+    target_named(name)
 
 
 def require_models(options: GroupsCommand) -> None:

@@ -25,7 +25,7 @@ TORCH_BACKENDS = ("torch", "torch.compile")
 _FILE = "Model file"
 _REWRITE = "What to rewrite"
 _GROUPS = "What to show"
-_OUTPUT = "Output"
+OUTPUT = "Output"
 _FILE_WRITTEN = "The ONNX file"
 _CHECK = "The check"
 _TUNING = "Tuning"
@@ -42,7 +42,7 @@ def complete_target(incomplete: str) -> Iterable[str]:
     return [name for name in target_names() if name.startswith(incomplete)]
 
 
-def _stem(model: Path) -> str:
+def stem(model: Path) -> str:
     """What a file made of `model` is called by itself."""
     factory = factory_in(model)
     return model.stem if factory is None else factory.rpartition(":")[2]
@@ -51,9 +51,9 @@ def _stem(model: Path) -> str:
 # What several commands say of an option that stands with others in each.
 _MADE = "a state_dict (.pt, .pth, .safetensors) with --arch; or what makes it: file.py:Class."
 _EXPORTED = f"A file of ours, a pickled module, a dict that holds one, or {_MADE}"
-_MODEL = f"A file of ours, a pickled module, a dict that holds one, an .onnx file, or {_MADE}"
+MODEL = f"A file of ours, a pickled module, a dict that holds one, an .onnx file, or {_MADE}"
 _NO_VERIFY = "Do not check that the function is the same."
-_FORCE = "Replace a file that groupfx did not write, or MODEL itself."
+FORCE = "Replace a file that groupfx did not write, or MODEL itself."
 _JSON = "Write the report as JSON; - for stdout, which then gets nothing else."
 _TRACEBACK = "Show the Python traceback of an error."
 
@@ -158,7 +158,7 @@ class Check:
 class Told:
     """What is said, and where."""
 
-    json: Path | None = option("--json", panel=_OUTPUT, metavar="FILE", help=_JSON)
+    json: Path | None = option("--json", panel=OUTPUT, metavar="FILE", help=_JSON)
     quiet: bool = option("--quiet", "-q", panel=_MESSAGES, default=False, help="Errors only.")
     verbose: bool = option(
         "--verbose",
@@ -176,7 +176,7 @@ class Shown:
 
     html: Path | None = option(
         "--html",
-        panel=_OUTPUT,
+        panel=OUTPUT,
         metavar="FILE.html",
         help="Write a page that shows the result: one file that needs no network.",
     )
@@ -282,28 +282,28 @@ class TuningChoice:
 class RewriteCommand:
     """`groupfx rewrite`."""
 
-    model: Path = argument("MODEL", _MODEL)
+    model: Path = argument("MODEL", MODEL)
     file: ModelFile
     chosen: Chosen
     no_verify: bool = option("--no-verify", panel=_REWRITE, default=False, help=_NO_VERIFY)
     output: Path | None = option(
         "--output",
         "-o",
-        panel=_OUTPUT,
+        panel=OUTPUT,
         metavar="OUT",
         help="The file to write: .pt, .pt2 or .onnx.  [default: MODEL's name with .groupfx.pt, or "
         ".groupfx.onnx for an .onnx file, in this folder]",
     )
-    force: bool = option("--force", panel=_OUTPUT, default=False, help=_FORCE)
+    force: bool = option("--force", panel=OUTPUT, default=False, help=FORCE)
     dry_run: bool = option(
         "--dry-run",
-        panel=_OUTPUT,
+        panel=OUTPUT,
         default=False,
         help="Rewrite, check and report, but write no model.",
     )
     emit_python: Path | None = option(
         "--emit-python",
-        panel=_OUTPUT,
+        panel=OUTPUT,
         metavar="FILE",
         help="Write Python that makes these changes to your model, or is the model; - for stdout.",
     )
@@ -314,14 +314,14 @@ class RewriteCommand:
     def place(self) -> Path:
         """Where the model goes."""
         ending = ONNX if self.model.suffix == ONNX else ".pt"
-        return self.output or Path(f"{_stem(self.model)}.groupfx{ending}")
+        return self.output or Path(f"{stem(self.model)}.groupfx{ending}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class InspectCommand:
     """`groupfx inspect`."""
 
-    model: Path = argument("MODEL", _MODEL)
+    model: Path = argument("MODEL", MODEL)
     file: ModelFile
     chosen: Chosen
     told: Told
@@ -338,7 +338,7 @@ class ExportCommand:
     output: Path | None = option(
         "--output",
         "-o",
-        panel=_OUTPUT,
+        panel=OUTPUT,
         metavar="OUT.onnx",
         help="The file to write.  [default: MODEL's name with .onnx, in this folder]",
     )
@@ -352,21 +352,21 @@ class ExportCommand:
     )
     tuning: TuningChoice
     check: Check
-    force: bool = option("--force", panel=_OUTPUT, default=False, help=_FORCE)
+    force: bool = option("--force", panel=OUTPUT, default=False, help=FORCE)
     shown: Shown
     told: Told
 
     @property
     def place(self) -> Path:
         """Where the file goes."""
-        return self.output or Path(f"{_stem(self.model)}{ONNX}")
+        return self.output or Path(f"{stem(self.model)}{ONNX}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuneCommand:
     """`groupfx tune`."""
 
-    model: Path = argument("MODEL", _MODEL)
+    model: Path = argument("MODEL", MODEL)
     file: ModelFile
     tuning: TuningChoice
     device: str | None = option(
@@ -379,14 +379,14 @@ class TuneCommand:
     output: Path | None = option(
         "--output",
         "-o",
-        panel=_OUTPUT,
+        panel=OUTPUT,
         metavar="OUT",
         help="The file to write.  [default: MODEL's name with .tuned.onnx, or with .tuned.pt for a "
         "backend of torch, in this folder]",
     )
     written: OnnxFile
     check: Check
-    force: bool = option("--force", panel=_OUTPUT, default=False, help=_FORCE)
+    force: bool = option("--force", panel=OUTPUT, default=False, help=FORCE)
     shown: Shown
     told: Told
 
@@ -394,7 +394,7 @@ class TuneCommand:
     def place(self) -> Path:
         """Where the file goes."""
         ending = ".pt" if self.of_torch else ONNX
-        return self.output or Path(f"{_stem(self.model)}.tuned{ending}")
+        return self.output or Path(f"{stem(self.model)}.tuned{ending}")
 
     @property
     def of_torch(self) -> bool:
@@ -442,7 +442,7 @@ class GroupsCommand:
     )
     plot: Path | None = option(
         "--plot",
-        panel=_OUTPUT,
+        panel=OUTPUT,
         metavar="FILE",
         help="Draw it, as .png or .svg: the masks before and after permutation, or the changes "
         "over the epochs. Needs matplotlib.",
@@ -462,7 +462,7 @@ class PassesCommand:
     name: str | None = argument(
         "PASS", "Show this pass only.", optional=True, complete=complete_pass
     )
-    json: Path | None = option("--json", panel=_OUTPUT, metavar="FILE", help=_JSON)
+    json: Path | None = option("--json", panel=OUTPUT, metavar="FILE", help=_JSON)
     traceback: bool = option("--traceback", panel=_MESSAGES, default=False, help=_TRACEBACK)
 
 

@@ -464,8 +464,7 @@ def test_a_small_file_that_unfolds_is_refused_without_unfolding_it(
     share: Callable[[dict[str, Any]], dict[str, Any]], tmp_path: Path
 ) -> None:
     data = payload(nn.Sequential(nn.Conv2d(6, 4, 3)), tmp_path)
-    path = tmp_path / "bad.pt"
-    torch.save(share(data), path)
+    torch.save(share(data), path := tmp_path / "bad.pt")
     assert path.stat().st_size < 1_500_000
 
     def refused() -> None:

@@ -1,0 +1,96 @@
+"""What a target is asked about in an ONNX graph: convolutions, and operations on channels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from ...targets import Subject, numbers_of
+from ...targets.facts import Layout, OperationTopic, Scales
+from ..graph.conv_nodes import ConvNode, LeftNode, Shapes, constant_of, conv_nodes
+from ..graph.node_names import site_name
+from .static_shapes import static_shapes
+
+_DEQUANTIZE = "DequantizeLinear"
+
+
+def subjects_of(model: ir.Model) -> tuple[Subject, ...]:
+    """All that is judged of a model, in the order of its graph."""
+    shapes = static_shapes(model)
+    convs, left = conv_nodes(model, shapes)
+    return (
+        *(_conv(conv, model.ir_version) for conv in convs),
+        *map(_left, left),
+        *_operations(model, shapes),
+    )
+
+
+def _conv(conv: ConvNode, ir_version: int) -> Subject:
+    layout, scales = _stored(conv, ir_version)
+    numbers = numbers_of(conv.spec)
+    return Subject(
+        conv.name,
+        conv.branch_of or conv.name,
+        conv.spec.describe(),
+        numbers=numbers,
+        layout=layout,
+        scales=scales,
+    )
+
+
+def _left(node: LeftNode) -> Subject:
+    groups = "groups unknown" if node.groups is None else f"groups {node.groups}"
+    return Subject(node.name, node.name, f"{node.kind}, {groups}", unread=node.reason)
+
+
+def _stored(conv: ConvNode, ir_version: int) -> tuple[Layout, Scales | None]:
+    weight, data = conv.weight.producer(), _maker(conv.node.inputs[0])
+    if weight is None or weight.op_type != _DEQUANTIZE:
+        return "float", None
+    scale = constant_of(weight.inputs[1], ir_version)
+    scales: Scales = "tensor" if scale is None or scale.size == 1 else "channel"
+    quantised = data is not None and data.op_type == _DEQUANTIZE
+    return ("qdq" if quantised else "weight only"), scales
+
+
+def _maker(value: ir.Value | None) -> ir.Node | None:
+    return None if value is None else value.producer()
+
+
+def _operations(model: ir.Model, shapes: Shapes) -> Iterator[Subject]:
+    for node in model.graph:
+        read = _read(node, model.ir_version, shapes)
+        if read is None:
+            continue
+        topic, rank, parts = read
+        name = site_name(node)
+        yield Subject(name, name, node.op_type, operation=topic, rank=rank, parts=parts)
+
+
+def _read(node: ir.Node, ir_version: int, shapes: Shapes) -> tuple[OperationTopic, int, int] | None:
+    """What a node does to channels, on how many dimensions, and how many values it joins."""
+    given = _shape(node.inputs[0] if node.inputs else None, shapes)
+    made = _shape(node.outputs[0] if node.outputs else None, shapes)
+    if node.domain or len(given) < 3:
+        return None
+    axis = node.attributes.get_int("axis", 0) % len(given)
+    kind = node.op_type
+    if kind == "Reshape" and len(made) > len(given):
+        return "reshape", len(made), 0
+    if kind == "Gather" and axis == 1:
+        return "gather", len(given), 0
+    if kind == "Split" and axis == 1:
+        return "slice", len(given), 0
+    if kind == "Slice" and _slices_channels(node, ir_version, len(given)):
+        return "slice", len(given), 0
+    return ("concat", len(given), len(node.inputs)) if kind == "Concat" and axis == 1 else None
+
+
+def _slices_channels(node: ir.Node, ir_version: int, rank: int) -> bool:
+    axes = constant_of(node.inputs[3], ir_version) if len(node.inputs) > 3 else None
+    return axes is not None and any(int(axis) % rank == 1 for axis in axes.numpy().reshape(-1))
+
+
+def _shape(value: ir.Value | None, shapes: Shapes) -> tuple[int, ...]:
+    return () if value is None else shapes.get(value.name or "", ())
