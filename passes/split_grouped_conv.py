@@ -76,6 +76,10 @@ class SplitGroupedConv(Pass[Split]):
     max_groups: int | None = None
     """sites with more groups than this are skipped"""
 
+    qdq: Literal["inside", "outside"] = "inside"
+    """in a quantised ONNX file, where the Q/DQ pairs of input and output go: into the branches,
+    so that each runs on whole numbers, or around all of them"""
+
     only: tuple[str, ...] = ()
     """patterns of site names; the others are skipped"""
 
@@ -129,6 +133,10 @@ class SplitGroupedConv(Pass[Split]):
     @property
     def moves_norms(self) -> bool:  # type: ignore[override]
         return self.batchnorm == "branches"
+
+    @property
+    def moves_quantisation(self) -> bool:  # type: ignore[override]
+        return self.qdq == "inside"
 
     def match(self, site: Site) -> Split | Skip:
         branches = self.plan(site)

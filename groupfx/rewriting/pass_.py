@@ -127,6 +127,9 @@ class Pass(ABC, Generic[Description]):
     moves_norms: ClassVar[bool] = False
     """Whether a BatchNorm that follows goes along, where the realm can do that."""
 
+    moves_quantisation: ClassVar[bool] = False
+    """Whether the quantisation of what goes in and of what comes out goes along, in files."""
+
     def plan(self, conv: Convolution) -> Branches | FormPlan | Skip:
         """How to execute `conv`: split into branches, or by blocks of its weight."""
         raise NotImplementedError(f"{self.pass_name()} has no plan without torch")

@@ -31,6 +31,7 @@ from ...version import __version__
 from ..graph.batchnorm import norm_behind
 from ..graph.conv_nodes import (
     FIRST_IR_WITH_DEFAULTS,
+    WHOLE,
     ConvNode,
     LeftNode,
     Shapes,
@@ -40,16 +41,24 @@ from ..graph.conv_nodes import (
 from ..graph.files import PRODUCER
 from ..graph.metadata import mark, mark_of
 from ..graph.tensors import nodes, tensors
+from ..quantised.convs import SPLIT, Pairs, pairs_around, quantised_conv
+from ..quantised.kernels import bias_rounded_in_branches, kernels_lost, quantised_weights
+from ..quantised.misfits import misfit
+from ..quantised.tensors import is_stored
 from .fastest import Fastest, fastest_forms
 from .folding import carry_out, problem_of
 from .forming import apply_form
 from .merging import find_parallel, merge
-from .quantized import kernels_lost, quantized_weights
 from .splitting import Names, number_branches, split_conv
 from .static_shapes import PARAMETER_TYPES, static_shapes
 from .zero_blocks import zero_blocks
 
 _COMPUTED = "its weight or its bias is computed, or an input of the graph"
+_WHOLE = "its weight is in whole numbers, of which only branches are made"
+_PAIRS_STAY = (
+    "its Q/DQ pairs stay around the branches: in them ONNX Runtime would round its bias, which is "
+    "in floating point, to whole numbers, as it does not in the convolution in one piece"
+)
 _NOT_FASTER = "no other form is expected to be faster"
 _NO_PASS = "the target leaves grouped convolutions as they are"
 
@@ -100,7 +109,7 @@ class OnnxRewrite:
 
 @dataclass(frozen=True)
 class _Planned:
-    """A site, and where it is rewritten the convolution, its plan and a normalisation to go along.
+    """A site, and where it is rewritten the convolution, its plan and nodes behind to go along.
 
     The plan are the branches to split it into, or how its blocks are executed.
     """
@@ -108,7 +117,8 @@ class _Planned:
     site: OnnxSite
     conv: ConvNode | None = None
     plan: Branches | FormPlan | None = None
-    norm: ir.Node | None = None
+    along: tuple[ir.Node, ...] = ()
+    pairs: Pairs | None = None
 
 
 def find_onnx(model: ir.Model, passes: Sequence[Pass[Any]]) -> tuple[OnnxSite, ...]:
@@ -120,7 +130,7 @@ def find_onnx(model: ir.Model, passes: Sequence[Pass[Any]]) -> tuple[OnnxSite, .
     work = model.clone()
     _without_listed_initializers(work)
     shapes = static_shapes(work)
-    convs, left = conv_nodes(work, shapes)
+    convs, left = conv_nodes(work, shapes, SPLIT)
     # A later pass may be about sites that an earlier one would make.
     for pass_ in passes[:1]:
         _require_sites(work, pass_, convs, left)
@@ -150,7 +160,7 @@ def rewrite_graph(
     notes = _without_listed_initializers(work)
     shapes = static_shapes(work)
     before = _totals(work, shapes)
-    convs, left = conv_nodes(work, shapes)
+    convs, left = conv_nodes(work, shapes, SPLIT)
     # What stays in one piece is a site too: it is compared with the original's by its name.
     for conv in convs:
         if mark_of(conv.node) is None:
@@ -166,15 +176,17 @@ def rewrite_graph(
         if isinstance(pass_, RegionPass):
             sites += _merge(work, pass_, shapes)
             shapes = static_shapes(work)
-            convs, _ = conv_nodes(work, shapes)
+            convs, _ = conv_nodes(work, shapes, SPLIT)
             continue
         _require_sites(work, pass_, convs, left)
         planned = [_plan_site(c, pass_, shapes) for c in convs if pass_.wants(c)]
-        notes += kernels_lost(entry.conv for entry in planned if entry.conv is not None)
+        notes += kernels_lost(
+            entry.conv for entry in planned if entry.conv is not None and entry.pairs is None
+        )
         _carry_out(work, planned)
         sites += [plan.site for plan in planned]
         shapes = static_shapes(work)
-        convs, _ = conv_nodes(work, shapes)
+        convs, _ = conv_nodes(work, shapes, SPLIT)
     chosen = None
     if fastest:
         chosen = fastest_forms(work, zero_blocks, shapes)
@@ -233,7 +245,7 @@ def _fold(model: ir.Model, pass_: GraphPass, shapes: Shapes) -> Fold:
 
 
 def _merge(model: ir.Model, pass_: RegionPass, shapes: Shapes) -> Iterator[OnnxSite]:
-    names, convs = Names(model), conv_nodes(model, shapes)[0]
+    names, convs = Names(model), conv_nodes(model, shapes, SPLIT)[0]
     for found in list(find_parallel(model, shapes, pass_.unequal)):
         site = _merged_site(found, pass_, convs)
         if isinstance(found, ParallelConvs) and site.reason is None:
@@ -285,7 +297,8 @@ def _carry_out(model: ir.Model, planned: Sequence[_Planned]) -> None:
         if isinstance(entry.plan, FormPlan):
             apply_form(model, entry.conv, entry.plan)
         else:
-            split_conv(model, entry.conv, entry.plan, norm=entry.norm, names=names)
+            along, pairs = entry.along, entry.pairs
+            split_conv(model, entry.conv, entry.plan, along=along, pairs=pairs, names=names)
     outer = [entry.conv.branch_of for entry in planned if entry.conv is not None]
     number_branches(model, {site for site in outer if site is not None})
 
@@ -315,23 +328,30 @@ def _plan_site(conv: ConvNode, pass_: Pass[Any], shapes: Shapes) -> _Planned:
     plan = pass_.plan(conv)
     if isinstance(plan, Skip):
         return _Planned(_declined(conv, plan.reason, shapes, pass_.pass_name()))
-    if isinstance(plan, FormPlan) and not conv.constant:
-        return _Planned(_declined(conv, _COMPUTED, shapes, pass_.pass_name()))
-    spec = conv.spec
-    split = isinstance(plan, Branches)
-    norm = norm_behind(conv.node) if split and pass_.moves_norms else None
-    moved = isinstance(norm, ir.Node)
-    if isinstance(plan, Branches):
-        after = describe_branches(b.describe() for b in spec.branches(plan)) + (
-            " + BatchNorm" if moved else ""
-        )
-    else:
-        after = plan.describe()
-    branches = len(plan if isinstance(plan, Branches) else plan.convs)
-    site = replace(
-        _taken(conv, shapes, after, branches), notes=_notes(conv, norm), pass_name=pass_.pass_name()
-    )
-    return _Planned(site, conv, plan, norm if isinstance(norm, ir.Node) else None)
+    if isinstance(plan, FormPlan):
+        return _plan_form(conv, plan, pass_, shapes)
+    reason = misfit(conv)
+    if reason is not None:
+        return _Planned(_declined(conv, reason, shapes, pass_.pass_name()))
+    norm = norm_behind(conv.node) if pass_.moves_norms else None
+    along = [norm] if isinstance(norm, ir.Node) else []
+    after = describe_branches(branch.describe() for branch in conv.spec.branches(plan))
+    after += " + BatchNorm" if along else ""
+    pairs = pairs_around(conv, [conv.node, *along][-1]) if pass_.moves_quantisation else None
+    notes = _notes(conv, norm)
+    if pairs is not None and bias_rounded_in_branches(conv):
+        pairs, notes = None, (*notes, _PAIRS_STAY)
+    along += [] if pairs is None else pairs.between
+    site = replace(_taken(conv, shapes, after, len(plan)), notes=notes, pass_name=pass_.pass_name())
+    return _Planned(site, conv, plan, tuple(along), pairs)
+
+
+def _plan_form(conv: ConvNode, plan: FormPlan, pass_: Pass[Any], shapes: Shapes) -> _Planned:
+    if not conv.constant or conv.node.op_type in WHOLE:
+        reason = _WHOLE if quantised_conv(conv) is not None else _COMPUTED
+        return _Planned(_declined(conv, reason, shapes, pass_.pass_name()))
+    site = _taken(conv, shapes, plan.describe(), len(plan.convs))
+    return _Planned(replace(site, pass_name=pass_.pass_name()), conv, plan)
 
 
 def _taken(conv: ConvNode, shapes: Shapes, after: str, branches: int) -> OnnxSite:
@@ -356,8 +376,8 @@ def _notes(conv: ConvNode, norm: ir.Node | str | None) -> tuple[str, ...]:
     notes = []
     if isinstance(norm, str):
         notes.append(f"BatchNorm stays after the concat: {norm}")
-    for value, tensor in ((conv.weight, conv.weight_tensor), (conv.bias, conv.bias_tensor)):
-        if value is not None and tensor is None:
+    for value in (conv.weight, conv.bias):
+        if value is not None and not is_stored(value):
             how = "an input with a default" if value.is_graph_input() else "computed"
             notes.append(f"{value.name} is {how}: it is cut in the graph")
     return tuple(notes)
@@ -387,7 +407,7 @@ def _macs(conv: ConvNode, shapes: Shapes) -> int | None:
 
 
 def _totals(model: ir.Model, shapes: Shapes) -> Totals:
-    convs, left = conv_nodes(model, shapes)
+    convs, left = conv_nodes(model, shapes, SPLIT)
     macs = [_macs(conv, shapes) for conv in convs]
     known = [number for number in macs if number is not None]
     count = sum(map(is_convolution, nodes(model)))
@@ -402,4 +422,4 @@ def _totals(model: ir.Model, shapes: Shapes) -> Totals:
 def _parameters(model: ir.Model) -> int:
     """Numbers in floating-point initialisers and constants, and quantized weights."""
     floats = (tensor for tensor in tensors(model) if tensor.dtype in PARAMETER_TYPES)
-    return sum(prod(tensor.shape.numpy()) for tensor in (*floats, *quantized_weights(model)))
+    return sum(prod(tensor.shape.numpy()) for tensor in (*floats, *quantised_weights(model)))

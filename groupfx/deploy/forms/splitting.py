@@ -8,6 +8,14 @@ W_k are the rows of branch k, of the output channels, or of the input channels w
 convolution is transposed; b_k goes by output channels in both. No number is computed anew. A
 BatchNormalization that follows acts on each channel alone and may go into the branches.
 
+A weight in whole numbers is cut as it is stored, and its scales and zero points with it where they
+go along its rows. Where x comes from a DequantizeLinear and y goes into a QuantizeLinear, copies of
+both may stand in each branch, so that a runtime sees a convolution on whole numbers there:
+
+         y = Concat(q(Conv(q(x_0), W_0, b_0)), ...)     q(v) = DequantizeLinear(QuantizeLinear(v))
+
+What was quantised once is not changed by the same a second time.
+
 The work grows with the number of branches and not with its square: each name is looked up in one
 set, and the users of the old output are turned to the new one once.
 """
@@ -16,6 +24,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 
 import numpy as np
 import onnx_ir as ir
@@ -23,12 +32,24 @@ import onnx_ir as ir
 from ...errors import InternalError
 from ...plan.branches import Branches
 from ...plan.channels import Slice
-from ..graph.batchnorm import norm_behind
 from ..graph.conv_nodes import FIRST_IR_WITH_DEFAULTS, ConvNode, constant_of
 from ..graph.metadata import mark, mark_of
+from ..quantised.convs import Pairs, quantised_conv
+from ..quantised.tensors import (
+    DEQUANTIZE,
+    QUANTIZE,
+    QuantisedTensor,
+    is_stored,
+    scaling,
+)
 
 _FIRST_OPSET_WITH_SIZES_AS_INPUT = 13
+CHANNELS = 1
+"""The dimension of the channels of a value."""
 _ROWS = "groupfx.rows"
+Values = Sequence[ir.Value | None]
+"""One a branch."""
+
 _PARAMETERS = frozenset({"weight", "bias", "running_mean", "running_var"})
 
 
@@ -59,36 +80,46 @@ def split_conv(
     conv: ConvNode,
     branches: Branches | None = None,
     *,
-    norm: ir.Node | None = None,
+    along: Sequence[ir.Node] = (),
+    pairs: Pairs | None = None,
     names: Names | None = None,
 ) -> None:
     """Replace a grouped convolution of `model` by its branches; `model` is changed.
 
     `branches` share out its groups; where they are not given, each group is a branch.
 
-    `norm` is what `norm_behind` found, to go into the branches. The last value keeps its name.
-    Raises InternalError where `conv` has one group, or `norm` is not its own.
+    `along` are nodes behind it that go into the branches, one behind the other: what `norm_behind`
+    found, activations. `pairs` is what is quantised in each branch, in front and behind. The last
+    value keeps its name. Raises InternalError where `conv` has one group, or a node of `along` is
+    not its own.
     """
     if conv.spec.groups < 2:
         raise InternalError(f"{conv.name} has {conv.spec.groups} group: there is nothing to split")
     branches = branches or Branches.one_each(conv.spec.groups)
-    if norm is not None and norm_behind(conv.node) is not norm:
-        raise InternalError(f"{norm.name} does not belong to {conv.name} alone: it cannot be split")
+    old = [conv.node, *along]
+    _require_own(conv.name, old)
     work = _Work(model, conv, branches, names or Names(model))
-    values = work.conv_branches()
-    nodes = [*work.before, *values]
-    last = conv.node
-    if norm is not None:
-        values = work.norm_branches(norm, values)
-        nodes += values
-        last = norm
-    concat = work.concat(values, last.outputs[0])
-    model.graph.insert_before(conv.node, (*nodes, concat))
-    take_over(last.outputs[0], concat.outputs[0])
-    inputs = _inputs(conv.node, norm)
-    model.graph.remove([conv.node] if norm is None else [conv.node, norm], safe=True)
+    parts = work.parts(None if pairs is None else pairs.data)
+    values = work.conv_branches(parts)
+    for node in along:
+        values = work.branches_behind(node, values)
+    if pairs is not None:
+        values = work.paired(pairs.result, values, work.outputs)
+    concat = work.concat(values, old[-1].outputs[0])
+    model.graph.insert_before(conv.node, work.nodes)
+    take_over(old[-1].outputs[0], concat)
+    inputs = dict.fromkeys(value for node in old for value in node.inputs)
+    model.graph.remove(old, safe=True)
     for value in inputs:
         _remove_unused(model.graph, value)
+
+
+def _require_own(name: str, nodes: Sequence[ir.Node]) -> None:
+    """Raise InternalError where something but the next of `nodes` sees what one of them gives."""
+    for before, node in pairwise(nodes):
+        value = before.outputs[0]
+        if len(value.uses()) > 1 or value.is_graph_output() or node.inputs[0] is not value:
+            raise InternalError(f"{node.name} does not belong to {name} alone: it cannot be split")
 
 
 def number_branches(model: ir.Model, sites: Collection[str]) -> None:
@@ -116,65 +147,71 @@ class _Work:
         self.groups = branches.groups
         self.inputs = branches.slices(conv.spec.in_channels)
         self.outputs = branches.slices(conv.spec.out_channels)
-        self.before: list[ir.Node] = []
+        self.nodes: list[ir.Node] = []
 
-    def conv_branches(self) -> list[ir.Node]:
-        """The convolution of each branch; what cuts their inputs stands in `before`."""
+    def parts(self, pair: QuantisedTensor | None) -> Values:
+        """The channels of the input that each branch reads."""
+        source = self.conv.node.inputs[0]
+        values = self._cut(source, self.inputs, axis=CHANNELS, name=f"{self.conv.name}.split")
+        return values if pair is None else self.paired(pair, values, self.inputs)
+
+    def conv_branches(self, data: Values) -> Values:
+        """What the convolution of each branch gives."""
         conv = self.conv
-        data = conv.node.inputs[0]
         rows = self.inputs if conv.spec.transposed else self.outputs
-        parts = [
-            self._cut(data, self.inputs, axis=1, name=f"{conv.name}.split"),
-            self._parameter(conv.weight, conv.weight_tensor, rows),
-        ]
-        if conv.bias is not None:
-            parts.append(self._parameter(conv.bias, conv.bias_tensor, self.outputs))
+        scaled = quantised_conv(conv)
+        with_rows = {conv.weight, *(scaled.weight.by_row if scaled is not None else ())}
+        inputs = [data]
+        for value in conv.node.inputs[1:]:
+            cut = value in with_rows or value is conv.bias
+            inputs += self._along([value], rows if value in with_rows else self.outputs, cut=cut)
         attributes = [a for a in conv.node.attributes.values() if a.name != "group"]
         return [
             self._branch(conv.node, values, [*attributes, ir.AttrInt64("group", groups)], position)
-            for position, (groups, *values) in enumerate(zip(self.groups, *parts, strict=True))
+            for position, (groups, *values) in enumerate(zip(self.groups, *inputs, strict=True))
         ]
 
-    def norm_branches(self, norm: ir.Node, convs: Sequence[ir.Node]) -> list[ir.Node]:
-        """One normalisation behind each of `convs`."""
-        parameters = [
-            self._parameter(value, _constant(value), self.outputs)
-            for value in norm.inputs[1:]
-            if value is not None
-        ]
-        values = zip((node.outputs[0] for node in convs), *parameters, strict=True)
-        attributes = list(norm.attributes.values())
-        return [
-            self._branch(norm, inputs, attributes, position, prefix=norm.name)
-            for position, inputs in enumerate(values)
-        ]
+    def branches_behind(self, old: ir.Node, values: Values) -> Values:
+        """`old` behind each of `values`."""
+        cut = old.op_type == "BatchNormalization"
+        return self._copies_of(old, values, *self._along(old.inputs[1:], self.outputs, cut=cut))
 
-    def concat(self, branches: Sequence[ir.Node], old: ir.Value) -> ir.Node:
+    def paired(self, found: QuantisedTensor, values: Values, parts: Sequence[Slice]) -> Values:
+        """Each of `values`, which are `parts` of all channels, quantised and dequantised."""
+        assert found.node is not None
+        held = [found.scale, found.zero_point or self._zero_point(found)]
+        scales = self._along(held, parts, cut=found.axis == CHANNELS)
+        attributes = [] if found.axis is None else [ir.AttrInt64("axis", found.axis)]
+        names = [value.name for value in values if value is not None]
+        for operator, ending in ((QUANTIZE, "quantized"), (DEQUANTIZE, "dequantized")):
+            made = [
+                ir.Node(found.node.domain, operator, inputs, attributes)
+                for inputs in zip(values, *scales, strict=True)
+            ]
+            values = [
+                self._add(node, f"{name}.{ending}") for name, node in zip(names, made, strict=True)
+            ]
+        return values
+
+    def concat(self, branches: Values, old: ir.Value) -> ir.Value:
         """The branches in one value, which says all that `old` says but its name."""
-        node = ir.Node(
-            "",
-            "Concat",
-            [branch.outputs[0] for branch in branches],
-            [ir.AttrInt64("axis", 1)],
-            name=self.names.node(f"{self.conv.name}.concat"),
-        )
-        mark(node, self.site)
-        new = node.outputs[0]
+        node = ir.Node("", "Concat", branches, [ir.AttrInt64("axis", CHANNELS)])
+        new = self._add(node, f"{self.conv.name}.concat")
         new.shape, new.type, new.doc_string = old.shape, old.type, old.doc_string
         new.metadata_props.update(old.metadata_props)
         new.meta.update(old.meta)
-        return node
+        return new
 
     def _branch(
         self,
         old: ir.Node,
-        inputs: Sequence[ir.Value],
+        inputs: Sequence[ir.Value | None],
         attributes: Sequence[ir.Attr],
         position: int,
         *,
         prefix: str | None = None,
-    ) -> ir.Node:
-        """`old` on the channels of one branch."""
+    ) -> ir.Value:
+        """What `old` on the channels of one branch gives."""
         name = f"{prefix or self.conv.name}.{position}"
         node = ir.Node(
             old.domain,
@@ -187,21 +224,66 @@ class _Work:
             metadata_props=dict(old.metadata_props),
         )
         mark(node, self.site, position)
-        self._name_output(node.outputs[0], f"{old.outputs[0].name}.{position}", old.outputs[0])
-        return node
+        self.nodes.append(node)
+        result = node.outputs[0]
+        result.name = self.names.value(f"{old.outputs[0].name}.{position}")
+        result.type = old.outputs[0].type
+        return result
 
-    def _parameter(
-        self, value: ir.Value, tensor: ir.TensorProtocol | None, rows: Sequence[Slice]
-    ) -> Sequence[ir.Value]:
+    def _add(self, node: ir.Node, name: str) -> ir.Value:
+        """What a new node of the site gives; both are called `name`, where that is free."""
+        node.name = self.names.node(name)
+        mark(node, self.site)
+        self.nodes.append(node)
+        node.outputs[0].name = self.names.value(name)
+        return node.outputs[0]
+
+    def _along(
+        self, held: Sequence[ir.Value | None], parts: Sequence[Slice], *, cut: bool
+    ) -> list[Values]:
+        """For each parameter what every branch has of it: its own part, or all of it."""
+        return [
+            [value] * len(parts) if value is None or not cut else self._parameter(value, parts)
+            for value in held
+        ]
+
+    def _parameter(self, value: ir.Value, rows: Sequence[Slice]) -> Sequence[ir.Value]:
         """The rows of a parameter, for each branch its own."""
-        if tensor is None:
-            return self._cut(value, rows, axis=0, name=f"{value.name}.split")
         # Convolutions that share a weight go on sharing it. A clone's notes name another graph.
         known: tuple[Sequence[Slice], Sequence[ir.Value]] | None = value.meta.get(_ROWS)
         if known is None or known[0] != rows or known[1][0].graph is not self.graph:
-            known = rows, self._copies(value, tensor, rows)
+            known = rows, self._rows(value, rows)
             value.meta[_ROWS] = known
         return known[1]
+
+    def _rows(self, value: ir.Value, rows: Sequence[Slice]) -> Sequence[ir.Value]:
+        tensor = constant_of(value, FIRST_IR_WITH_DEFAULTS)
+        if tensor is not None:
+            return self._copies(value, tensor, rows)
+        node = value.producer()
+        if node is None or not is_stored(value):
+            return self._cut(value, rows, axis=0, name=f"{value.name}.split")
+        found, stored = scaling(node), node.inputs[0]
+        assert found is not None
+        assert stored is not None
+        scales = self._along(node.inputs[1:], rows, cut=found.axis == 0)
+        return self._copies_of(node, self._parameter(stored, rows), *scales)
+
+    def _copies_of(self, old: ir.Node, *inputs: Values) -> list[ir.Value]:
+        """`old` once a branch; `inputs` has, for each of its inputs, that of every branch."""
+        attributes = list(old.attributes.values())
+        return [
+            self._branch(old, values, attributes, position, prefix=old.name)
+            for position, values in enumerate(zip(*inputs, strict=True))
+        ]
+
+    def _zero_point(self, found: QuantisedTensor) -> ir.Value:
+        """A zero point that says the type of the numbers, where there is none."""
+        assert found.scale is not None
+        shape = found.scale.shape or ir.Shape(())
+        name = self.names.value(f"{found.scale.name}.zero_point")
+        zeros = np.zeros(shape.numpy(), (found.kind or ir.DataType.UINT8).numpy())
+        return self._initializer(name, ir.Tensor(zeros, dtype=found.kind, name=name), shape)
 
     def _copies(
         self, value: ir.Value, tensor: ir.TensorProtocol, rows: Sequence[Slice]
@@ -222,7 +304,7 @@ class _Work:
     def _cut(
         self, value: ir.Value | None, parts: Sequence[Slice], *, axis: int, name: str
     ) -> Sequence[ir.Value]:
-        """`value` cut along an axis by a `Split`, which goes into `before`."""
+        """`value` cut along an axis by a `Split`, which is one of the new nodes."""
         sizes = [len(part) for part in parts]
         inputs, attributes = [value], [ir.AttrInt64("axis", axis)]
         if self.opset >= _FIRST_OPSET_WITH_SIZES_AS_INPUT:
@@ -241,8 +323,9 @@ class _Work:
         )
         mark(node, self.site)
         for position, output in enumerate(node.outputs):
-            self._name_output(output, f"{name}.{position}", value)
-        self.before.append(node)
+            output.name = self.names.value(f"{name}.{position}")
+            output.type = None if value is None else value.type
+        self.nodes.append(node)
         return node.outputs
 
     def _initializer(self, name: str, tensor: ir.TensorProtocol, shape: ir.Shape) -> ir.Value:
@@ -255,10 +338,6 @@ class _Work:
         self.graph.initializers.add(value)
         return value
 
-    def _name_output(self, value: ir.Value, wanted: str, like: ir.Value | None) -> None:
-        value.name = self.names.value(wanted)
-        value.type = None if like is None else like.type
-
 
 def take_over(old: ir.Value, new: ir.Value) -> None:
     """Make `new` what `old` was, for its users, the graph's outputs and by name."""
@@ -268,28 +347,21 @@ def take_over(old: ir.Value, new: ir.Value) -> None:
     new.name = name
 
 
-def _inputs(conv: ir.Node, norm: ir.Node | None) -> list[ir.Value]:
-    """The parameters of the nodes that go, each once."""
-    values = [*conv.inputs[1:], *(norm.inputs[1:] if norm is not None else ())]
-    return list(dict.fromkeys(value for value in values if value is not None))
-
-
 def _remove_unused(graph: ir.Graph, value: ir.Value | None) -> None:
     """Remove a constant that nobody uses any more, and what it was made from."""
-    while value is not None and not (value.uses() or value.is_graph_output()):
-        if value.is_initializer():
-            if not value.is_graph_input():
-                del graph.initializers[value.name or ""]
-            return
-        node = value.producer()
-        if node is None or constant_of(value, FIRST_IR_WITH_DEFAULTS) is None:
-            return
-        value = node.inputs[0] if node.inputs else None
-        graph.remove(node, safe=True)
-
-
-def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
-    return constant_of(value, FIRST_IR_WITH_DEFAULTS)
+    if value is None or value.uses() or value.is_graph_output():
+        return
+    if value.is_initializer():
+        if not value.is_graph_input():
+            graph.initializers.pop(value.name or "", None)
+        return
+    node = value.producer()
+    if node is None or node.graph is not graph or not is_stored(value):
+        return
+    inputs = list(node.inputs)
+    graph.remove(node, safe=True)
+    for held in inputs:
+        _remove_unused(graph, held)
 
 
 def _parameter_name(name: str, position: int) -> str:

@@ -23,6 +23,9 @@ from .tensors import Array, QuantisedTensor, dequantised, operand, quantised
 
 Layout = Literal["qdq", "weight only", "QLinearConv", "ConvInteger"]
 
+SPLIT = (*CONVS, *WHOLE)
+"""The operators that are split and merged, in floating point or in whole numbers."""
+
 _ACTIVATIONS = frozenset({"Clip", "Relu"})
 """What a runtime takes into a convolution's kernel: bounds of what it gives."""
 
@@ -62,9 +65,30 @@ class QuantisedConv:
         return numbers.astype(np.float64) * scale
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """What is quantised in front of a convolution, and behind the activations `between`.
+
+    A runtime makes one kernel on whole numbers of all of it.
+    """
+
+    data: QuantisedTensor
+    between: tuple[ir.Node, ...]
+    result: QuantisedTensor
+
+
+def pairs_around(conv: ConvNode, last: ir.Node) -> Pairs | None:
+    """The pairs around a convolution, of which `last` is the end; None where one is missing."""
+    data = dequantised(conv.node.inputs[0])
+    if data is None or data.kind is None or dequantised(conv.weight) is None:
+        return None
+    between, result = result_behind(last)
+    return None if result is None else Pairs(data, between, result)
+
+
 def quantised_convs(model: ir.Model, shapes: Shapes | None = None) -> Iterator[QuantisedConv]:
     """The quantised convolutions of the main graph, in order."""
-    found = map(quantised_conv, conv_nodes(model, shapes, (*CONVS, *WHOLE))[0])
+    found = map(quantised_conv, conv_nodes(model, shapes, SPLIT)[0])
     return (conv for conv in found if conv is not None)
 
 
@@ -84,16 +108,16 @@ def quantised_conv(conv: ConvNode) -> QuantisedConv | None:
         return None
     data, bias = dequantised(node.inputs[0]), dequantised(conv.bias)
     layout: Layout = "weight only" if data is None else "qdq"
-    return QuantisedConv(conv, layout, data, weight, bias, *_behind(node))
+    return QuantisedConv(conv, layout, data, weight, bias, *result_behind(node))
 
 
-def _behind(conv: ir.Node) -> tuple[tuple[ir.Node, ...], QuantisedTensor | None]:
-    """Activations behind a convolution, and the quantised value that they end in."""
+def result_behind(last: ir.Node) -> tuple[tuple[ir.Node, ...], QuantisedTensor | None]:
+    """Activations behind a node, and the quantised value that they end in; nothing and None."""
     between: list[ir.Node] = []
-    value = conv.outputs[0]
+    value = last.outputs[0]
     while len(value.uses()) == 1 and not value.is_graph_output():
         (use,) = value.uses()
-        if use.idx != 0 or use.node.graph is not conv.graph:
+        if use.idx != 0 or use.node.graph is not last.graph:
             break
         result = quantised(use.node)
         if result is not None:

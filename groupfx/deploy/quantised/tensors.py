@@ -20,6 +20,7 @@ from ..graph.conv_nodes import FIRST_IR_WITH_DEFAULTS, constant_of, input_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 # ONNX Runtime has operators of these names for types that older opsets have none for.
 _DOMAINS = ("", "ai.onnx", "com.microsoft")
 _DEFAULT_AXIS = 1
@@ -65,12 +66,33 @@ class QuantisedTensor:
 
     @property
     def reals(self) -> Array | None:
-        """What the numbers stand for, in float64; None where something is not constant."""
+        """What the numbers stand for, in float64; None where something is not constant.
+
+        Without a scale they are the numbers, less their zero point.
+        """
         numbers, scales, zeros = self.numbers, self.scales, self.zero_points
-        if numbers is None or scales is None or (self.zero_point is not None and zeros is None):
+        known = (scales, self.scale), (zeros, self.zero_point)
+        if numbers is None or any(a is None and b is not None for a, b in known):
             return None
-        offset = 0.0 if zeros is None else self._spread(zeros, numbers.shape)
-        return (numbers.astype(np.float64) - offset) * self._spread(scales, numbers.shape)
+        wide = numbers.astype(np.float64)
+        if zeros is not None:
+            wide -= self._spread(zeros, numbers.shape)
+        return wide if scales is None else wide * self._spread(scales, numbers.shape)
+
+    @property
+    def kind(self) -> ir.DataType | None:
+        """The type of the numbers; None where the file does not say it."""
+        return kind_of(self.zero_point) or kind_of(self.stored)
+
+    @property
+    def by_row(self) -> tuple[ir.Value, ...]:
+        """Those of the scale and the zero point that have a number for each of its rows."""
+        return tuple(v for v in self.parameters if self.axis == 0 and _size(v) > 1)
+
+    @property
+    def parameters(self) -> tuple[ir.Value, ...]:
+        """The scale and the zero point, where there are such."""
+        return tuple(value for value in (self.scale, self.zero_point) if value is not None)
 
     def _spread(self, each: Array, shape: tuple[int, ...]) -> Array:
         """Scales or zero points in float64, so that they broadcast with the numbers."""
@@ -96,14 +118,29 @@ def quantised(node: ir.Node) -> QuantisedTensor | None:
     return _read(node, node.outputs[0]) if is_quantize(node) else None
 
 
+def scaling(node: ir.Node) -> QuantisedTensor | None:
+    """What a QuantizeLinear makes or a DequantizeLinear reads; None for any other node."""
+    return dequantised(node.outputs[0]) if is_dequantize(node) else quantised(node)
+
+
+def is_stored(value: ir.Value | None) -> bool:
+    """Whether a value is a constant, or one that was quantised or dequantised by constants."""
+    if constant_of(value, FIRST_IR_WITH_DEFAULTS) is not None:
+        return True
+    node = None if value is None else value.producer()
+    if node is None or not (is_quantize(node) or is_dequantize(node)):
+        return False
+    return all(is_stored(held) for held in node.inputs if held is not None)
+
+
 def is_dequantize(node: ir.Node) -> bool:
     """Whether a node makes reals of whole numbers."""
-    return node.op_type == "DequantizeLinear" and node.domain in _DOMAINS
+    return node.op_type == DEQUANTIZE and node.domain in _DOMAINS
 
 
 def is_quantize(node: ir.Node) -> bool:
     """Whether a node makes whole numbers of reals."""
-    return node.op_type == "QuantizeLinear" and node.domain in _DOMAINS
+    return node.op_type == QUANTIZE and node.domain in _DOMAINS
 
 
 def operand(node: ir.Node, stored: int, scale: int | None, zero_point: int) -> QuantisedTensor:
@@ -117,6 +154,19 @@ def operand(node: ir.Node, stored: int, scale: int | None, zero_point: int) -> Q
     zeros = input_of(node, zero_point)
     along = 0 if any(_size(value) > 1 for value in (scales, zeros)) else None
     return QuantisedTensor(numbers, scales, zeros, along)
+
+
+def kind_of(value: ir.Value | None) -> ir.DataType | None:
+    """The type of the numbers of a value; None where the file does not say it."""
+    tensor = constant_of(value, FIRST_IR_WITH_DEFAULTS)
+    if value is None or tensor is not None:
+        return None if tensor is None else tensor.dtype
+    maker = value.producer()
+    if value.dtype is not None or maker is None or not is_quantize(maker):
+        return value.dtype
+    zero = input_of(maker, 2)
+    wanted = maker.attributes.get_int("output_dtype", 0) or ir.DataType.UINT8
+    return ir.DataType(wanted) if zero is None else kind_of(zero)
 
 
 def _read(node: ir.Node, stored: ir.Value) -> QuantisedTensor:
@@ -137,16 +187,17 @@ def _array(value: ir.Value | None) -> Array | None:
 
 def _size(value: ir.Value | None) -> int:
     """How many numbers a scale or a zero point has; 1 where nobody knows."""
-    sizes = _sizes(value)
+    sizes = sizes_of(value)
     return 1 if sizes is None else math.prod(n if isinstance(n, int) else 1 for n in sizes)
 
 
 def _rank(value: ir.Value) -> int | None:
-    sizes = _sizes(value)
+    sizes = sizes_of(value)
     return None if sizes is None else len(sizes)
 
 
-def _sizes(value: ir.Value | None) -> tuple[int | ir.SymbolicDim, ...] | None:
+def sizes_of(value: ir.Value | None) -> tuple[int | ir.SymbolicDim, ...] | None:
+    """The shape of a value, where the file says it."""
     tensor = constant_of(value, FIRST_IR_WITH_DEFAULTS)
     if tensor is not None:
         return tuple(tensor.shape.numpy())

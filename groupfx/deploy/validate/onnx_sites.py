@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import starmap
 from typing import Any
 
@@ -18,14 +18,18 @@ from ...convs.names import unnumbered
 from ...plan.channel_order import AS_THEY_WERE, ChannelOrders
 from ..graph.batchnorm import epsilon_of, norm_behind
 from ..graph.channel_order import orders_of
-from ..graph.conv_nodes import CONVS, ConvNode, constant_of, conv_names, conv_nodes
+from ..graph.conv_nodes import WHOLE, ConvNode, constant_of, conv_names, conv_nodes
 from ..graph.metadata import mark_of
 from ..graph.node_names import node_name
+from ..quantised.convs import SPLIT, quantised_conv, result_behind
+from ..quantised.grids import grid_of
+from ..quantised.tensors import is_quantize
 from .folded import constant_values, folded_weights
 from .site_functions import Affine, SiteFunction, Unchecked
 
 # A validation feeds inputs alone: the default of what a user may replace is a constant here.
 _DEFAULTS_HOLD = 0
+_COMPUTED_NUMBERS = "its weight, a scale or a zero point is computed in the graph"
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,8 @@ class Region:
     `behind_norm` is the value behind a BatchNormalization that the reference may have folded into
     its weights: the one that fits better counts. `problem` says why the nodes are not such a
     region; the names are then empty. The orders are those of the channels of the two values, where
-    a fold has changed them.
+    a fold has changed them. `whole` says that the values are whole numbers. Where branches round
+    what they give, `joined` are the values before that, which make up the convolution's together.
     """
 
     name: str
@@ -44,11 +49,13 @@ class Region:
     behind_norm: str | None = None
     problem: str | None = None
     orders: ChannelOrders = AS_THEY_WERE
+    whole: bool = False
+    joined: tuple[str, ...] = ()
 
     @property
     def values(self) -> tuple[str, ...]:
         """Names of all values that are looked at."""
-        named = (self.start, self.end, self.behind_norm)
+        named = (self.start, self.end, self.behind_norm, *self.joined)
         return () if self.problem is not None else tuple(name for name in named if name)
 
 
@@ -60,15 +67,23 @@ def onnx_site_functions(
     A site that is split, or executed as several convolutions, is none of them.
     """
     made = folded_weights(model)
-    convs, out_of_reach = conv_nodes(model, _sizes(made))
+    convs, out_of_reach = conv_nodes(model, _sizes(made), SPLIT)
     counts: dict[str, int] = defaultdict(int)
     for conv in convs:
         counts[_site_name(conv)] += 1
-    found, left = [], []
+    found: list[SiteFunction] = []
+    left: list[Unchecked] = []
     for conv in convs:
         name = _site_name(conv)
         if mark_of(conv.node) is not None and counts[name] > 1:
             left.append(Unchecked("it is several convolutions in the reference too", name))
+            continue
+        if conv.node.op_type in WHOLE:
+            whole = _whole_function(conv, name)
+            if whole is None:
+                left.append(Unchecked(_COMPUTED_NUMBERS, name))
+            else:
+                found.append(whole)
             continue
         weight, bias = _parameter(conv.weight_tensor, conv.weight, made), None
         if conv.bias is not None:
@@ -100,17 +115,32 @@ def _parameter(
     return made.get(value.name or "") if tensor is None else tensor.numpy()
 
 
+def _whole_function(conv: ConvNode, name: str) -> SiteFunction | None:
+    """What a convolution on whole numbers computes, in the reals that they stand for."""
+    found = quantised_conv(conv)
+    assert found is not None
+    weight, bias = found.weight.reals, found.bias_reals
+    data, result = grid_of(found.data), grid_of(found.result)
+    known = (bias, found.bias), (result, found.result)
+    if weight is None or data is None or any(a is None and b is not None for a, b in known):
+        return None
+    return replace(_function(conv, name, weight, bias), data=data, result=result)
+
+
 def _function(
     conv: ConvNode, name: str, weight: npt.NDArray[Any], bias: npt.NDArray[Any] | None
 ) -> SiteFunction:
+    norms = tuple(_norms_behind(conv.node.outputs[0]))
+    between, result = result_behind(norms[-1] if norms else conv.node)
     return SiteFunction(
         name=name,
         spec=conv.spec,
         weight=_wide(weight),
         bias=None if bias is None else _wide(bias),
         window=conv.window,
-        norms=tuple(_affine(norm) for norm in _norms_behind(conv.node.outputs[0])),
+        norms=tuple(map(_affine, norms)),
         orders=orders_of(conv.node),
+        result=grid_of(result, between),
     )
 
 
@@ -132,6 +162,18 @@ def candidate_regions(
     By the marks that we leave; in a file without them by the names of modules where it tells them,
     else by the order of the convolutions, if they are as many and alike.
     """
+    regions, notes = _regions(model, functions)
+    whole = {function.name: function.data is not None for function in functions}
+    others = [r.name for r in regions if r.problem is None and r.whole != whole[r.name]]
+    if others:
+        what = f"whole numbers on one side alone: {some_names(others)}"
+        notes = (*notes, f"not checked on their own, as they work on {what}")
+    return tuple(region for region in regions if region.name not in others), notes
+
+
+def _regions(
+    model: ir.Model, functions: Sequence[SiteFunction]
+) -> tuple[tuple[Region, ...], tuple[str, ...]]:
     marked = _marked(model.graph)
     normed = {function.name for function in functions if function.norms}
     known = {function.name for function in functions}
@@ -186,9 +228,32 @@ def _marked_region(
         problem = f"its nodes take {texts[0]} and give {texts[1]}, where one value is expected"
         return Region(name, "", "", problem=problem)
     (start,), (end,) = starts, ends
-    convs = [node for node in nodes if node.op_type in CONVS]
+    convs = [node for node in nodes if node.op_type in SPLIT]
     orders = orders_of(convs[0]) if convs else AS_THEY_WERE
+    whole = bool(convs) and convs[0].op_type in WHOLE
+    joined = tuple(_in_front_of_rounding(end, inside, with_norm=with_norm))
+    if whole or joined:
+        names = start.name or "", end.name or ""
+        return Region(name, *names, orders=orders, whole=whole, joined=joined)
     return _region(name, start, end, with_norm, orders)
+
+
+def _in_front_of_rounding(end: ir.Value, inside: set[ir.Node], *, with_norm: bool) -> Iterator[str]:
+    """What the branches of a region give before they quantise it; nothing where they do not.
+
+    That is behind the BatchNormalization in a branch where there must be one.
+    """
+    last = (*SPLIT, "BatchNormalization") if with_norm else SPLIT
+    concat = end.producer()
+    for value in concat.inputs if concat is not None and concat.op_type == "Concat" else ():
+        node = None if value is None else value.producer()
+        rounded = False
+        while value is not None and node in inside and node.op_type not in last:
+            rounded |= is_quantize(node)
+            value = node.inputs[0]
+            node = None if value is None else value.producer()
+        if rounded and value is not None:
+            yield value.name or ""
 
 
 def _region(
@@ -244,7 +309,7 @@ def _in_front_of_pad(value: ir.Value, function: SiteFunction, conv: ConvNode) ->
 def _unmarked(
     model: ir.Model, functions: Sequence[SiteFunction]
 ) -> tuple[tuple[Region, ...], tuple[str, ...]]:
-    convs, _ = conv_nodes(model, _sizes(folded_weights(model)))
+    convs, _ = conv_nodes(model, _sizes(folded_weights(model)), SPLIT)
     # A node's own name, such as Conv_12, is one convolution here and another there.
     named = {c.name: c for c in convs if unnumbered(c.name) != node_name(c.node)}
     pairs = [(each, named[each.name]) for each in functions if each.name in named]
@@ -281,6 +346,9 @@ def _in_order(
 def _unmarked_region(function: SiteFunction, conv: ConvNode) -> Region:
     source, result = conv.node.inputs[0], conv.node.outputs[0]
     assert source is not None
+    if conv.node.op_type in WHOLE:
+        names = source.name or "", result.name or ""
+        return Region(function.name, *names, orders=orders_of(conv.node), whole=True)
     source = _in_front_of_pad(source, function, conv)
     return _region(function.name, source, result, bool(function.norms), orders_of(conv.node))
 

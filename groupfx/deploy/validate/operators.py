@@ -431,7 +431,7 @@ class OperatorWork:
                 continue
             piece = sandwiched(self.matching, suspect, other)
             base = None if piece is None else self._values(piece)
-            if piece is None or base is None:
+            if piece is None or base is None or self._is_judged(piece):
                 continue
             for failure in self._judged(0, piece, base):
                 if self._is_confirmed(failure):

@@ -76,15 +76,36 @@ def check_site(
     spec, (have, want) = function.spec, (region.orders, function.orders)
     # What a fold left out of an input must be read by nothing, whatever stands there.
     start = arranged(values[region.start], have.input, want.input, spec.in_channels).array
-    results = [arranged(values[end], have.output, want.output, spec.out_channels) for end in ends]
-    checks = [_of_run(function, region.name, start, end, dtype, run) for end in results]
-    return min(checks, key=lambda check: check.ratio)
+
+    def checked(value: Array, *, rounded: bool = False) -> SiteCheck:
+        end = arranged(value, have.output, want.output, spec.out_channels)
+        return _of_run(function, region.name, start, end, dtype, run, rounded)
+
+    if region.joined or region.whole:
+        last = checked(values[region.end], rounded=True)
+        joined = [values[name] for name in region.joined]
+        # A step is much more than what rounding explains in front of it.
+        return checked(np.concatenate(joined, axis=1)) if joined and last.ok else last
+    return min((checked(values[end]) for end in ends), key=_ratio)
+
+
+def _ratio(check: SiteCheck) -> float:
+    return check.ratio
 
 
 def _of_run(
-    function: SiteFunction, name: str, start: Array, end: Arranged, dtype: torch.dtype, run: str
+    function: SiteFunction,
+    name: str,
+    start: Array,
+    end: Arranged,
+    dtype: torch.dtype,
+    run: str,
+    rounded: bool,
 ) -> SiteCheck:
     x, y = _wide(start), _wide(end.array)
+    if function.data is not None:
+        x = function.data.reals(x)
+        y = y if function.result is None else function.result.reals(y)
     if x.dim() != function.weight.dim():
         reason = f"an input of shape {list(x.shape)} does not fit a {function.spec.describe()}"
         return SiteCheck(name, False, math.inf, run=run, seen=True, reason=reason)
@@ -96,10 +117,13 @@ def _of_run(
     if expected.shape != y.shape:
         reason = f"its output has the shape {list(y.shape)} instead of {list(expected.shape)}"
         return SiteCheck(name, False, math.inf, run=run, seen=True, reason=reason)
+    step = torch.zeros(())
+    if rounded and function.result is not None:
+        expected, step = function.result.within(expected), function.result.half_step(expected)
     y[:, ~end.there] = expected[:, ~end.there]
     if not y.numel():
         return SiteCheck(name, True, 0.0, run=run)
-    return _compared(function, name, expected, y, magnitudes, dtype, run, bool(x.any()))
+    return _compared(function, name, expected, y, magnitudes, step, dtype, run, bool(x.any()))
 
 
 def _compared(
@@ -108,6 +132,7 @@ def _compared(
     expected: Tensor,
     found: Tensor,
     magnitudes: Tensor,
+    step: Tensor,
     dtype: torch.dtype,
     run: str,
     seen: bool,
@@ -126,8 +151,8 @@ def _compared(
     magnitudes = torch.where(usable, magnitudes, 0.0)
     unit = torch.finfo(dtype).eps / 2
     floor = underflow(dtype)
-    elements = rounding_bound(magnitudes, function.terms, dtype) + floor
-    channels = function.factor() * unit * _rms(magnitudes) + floor
+    elements = rounding_bound(magnitudes, function.terms, dtype) + floor + step
+    channels = function.factor() * unit * _rms(magnitudes) + floor + step.reshape(-1)
     by_element, by_channel = error / elements, _rms(error) / channels
     ratio = float(torch.maximum(by_element.max(), by_channel.max()))
     channel = int(by_channel.argmax())

@@ -30,6 +30,7 @@ from ...tracing.exporting import export_program
 from ..export.graph_sites import GraphSite, graph_sites, tensor_at
 from ..export.torch_export import site_names
 from ..graph.pads import Window
+from ..quantised.grids import Grid
 from ..running.float64_windows import convolve, convolve_transposed
 
 # Roundings besides those of the sum: the bias, the scale and its own two, the offset.
@@ -64,6 +65,9 @@ class SiteFunction:
 
     `window` says where its windows lie; `norms` are the BatchNorms behind it. The orders are those
     of its input's and its output's channels, where a fold has changed them in the reference.
+
+    `data` is the grid of what goes in where that are whole numbers, and so is then what comes out.
+    `result` is the grid that this is rounded to, behind activations that may follow.
     """
 
     name: str
@@ -73,6 +77,8 @@ class SiteFunction:
     window: Window
     norms: tuple[Affine, ...] = ()
     orders: ChannelOrders = AS_THEY_WERE
+    data: Grid | None = None
+    result: Grid | None = None
 
     @property
     def terms(self) -> int:

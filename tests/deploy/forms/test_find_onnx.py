@@ -36,28 +36,13 @@ def test_convolutions_out_of_reach_are_named_with_the_reason() -> None:
     result = rewrite_graph(model, TAKE_ALL)
     assert result.sites == ()
     assert {site.name: site.reason for site in result.skipped} == {
-        "fused": "com.microsoft.FusedConv is not split; only Conv and ConvTranspose are",
+        "fused": "com.microsoft.FusedConv is not split; only Conv, ConvTranspose, ConvInteger and "
+        "QLinearConv are",
         "inner": "it is inside a branch or the body of a loop (If, Loop, Scan)",
         "b": "it is inside a branch or the body of a loop (If, Loop, Scan)",
         "body": "it is inside the function Block; inline it first",
     }
     assert result.before == result.after == Totals(4, 4, 0, None)
-
-
-def test_a_quantized_convolution_is_left() -> None:
-    nodes = [
-        helper.make_node("QLinearConv", ["x", "s", "z", "w", "s", "z", "s", "z"], ["y"], group=2)
-    ]
-    tensors = {
-        "s": np.float32(0.5),
-        "z": np.uint8(3),
-        "w": np.ones((10, 3, 3, 3), np.uint8),
-    }
-    proto = model_of(nodes, (2, 6, 7, 5), tensors, kind=TensorProto.UINT8)
-    result = rewrite_graph(ir.from_proto(proto), TAKE_ALL)
-    assert [site.reason for site in result.skipped] == [
-        "QLinearConv is not split; only Conv and ConvTranspose are"
-    ]
 
 
 def test_a_weight_of_unknown_shape_is_left() -> None:

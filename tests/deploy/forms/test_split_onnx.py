@@ -401,7 +401,7 @@ def test_what_cannot_be_split_is_a_bug_of_the_caller() -> None:
         split_conv(model, conv)
     model = ir.from_proto(norm_model())
     with pytest.raises(InternalError, match="relu does not belong to conv1 alone"):
-        split_conv(model, conv_nodes(model)[0][0], norm=model.graph[2])
+        split_conv(model, conv_nodes(model)[0][0], along=[model.graph[2]])
 
 
 def steps_of_split(branches: int) -> int:
@@ -410,7 +410,7 @@ def steps_of_split(branches: int) -> int:
     node = helper.make_node("Conv", ["x", "w"], ["y"], name="conv", group=branches)
     model = ir.from_proto(model_of([node], (1, 2 * branches, 2, 3), {"w": weight}))
     conv = conv_nodes(model)[0][0]
-    steps = steps_of(lambda: split_conv(model, conv, norm=None))
+    steps = steps_of(lambda: split_conv(model, conv))
     assert norm_behind(conv.node) is None
     assert len(model.graph) == branches + 2
     return steps

@@ -120,7 +120,9 @@ def quantised_file(case: QuantisedCase) -> onnx.ModelProto:
     axis = case.scaled_axis if case.per_channel else None
     w, ws, wz = quantise(reals["w"], case.weight, symmetric=case.symmetric, axis=axis)
     xs, xz = np.float32(0.037), np.array(117 if case.data == "uint8" else -11, case.data)
-    ys, yz = np.float32(0.31), np.array(3 if case.data == "uint8" else -120, case.data)
+    # With an activation the range starts at 0, as a quantiser has it.
+    lowest, above = _RANGES[case.data][0], 7 if case.activation is None else 0
+    ys, yz = np.float32(0.31), np.array(lowest + above, case.data)
     held: dict[str, Array] = {"x_scale": np.asarray(xs), "x_zero": xz}
     held |= {"w_quantized": w, "w_scale": ws, "w_zero": wz}
     nodes = [helper.make_node("QuantizeLinear", ["x", "x_scale", "x_zero"], ["xq"], name="qx")]
