@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..deploy import OnnxSide, ValidationOptions, check_onnx, read_onnx, rewrite_graph, subjects_of
+from ..deploy import OnnxSide, ValidationOptions, check_made, read_onnx, rewrite_graph, subjects_of
 from ..rewriting import Pass, Progress
 from ..targets import Target
 from .check import Attempt, Checked, Judgement, judgement, mended
@@ -28,7 +28,7 @@ def checked_file(
 
     def rewrite(passes: Sequence[Pass[Any]], verify: bool) -> Attempt:
         made = rewrite_graph(given, onnx_passes(passes, None))
-        check_onnx(made.model)
+        check_made(given, made.model)
         verdict = None
         if verify and made.changed:
             sides = OnnxSide(str(path), given), OnnxSide("the rewritten model", made.model)

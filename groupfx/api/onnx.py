@@ -22,7 +22,7 @@ from ..deploy import (
     TorchSide,
     Validation,
     ValidationOptions,
-    check_onnx,
+    check_made,
     check_target,
     find_in_onnx,
     prepare_export,
@@ -201,12 +201,8 @@ def rewrite_onnx(
     made = rewrite_graph(original, chosen, fastest=passes is None and _takes_fastest(target))
     refuse_named(chosen, made.skipped)
     verdict = None
-    try:
-        check_onnx(original, FileError)
-    except FileError as error:
-        made = replace(made, notes=(*made.notes, f"as it was read, {error}"))
-    else:
-        check_onnx(made.model)
+    note = check_made(original, made.model)
+    made = replace(made, notes=(*made.notes, *note))
     if verify and made.changed:
         sides = OnnxSide(str(path), original), OnnxSide("the rewritten model", made.model)
         options = ValidationOptions(shapes=shapes or {})

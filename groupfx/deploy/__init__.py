@@ -17,7 +17,7 @@ from .forms.rewrite_onnx import find_onnx as find_in_onnx
 from .forms.site_drawings import site_blocks, site_pieces
 from .forms.subjects import subjects_of
 from .graph.conv_nodes import sites_in
-from .graph.files import check_onnx, check_target, external_files, write_onnx
+from .graph.files import check_made, check_onnx, check_target, external_files, write_onnx
 from .graph.reading import read_onnx
 from .validate.example_feeds import example_feeds
 from .validate.opinions import BRIEF_RUNTIMES
@@ -49,6 +49,7 @@ __all__ = [
     "Validation",
     "ValidationOptions",
     "Verdict",
+    "check_made",
     "check_onnx",
     "check_target",
     "example_feeds",

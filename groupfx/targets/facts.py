@@ -35,7 +35,7 @@ OPERATION_TOPICS: tuple[OperationTopic, ...] = get_args(OperationTopic)
 
 Kind = Literal["dense", "grouped", "depthwise", "depthwise-multiplier", "transposed"]
 Layout = Literal["float", "qdq", "weight only", "QLinearConv", "ConvInteger"]
-Scales = Literal["tensor", "channel"]
+Scales = Literal["tensor", "channel", "block"]
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Where:
     """how its weight is stored"""
 
     scales: tuple[Scales, ...] = ()
-    """how a quantised weight is scaled: one for the whole tensor, or one for each channel"""
+    """how a quantised weight is scaled: as a whole, each channel, or blocks of positions"""
 
     rank_above: int | None = None
     """of an operation: more dimensions than this"""

@@ -8,26 +8,25 @@ import onnx_ir as ir
 
 from ...targets import Subject, numbers_of
 from ...targets.facts import Layout, OperationTopic, Scales
-from ..graph.conv_nodes import ConvNode, LeftNode, Shapes, constant_of, conv_nodes
+from ..graph.conv_nodes import CONVS, WHOLE, ConvNode, LeftNode, Shapes, constant_of, conv_nodes
 from ..graph.node_names import site_name
+from ..quantised.convs import quantised_conv
 from .static_shapes import static_shapes
-
-_DEQUANTIZE = "DequantizeLinear"
 
 
 def subjects_of(model: ir.Model) -> tuple[Subject, ...]:
     """All that is judged of a model, in the order of its graph."""
     shapes = static_shapes(model)
-    convs, left = conv_nodes(model, shapes)
+    convs, left = conv_nodes(model, shapes, (*CONVS, *WHOLE))
     return (
-        *(_conv(conv, model.ir_version) for conv in convs),
+        *map(_conv, convs),
         *map(_left, left),
         *_operations(model, shapes),
     )
 
 
-def _conv(conv: ConvNode, ir_version: int) -> Subject:
-    layout, scales = _stored(conv, ir_version)
+def _conv(conv: ConvNode) -> Subject:
+    layout, scales = _stored(conv)
     numbers = numbers_of(conv.spec)
     return Subject(
         conv.name,
@@ -44,18 +43,13 @@ def _left(node: LeftNode) -> Subject:
     return Subject(node.name, node.name, f"{node.kind}, {groups}", unread=node.reason)
 
 
-def _stored(conv: ConvNode, ir_version: int) -> tuple[Layout, Scales | None]:
-    weight, data = conv.weight.producer(), _maker(conv.node.inputs[0])
-    if weight is None or weight.op_type != _DEQUANTIZE:
+def _stored(conv: ConvNode) -> tuple[Layout, Scales | None]:
+    """How the weight of a convolution is stored, and how it is scaled."""
+    found = quantised_conv(conv)
+    if found is None:
         return "float", None
-    scale = constant_of(weight.inputs[1], ir_version)
-    scales: Scales = "tensor" if scale is None or scale.size == 1 else "channel"
-    quantised = data is not None and data.op_type == _DEQUANTIZE
-    return ("qdq" if quantised else "weight only"), scales
-
-
-def _maker(value: ir.Value | None) -> ir.Node | None:
-    return None if value is None else value.producer()
+    weight = found.weight
+    return found.layout, "tensor" if weight.axis is None else "block" if weight.block else "channel"
 
 
 def _operations(model: ir.Model, shapes: Shapes) -> Iterator[Subject]:

@@ -162,6 +162,16 @@ def check_onnx(model: ir.Model, error: type[GroupfxError] = InternalError) -> by
         raise error(f"onnx.checker refuses the model: {first_line(reason)}") from reason
 
 
+def check_made(original: ir.Model, made: ir.Model) -> tuple[str, ...]:
+    """Hold what was made to onnx's checker, or note that the original does not pass it either."""
+    try:
+        check_onnx(original, FileError)
+    except FileError as error:
+        return (f"as it was read, {error}",)
+    check_onnx(made)
+    return ()
+
+
 def check_target(path: Path, *, overwrite: bool) -> bool:
     """Whether there is a file of ours; FileError where there is something not to be replaced."""
     if not path.parent.is_dir():
