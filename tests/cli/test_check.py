@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import groupfx
+from groupfx.nn import Flgc2d
 from tests.cli.runs import SHAPE, Cli, check_json, contents, dense_model, grouped_model, save
 
 SCHEMA = "groupfx.check/1"
@@ -356,3 +357,36 @@ def test_the_library_says_the_same(tmp_path: Path) -> None:
     assert found.result.report.ok
     assert found.result.report.verified
     assert json.dumps([fact.to_dict() for fact in found.before.sites[0].facts])
+
+
+class ByMode(nn.Module):
+    """A trace would freeze the mode that its forward asks for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(6, 9, 3, groups=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) * (2 if self.training else 1)
+
+
+def test_a_model_that_is_no_single_graph() -> None:
+    found = groupfx.check(ByMode(), (torch.randn(2, 6, 9, 11),), target="finn", fix=True)
+    assert (found.ok, found.last.ok) == (False, True)
+    assert any("only its convolutions were looked at" in note for note in found.notes)
+
+
+def test_learned_groups_are_frozen_and_then_judged() -> None:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(6, 16, 1), Flgc2d(16, 24, 3, group_num=4), nn.Conv2d(24, 12, 1, groups=4))
+    x = torch.randn(2, 6, 7, 9)
+    found = groupfx.check(nn.Sequential(*layers), (x,), target="finn", fix=True)
+    verdicts = {each.subject.name: each.verdict for each in found.before.sites}
+    assert verdicts == {"0": "accepted", "1": "unknown", "2": "refused"}
+    assert [p.spelled() for p in found.passes] == [
+        "freeze-learned-groups:form=dense",
+        "widen-groups:only=2",
+    ]
+    assert found.last.ok
+    assert isinstance(found.result, groupfx.Result)
+    assert [m.groups for m in found.result.model.modules() if isinstance(m, nn.Conv2d)] == [1] * 3
