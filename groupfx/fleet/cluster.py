@@ -7,15 +7,18 @@ given up. Dask is an extra, and imported here alone.
 
 from __future__ import annotations
 
+import atexit
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import MissingDependencyError, UsageError, kind_and_line
 from ..version import __version__
-from .engine import Engine, Stop
+from .engine import Engine, OpenEngine, Stop
 from .failures import OF_A_PROCESS, Failure
+from .processes import available_memory
 from .results import Outcome
 from .task import Job, Task
 
@@ -29,7 +32,9 @@ class Cluster:
 
     address: str
     workers: int
-    threads: int
+    threads: int = 1
+    worker: str = Engine.worker
+    """the module that says what the processes of jobs do"""
 
     @classmethod
     def of(cls, address: str) -> Cluster:
@@ -53,7 +58,7 @@ class Cluster:
                     "install the same everywhere"
                 )
             number = sum(int(each["nthreads"]) for each in workers.values())
-            return cls(address, number, 1)
+            return cls(address, number)
         finally:
             client.close()
 
@@ -67,11 +72,11 @@ class Cluster:
         try:
             left = {
                 # The first is the longest. Of two equal jobs each is done.
-                client.submit(run_job, job, pure=False, priority=-place): job
+                client.submit(run_job, job, self.worker, pure=False, priority=-place): job
                 for place, job in enumerate(jobs)
             }
             while left and not stop():
-                with suppress(TimeoutError):
+                with suppress(TimeoutError), client.as_current():
                     wait(left, timeout=_LOOK, return_when="FIRST_COMPLETED")
                 for future in [future for future in left if future.done()]:
                     yield from _outcomes(future, left.pop(future))
@@ -113,8 +118,33 @@ def _version() -> str:
     return __version__
 
 
-def run_job(job: Job) -> list[dict[str, Any]]:
+# Of a process of Dask: servers that wait for another job of their kind.
+_IDLE: defaultdict[tuple[str, bool], list[tuple[OpenEngine, ExitStack]]] = defaultdict(list)
+
+
+def run_job(job: Job, worker: str = Engine.worker) -> list[dict[str, Any]]:
     """On a worker: do a job in a process of its own, and give what came of each task."""
-    engine = Engine.of(1)
-    found = {id(task): outcome for task, outcome in engine.run([job], lambda: False)}
+    onnx = any(task.entry.work.onnx for task in job.tasks)
+    idle = _IDLE[worker, onnx]
+    try:
+        engine, opened = idle.pop()
+    except IndexError:
+        opened = ExitStack()
+        engine = opened.enter_context(Engine(1, _memory(), worker).opened(onnx=onnx))
+        atexit.register(opened.close)
+    try:
+        found = {id(task): outcome for task, outcome in engine.run([job], lambda: False)}
+    except BaseException:
+        opened.close()
+        raise
+    idle.append((engine, opened))
     return [found[id(task)].to_dict() for task in job.tasks]
+
+
+def _memory() -> int:
+    """What a job may take on this worker: its share of what Dask gives the worker."""
+    from distributed import get_worker
+
+    own = get_worker()
+    limit = own.memory_manager.memory_limit or available_memory()
+    return int(limit) // int(own.state.nthreads)

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -95,15 +95,36 @@ class Engine:
         """
         if not jobs:
             return
+        with self.opened(onnx=any(t.entry.work.onnx for job in jobs for t in job.tasks)) as ready:
+            yield from ready.run(jobs, stop)
+
+    @contextmanager
+    def opened(self, *, onnx: bool) -> Iterator[OpenEngine]:
+        """The engine with its server, which takes seconds to start; `onnx`: to export."""
         with tempfile.TemporaryDirectory(prefix="groupfx-") as folder:
-            log = Path(folder) / "server"
-            onnx = any(task.entry.work.onnx for job in jobs for task in job.tasks)
-            with Nursery.open(log, self.worker, onnx=onnx) as nursery:
-                work = _Work(self, nursery, Path(folder), deque(jobs))
-                try:
-                    yield from work.run(stop)
-                finally:
-                    work.close()
+            place = Path(folder)
+            with Nursery.open(place / _SERVER, self.worker, onnx=onnx) as nursery:
+                yield OpenEngine(self, nursery, place)
+
+
+_SERVER = "server"
+
+
+@dataclass(frozen=True)
+class OpenEngine:
+    """An engine whose server runs: for jobs now, and for others later."""
+
+    engine: Engine
+    nursery: Nursery
+    folder: Path
+
+    def run(self, jobs: Sequence[Job], stop: Stop) -> Iterator[tuple[Task, Outcome]]:
+        """As that of the engine."""
+        work = _Work(self.engine, self.nursery, self.folder, deque(jobs))
+        try:
+            yield from work.run(stop)
+        finally:
+            work.close()
 
 
 @dataclass
@@ -154,7 +175,7 @@ class _Work:
     def _hear_of_processes(self) -> None:
         news = self.nursery.news()
         if news is None:
-            said = last_words(self.folder / "server")
+            said = last_words(self.folder / _SERVER)
             raise InternalError(
                 f"no process of a model can be started: {said or 'no reason given'}"
             )

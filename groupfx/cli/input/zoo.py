@@ -125,4 +125,4 @@ class ZooCommand:
     @property
     def place(self) -> Path:
         """Where the results go."""
-        return self.output or Path(f"{self.manifests[0].stem or 'models'}.zoo")
+        return self.output or Path(f"{self.manifests[0].resolve().stem}.zoo")

@@ -1,0 +1,121 @@
+"""Fleets on a Dask cluster of this machine, one of whose workers is killed on the way."""
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import dask
+import pytest
+from distributed import Client, LocalCluster
+
+from groupfx.errors import UsageError
+from groupfx.fleet import Entry, Fleet, FleetOptions, Outcome, cluster, read_fleet, run_fleet
+from groupfx.fleet.cluster import Cluster
+from tests.fleet import stubs
+from tests.fleet.test_processes import CLASSES
+
+# What Dask does at its own end, with sockets and loops of its own.
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+STUBS = Path(stubs.__file__)
+
+
+@pytest.fixture(scope="module")
+def scheduler() -> Iterator[LocalCluster]:
+    # A job that loses two workers is given up: each that is lost takes seconds to come back.
+    failures = dask.config.set({"distributed.scheduler.allowed-failures": 1})
+    with (
+        failures,
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0"
+        ) as found,
+    ):
+        yield found
+
+
+def models(folder: Path, number: int) -> Fleet:
+    folder.mkdir()
+    for place in range(number):
+        (folder / f"{place:02}.pt").write_text(str(place))
+    return read_fleet([folder], Entry(name="", model=Path()))
+
+
+def test_a_worker_that_is_killed_loses_no_model(tmp_path: Path, scheduler: LocalCluster) -> None:
+    found = Cluster.of(scheduler.scheduler_address)
+    assert found.workers == 2
+    with Client(scheduler.scheduler_address, set_as_default=False) as client:
+        pids = client.run(os.getpid)
+    assert len(pids) == 2
+    left = [*pids.values()][:1]
+
+    def told(result: object) -> None:
+        if left:
+            os.kill(left.pop(), signal.SIGKILL)
+
+    fleet = models(tmp_path / "models", 40)
+    cheap = replace(found, worker="tests.fleet.cheap_work")
+    result = run_fleet(fleet, tmp_path / "out", engine=cheap, told=told)
+    assert not left
+    assert result.ok, result.failures
+    assert len(result.models) == 40
+
+
+def test_limits_and_classes_are_those_of_this_machine(
+    tmp_path: Path, scheduler: LocalCluster
+) -> None:
+    names = ["net", "hangs"]
+    listed = "\n".join(f"- {{name: {name}, factory: '{STUBS}:{name}'}}" for name in names)
+    (tmp_path / "zoo.yaml").write_text(
+        f"defaults: {{input_shape: '{stubs.SHAPE}', time: 2}}\nmodels:\n{listed}\n"
+    )
+    fleet = read_fleet([tmp_path / "zoo.yaml"], Entry(name="", model=Path()))
+    options = FleetOptions(scheduler=scheduler.scheduler_address)
+    result = run_fleet(fleet, tmp_path / "out", options)
+    kinds = {
+        each.name: each.outcome.failure and each.outcome.failure.kind for each in result.models
+    }
+    assert kinds == {"net": None, **{name: CLASSES[name][0] for name in names[1:]}}
+
+
+def test_a_job_that_loses_every_worker_is_told(
+    tmp_path: Path, scheduler: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "run_job", lost)
+    result = run_fleet(
+        models(tmp_path / "models", 1),
+        tmp_path / "out",
+        engine=Cluster.of(scheduler.scheduler_address),
+    )
+    (model,) = result.models
+    failure = model.outcome.failure
+    assert failure is not None
+    assert (failure.kind, failure.environment) == ("crash", "lost worker")
+    assert "its worker was lost: " in failure.message
+
+
+def lost(job: object, worker: str) -> list[Outcome]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def test_nobody_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_PATIENCE", 0.5)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(UsageError, match="no scheduler of Dask answers there"):
+            Cluster.of(address)
+    with pytest.raises(UsageError, match="no scheduler of Dask answers there"):
+        Cluster.of("wat://nowhere")
+
+
+def test_a_cluster_without_workers(scheduler: LocalCluster) -> None:
+    refused = pytest.raises(UsageError, match="it has no workers")
+    with LocalCluster(n_workers=0, processes=False, dashboard_address=":0") as empty, refused:
+        Cluster.of(empty.scheduler_address)
