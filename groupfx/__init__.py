@@ -10,6 +10,7 @@ from .errors import GroupfxError
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .api.bench import Benchmark, bench
     from .api.check import Checked, check
     from .api.models import FoundSite, Loaded, find, load, rewrite
     from .api.onnx import export, find_onnx, rewrite_onnx, validate
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from .rewriting import Pass, Pipeline, Report, Result, Site, Skip
 
 _PUBLIC = {
+    "Benchmark": "api.bench",
+    "bench": "api.bench",
     "Checked": "api.check",
     "check": "api.check",
     "FoundSite": "api.models",
@@ -44,6 +47,7 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "Benchmark",
     "Checked",
     "Export",
     "FoundSite",
@@ -58,6 +62,7 @@ __all__ = [
     "Tuned",
     "Validation",
     "__version__",
+    "bench",
     "check",
     "export",
     "find",

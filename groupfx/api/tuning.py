@@ -309,20 +309,30 @@ def file_to_tune(
     original = read_onnx(path)
     check_onnx(original, FileError)
     side = OnnxSide(str(path), original)
-    found, guessed = example_feeds(side, side, {}, shapes)
-    first = next(iter(original.graph.inputs)).shape
-    is_open = first is not None and len(first) > 0 and not isinstance(first[0], int)
-    # Guesses have a batch of 2, so that a wrong axis shows; a runtime is most often given 1.
-    wanted = batch if batch is not None else (1 if is_open and not shapes else None)
-    if wanted is not None:
-        rows = [k % len(array) for array in found.values() if array.ndim for k in range(wanted)]
-        found = {n: a[rows[:wanted]] if a.ndim else a for n, a in found.items()}
+    found, guessed = feeds_of_file(side, shapes, batch)
     base = rewrite_graph(original, ())
     opset = base.model.graph.opset_imports.get("", DEFAULT_OPSET)
     prepared = PreparedExport(
         base.model, ExportOptions(), (), base.notes, opset=opset, guessed=guessed
     )
     return side, prepared, found
+
+
+def feeds_of_file(
+    side: OnnxSide, shapes: Mapping[str | int, tuple[int, ...]], batch: int | None
+) -> tuple[Feeds, str | None]:
+    """Arrays to run an ONNX file on: of `shapes`, else of sizes that it takes, which are a guess
+    where it leaves them open.
+    """
+    found, guessed = example_feeds(side, side, {}, shapes)
+    first = next(iter(side.model.graph.inputs)).shape
+    is_open = first is not None and len(first) > 0 and not isinstance(first[0], int)
+    # Guesses have a batch of 2, so that a wrong axis shows; a runtime is most often given 1.
+    wanted = batch if batch is not None else (1 if is_open and not shapes else None)
+    if wanted is not None:
+        rows = [k % len(array) for array in found.values() if array.ndim for k in range(wanted)]
+        found = {n: a[rows[:wanted]] if a.ndim else a for n, a in found.items()}
+    return found, guessed
 
 
 def _of_file(

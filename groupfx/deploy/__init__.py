@@ -19,10 +19,10 @@ from .forms.subjects import subjects_of
 from .graph.conv_nodes import sites_in
 from .graph.files import check_made, check_onnx, check_target, external_files, write_onnx
 from .graph.reading import read_onnx
-from .validate.example_feeds import example_feeds
+from .validate.example_feeds import example_feeds, require_fit
 from .validate.opinions import BRIEF_RUNTIMES
 from .validate.output_checks import OutputCheck
-from .validate.sides import OnnxSide, TorchSide
+from .validate.sides import OnnxSide, TorchSide, paired
 from .validate.site_checks import SiteCheck
 from .validate.validating import Progress, ValidationOptions, validate_sides
 from .validate.verdict import Validation, Verdict
@@ -55,8 +55,10 @@ __all__ = [
     "example_feeds",
     "external_files",
     "find_in_onnx",
+    "paired",
     "prepare_export",
     "read_onnx",
+    "require_fit",
     "rewrite_graph",
     "site_blocks",
     "site_pieces",

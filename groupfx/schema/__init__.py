@@ -21,6 +21,7 @@ NAMES = (
     "groupfx.conformance/1",
     "groupfx.zoo/1",
     "groupfx.zoo-model/1",
+    "groupfx.bench/1",
 )
 
 

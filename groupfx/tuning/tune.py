@@ -220,7 +220,7 @@ class _Work:
         first, start = base(), self.options.wall()
         second = base()
         took = max(self.options.wall() - start, 1e-6)
-        if not all(_alike(a, b) for a, b in zip(first, second, strict=True)):
+        if not all(alike(a, b) for a, b in zip(first, second, strict=True)):
             raise ModelError(
                 "the model gives other outputs on the same inputs: it is not deterministic, and a "
                 "faster form of it cannot be compared; take what is random out of it"
@@ -367,7 +367,7 @@ def _planned(
     return replace(here, sites=tuple(entries))
 
 
-def _alike(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> bool:
+def alike(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> bool:
     """Whether two outputs are the same but for the order in which threads add up."""
     if first.shape != second.shape:
         return False

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import groupfx
+from groupfx.cli.commands.bench import SCHEMA as BENCH_SCHEMA
 from groupfx.cli.commands.check import SCHEMA as CHECK_SCHEMA
 from groupfx.cli.commands.conformance import SCHEMA as CONFORMANCE_SCHEMA
 from groupfx.cli.commands.export import SCHEMA as EXPORT_SCHEMA
@@ -129,7 +130,7 @@ def _spoil(holder: dict[str, Any], key: str) -> None:
 def test_schemas_are_named_as_the_documents_are() -> None:
     torch_side = {REPORT_SCHEMA, INSPECT_SCHEMA, GROUPS_SCHEMA, PASSES_SCHEMA}
     onnx_side = {EXPORT_SCHEMA, TUNE_SCHEMA, VALIDATION_SCHEMA, ONNX_SCHEMA}
-    others = {FLEET_SCHEMA, FLEET_MODEL_SCHEMA, CONFORMANCE_SCHEMA, CHECK_SCHEMA}
+    others = {FLEET_SCHEMA, FLEET_MODEL_SCHEMA, BENCH_SCHEMA, CONFORMANCE_SCHEMA, CHECK_SCHEMA}
     assert set(NAMES) == {*torch_side, *onnx_side, *others}
     for name in NAMES:
         jsonschema.Draft202012Validator.check_schema(schema(name))
