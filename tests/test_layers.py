@@ -41,6 +41,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("fleet",),
     ("page",),
     ("cli",),
+    ("docs",),
     ("__main__", "groupfx"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -61,7 +62,7 @@ ONLY_IN = {
     "psutil": {"fleet"},
     "rich": {"cli"},
     "ruff": {"emit"},
-    "typer": {"cli"},
+    "typer": {"cli", "docs"},
     "torch": set(LEVEL) - {"errors", "folding", "parallel", "schema", "version", "plan"},
 }
 

@@ -23,6 +23,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 TEST_INSTALL = 'pip install -c constraints.txt -e ".[test]"'
 # What a build reads; the tests are not part of it.
 BUILD_INPUTS = ("LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py")
+# What is below groupfx/ in a checkout and not so in a build: the passes are a link, the site is not
+# part of the package.
+ELSEWHERE = ("passes/", "docs/")
 # torch pins what it needs on a machine with a GPU by itself, and which that is depends on it.
 GPU_PARTS = ("cuda-", "nvidia-", "triton")
 
@@ -153,7 +156,7 @@ def build_problems(archive: Path) -> list[str]:
     """Say which modules are not in a wheel or an sdist exactly once, and what does not belong."""
     names = names_in(archive)
     in_wheel = archive.suffix == ".whl"
-    own = {f"groupfx/{n}" for n in modules_below(ROOT / "groupfx") if not n.startswith("passes/")}
+    own = {f"groupfx/{n}" for n in modules_below(ROOT / "groupfx") if not n.startswith(ELSEWHERE)}
     home = "groupfx/passes/" if in_wheel else "passes/"
     wanted = own | {home + n for n in modules_below(ROOT / "passes")} | {"groupfx/py.typed"}
     wanted |= {f"groupfx/page/page.{kind}" for kind in ("html", "css", "js")}
