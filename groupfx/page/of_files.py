@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ..deploy import Export, OnnxSite, Validation, site_blocks, site_pieces
 from ..plan.blocks import BlockStructure
 from ..report.pieces import Piece
+from ..report.prose import plural, told
 from ..rewriting.report import Report
 from ..running.totals import Complexity, Totals
 from ..tuning import Ratio
@@ -20,7 +21,6 @@ from .of_validation import (
     validation_grids,
     validation_lines,
 )
-from .prose import plural, told
 
 Blocks = Mapping[str, BlockStructure]
 Pieces = Mapping[str, tuple[Piece, ...]]

@@ -16,6 +16,7 @@ from ..plan.branches import Branches
 from ..plan.forms import FormPlan
 from ..plan.site_plan import SitePlan, plan_of
 from ..report.pieces import Piece, conv_label, pieces_of
+from ..report.prose import digits, told
 from ..rewriting.report import Report, RewrittenSite, SkippedSite
 from ..rewriting.report_text import check_word, obstacles, operations, summary, verdict
 from ..running.totals import Complexity
@@ -23,7 +24,6 @@ from ..tracing.program import Fragment
 from ..verify import SiteVerdict
 from ..verify.models import OutputVerdict
 from .content import Grid, Page, Side, SiteRow, Size, Tone
-from .prose import digits, told
 
 _LEFT = "left"
 CHECK_WORDS: Mapping[Tone, str] = {"good": "identical", "close": "within bound", "bad": "MISMATCH"}

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..deploy import OutputCheck, SiteCheck, Validation
+from ..report.prose import digits, exact, plural, told
 from .content import Grid, Page, Side, SiteRow, Tone
-from .prose import digits, exact, plural, told
 
 _SENTENCES: Mapping[str, tuple[Tone, str]] = {
     "same": ("good", "Same function, to rounding."),

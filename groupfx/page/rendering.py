@@ -20,6 +20,7 @@ import jinja2
 from markupsafe import Markup
 
 from ..plan.blocks import BlockStructure
+from ..report.prose import digits, shown
 from ..version import __version__
 from .content import Page, SiteRow, Size, Time
 from .drawings import (
@@ -30,7 +31,6 @@ from .drawings import (
     mask_drawing,
     number,
 )
-from .prose import digits, shown
 
 MOST_BYTES = 2_000_000
 """A page is smaller: what is drawn is left out from the last site on, and then rows."""

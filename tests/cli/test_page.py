@@ -92,3 +92,25 @@ def test_a_model_without_sites_has_a_page(cli: Cli) -> None:
     done = cli("rewrite", path, "--input-shape", "2,3,5,7", "--html", "page.html")
     assert done.code == 0
     assert "There is no site to show." in Path("page.html").read_text("utf-8")
+
+
+def test_what_differs_is_written_into_a_folder(cli: Cli) -> None:
+    conv_file(Path("a.onnx"), 1.0)
+    conv_file(Path("b.onnx"), 1.01)
+    done = cli("validate", "a.onnx", "b.onnx", "--save-repro", "repro")
+    assert done.code == 1
+    assert "run repro/show.py" in done.out
+    assert Path("repro/show.py").exists()
+    again = cli("validate", "a.onnx", "b.onnx", "--save-repro", "repro")
+    assert again.code == 2
+    assert "is not empty" in again.err
+    same = cli("validate", "a.onnx", "a.onnx", "--save-repro", "other")
+    assert same.code == 0
+    assert "Nothing differs" in same.out
+    assert not Path("other").exists()
+
+
+def test_no_folder_shows_what_nobody_checks(cli: Cli, model: Path) -> None:
+    done = cli("export", model, "--no-verify", "--save-repro", "repro")
+    assert done.code == 2
+    assert "--no-verify leaves it out" in done.err

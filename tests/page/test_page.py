@@ -11,7 +11,7 @@ import groupfx
 from groupfx.errors import FileError, UsageError
 from groupfx.page import MOST_BYTES, page_of, render, write_page
 from groupfx.page.content import Page, SiteRow
-from groupfx.page.prose import digits, told
+from groupfx.report.prose import digits, told
 from groupfx.rewriting import Result
 from tests.cli.runs import grouped_model
 from tests.page.pages import SHUFFLED, data_of, mixed, page, site, tags_of

@@ -13,13 +13,13 @@ from ..input.files import ONNX, check_distinct, check_folder, write_json
 from ..input.model_file import ModelOptions, OpenedFile, read_source
 from ..input.onnx_file import check_tuning, onnx_file
 from ..input.options import TORCH_BACKENDS, ExportCommand
-from ..input.shown import check_page
+from ..input.shown import check_page, check_save_repro
 from ..text.export_text import as_in_file, show_export
-from ..text.page_file import write_page_file
+from ..text.page_file import try_repro, write_page_file
 from ..text.rewrite_text import show_report
 from ..text.screen import Screen
 from ..text.tuning_text import tuned_file
-from ..text.validation_text import show_validation, validated
+from ..text.validation_text import WhenWrong, show_validation, validated
 
 if TYPE_CHECKING:
     from ...page import Page
@@ -61,12 +61,14 @@ def run_export(options: ExportCommand) -> int:
     show_report(screen, opened, report)
     verdict = None
     if not options.no_verify:
-        verdict = validated(screen, opened, prepared, options.place, checks, options.shown.html)
+        wrong = WhenWrong(options.shown.html, options.check.save_repro)
+        verdict = validated(screen, opened, prepared, options.place, checks, wrong)
     with screen.work("Writing"):
         export = prepared.write(options.place, overwrite=options.force)
     show_export(screen, export)
     if verdict is not None:
         show_validation(screen, verdict)
+        try_repro(screen, options.check.save_repro, verdict)
     tuned = None if tuning is None else as_tuned(options.place, tuning, export)
     if options.told.json is not None:
         document = _document(opened, report, export, verdict)
@@ -110,6 +112,7 @@ def _check_outputs(options: ExportCommand) -> None:
     check_folder(options.told.json, "--json")
     outputs = {"MODEL": options.model, "-o": place, "--json": options.told.json}
     check_page(options.shown.html, outputs)
+    check_save_repro(options.check.save_repro, no_verify=options.no_verify)
 
 
 def _document(

@@ -116,7 +116,7 @@ def _rewrite_onnx(options: RewriteCommand, source: ModelOptions) -> int:
     # onnx and ONNX Runtime are not needed for anything else here.
     from ...api.onnx import onnx_passes, rewrite_onnx
     from ..text.onnx_text import rewrite_document, show_onnx_rewrite
-    from ..text.validation_text import shown_if_wrong
+    from ..text.validation_text import WhenWrong, shown_if_wrong
 
     chosen, told = options.chosen, options.told
     if options.emit_python is not None:
@@ -127,7 +127,7 @@ def _rewrite_onnx(options: RewriteCommand, source: ModelOptions) -> int:
     screen = Screen.of(told)
     words = "Rewriting" if options.no_verify else "Rewriting and validating"
     html, name = options.shown.html, options.model.name
-    with shown_if_wrong(screen, html), screen.work(words, what="runs") as progress:
+    with shown_if_wrong(screen, WhenWrong(html)), screen.work(words, what="runs") as progress:
         result = rewrite_onnx(
             options.model,
             None if options.dry_run else options.place,
@@ -171,7 +171,7 @@ def _prepare_onnx(
     if options.place.suffix != ONNX:
         return None
     from ...deploy import ExportOptions, ValidationOptions, prepare_export
-    from ..text.validation_text import validated
+    from ..text.validation_text import WhenWrong, validated
 
     with screen.work("Exporting"):
         chosen = options.chosen
@@ -179,8 +179,8 @@ def _prepare_onnx(
         file = ExportOptions(forms=forms)
         prepared = prepare_export(result.model, opened.inputs, file)
     if not options.no_verify:
-        checks = ValidationOptions()
-        validated(screen, opened, prepared, options.place, checks, options.shown.html)
+        checks, wrong = ValidationOptions(), WhenWrong(options.shown.html)
+        validated(screen, opened, prepared, options.place, checks, wrong)
     return prepared
 
 

@@ -23,13 +23,13 @@ from ..input.files import ONNX, check_distinct, check_folder, write_json
 from ..input.model_file import ModelOptions, read_source
 from ..input.onnx_file import check_tuning, onnx_file, tuning_of
 from ..input.options import Check, OnnxFile, TuneCommand
-from ..input.shown import check_page
+from ..input.shown import check_page, check_save_repro
 from ..text.export_text import show_export
-from ..text.page_file import write_page_file
+from ..text.page_file import try_repro, write_page_file
 from ..text.rewrite_text import show_report
 from ..text.screen import Screen
 from ..text.tuning_text import tuned_file
-from ..text.validation_text import show_validation, shown_if_wrong
+from ..text.validation_text import WhenWrong, show_validation, shown_if_wrong
 
 SCHEMA = "groupfx.tune/1"
 
@@ -50,6 +50,7 @@ def run_tune(options: TuneCommand) -> int:
     show_export(screen, export)
     if verdict is not None:
         show_validation(screen, verdict)
+        try_repro(screen, options.check.save_repro, verdict)
     found = as_tuned(options.place, tuning, export, verdict)
     if options.told.json is not None:
         files = {"read": str(options.model), "written": [str(path) for path in export.files]}
@@ -85,7 +86,7 @@ def _validated(
 ) -> Validation:
     other = OnnxSide("the tuned model", made.model)
     with (
-        shown_if_wrong(screen, options.shown.html),
+        shown_if_wrong(screen, WhenWrong(options.shown.html, options.check.save_repro)),
         screen.work("Validating", what="runs") as progress,
     ):
         return require_same("the tuned model", side, other, checks, progress)
@@ -175,3 +176,4 @@ def _check_outputs(options: TuneCommand) -> None:
     check_target(place, overwrite=options.force)
     check_folder(options.told.json, "--json")
     check_page(options.shown.html, {"MODEL": options.model, **outputs})
+    check_save_repro(options.check.save_repro, no_verify=options.no_verify)

@@ -12,8 +12,8 @@ from ..input.checks import validation_options
 from ..input.files import ONNX, check_distinct, check_folder, write_json
 from ..input.model_file import ModelOptions, OpenedFile, read_source
 from ..input.options import ValidateCommand
-from ..input.shown import check_page
-from ..text.page_file import try_page_file, write_page_file
+from ..input.shown import check_page, check_save_repro
+from ..text.page_file import try_page_file, try_repro, write_page_file
 from ..text.screen import Screen
 from ..text.validation_text import show_validation
 
@@ -28,6 +28,7 @@ def run_validate(options: ValidateCommand) -> int:
     html = options.shown.html
     inputs = {"REFERENCE": options.reference, "CANDIDATE": options.candidate}
     check_page(html, {**inputs, "--json": json})
+    check_save_repro(options.check.save_repro)
     screen = Screen.of(options.told)
     with screen.work("Reading"):
         reference, candidate, notes = _sides(source, options.candidate, screen)
@@ -39,6 +40,7 @@ def run_validate(options: ValidateCommand) -> int:
     show_validation(screen, verdict)
     if json is not None:
         write_json(json, verdict.to_dict())
+    try_repro(screen, options.check.save_repro, verdict)
     show = write_page_file if verdict.ok else try_page_file
     show(screen, html, verdict, options.candidate.name)
     verdict.require_ok(str(options.candidate))

@@ -152,6 +152,13 @@ class Check:
         metavar="FILE.npz",
         help="Compare on these inputs too: an array for each input, by its name. May be repeated.",
     )
+    save_repro: Path | None = option(
+        "--save-repro",
+        panel=_CHECK,
+        metavar="DIR",
+        help="Where they differ, write the smallest part that does into this new folder, with its "
+        "inputs and a script that shows it.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,3 +21,14 @@ def check_page(path: Path | None, others: Mapping[str, Path | None]) -> None:
     for option, other in others.items():
         check_distinct({option: other, "--html": path})
     check_folder(path, "--html")
+
+
+def check_save_repro(folder: Path | None, *, no_verify: bool = False) -> None:
+    """Refuse a folder that could not be written later. Raises UsageError or FileError."""
+    if folder is None:
+        return
+    if no_verify:
+        raise UsageError("--save-repro shows what a check finds, and --no-verify leaves it out")
+    from ...deploy.repro import check_repro
+
+    check_repro(folder)

@@ -1,4 +1,4 @@
-"""The page of a result: written last, so that what is wrong with it loses nothing else."""
+"""The page of a result, and what shows a fault: written last, so that they lose nothing else."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ...errors import FileError
 from .screen import Screen
 
 if TYPE_CHECKING:
+    from ...deploy import Validation
     from ...page import Page, Showable
 
 
@@ -27,6 +28,24 @@ def write_page_file(
 
     write_page(result() if callable(result) else result, path, name=name)
     screen.wrote(path)
+
+
+def try_repro(screen: Screen, folder: Path | None, found: Validation) -> None:
+    """Write what shows a difference, where that is wanted; what is wrong with it is a warning."""
+    if folder is None:
+        return
+    if found.ok:
+        screen.note(f"Nothing differs: there is nothing to write to {folder}.")
+        return
+    try:
+        script = found.save_repro(folder)
+    except FileError as error:
+        screen.warn(str(error))
+        return
+    if script is None:
+        screen.warn(f"{folder} was not written: no part of the two differs when it runs alone")
+    else:
+        screen.note(f"Wrote {folder}: what differs; run {script}.")
 
 
 def try_page_file(screen: Screen, path: Path | None, result: Showable, name: str) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.text import Text
@@ -20,7 +21,7 @@ from ...deploy import (
 from ...errors import MismatchError
 from ..input.model_file import OpenedFile
 from .numbers import plural
-from .page_file import try_page_file
+from .page_file import try_page_file, try_repro
 from .screen import Screen
 from .table import Column, Table
 
@@ -62,30 +63,39 @@ def show_validation(screen: Screen, validation: Validation) -> None:
     _show_verdict(screen, validation)
 
 
+@dataclass(frozen=True)
+class WhenWrong:
+    """Where what is wrong is written: as a page, and as a folder that shows it."""
+
+    html: Path | None = None
+    repro: Path | None = None
+
+
 def validated(
     screen: Screen,
     opened: OpenedFile,
     made: PreparedExport,
     place: Path,
     options: ValidationOptions,
-    html: Path | None,
+    wrong: WhenWrong,
 ) -> Validation:
     """Validate an export of `opened` before it is written; what is wrong with it is shown."""
     sides = TorchSide.of(opened.model, opened.inputs, "the model"), OnnxSide(str(place), made.model)
-    with shown_if_wrong(screen, html), screen.work("Validating", what="runs") as progress:
+    with shown_if_wrong(screen, wrong), screen.work("Validating", what="runs") as progress:
         return require_same("the ONNX model", *sides, options, progress)
 
 
 @contextlib.contextmanager
-def shown_if_wrong(screen: Screen, html: Path | None) -> Iterator[None]:
-    """Show the validation that keeps a file from being written; as a page too, at `html`."""
+def shown_if_wrong(screen: Screen, wrong: WhenWrong) -> Iterator[None]:
+    """Show the validation that keeps a file from being written."""
     try:
         yield
     except MismatchError as error:
         if isinstance(error.report, Validation):
             show_validation(screen, error.report)
             screen.note("No file was written.")
-            try_page_file(screen, html, error.report, "the candidate")
+            try_page_file(screen, wrong.html, error.report, "the candidate")
+            try_repro(screen, wrong.repro, error.report)
         raise
 
 

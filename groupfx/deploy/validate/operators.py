@@ -28,7 +28,7 @@ from .matching import Matching, Piece
 from .narrowing import Named, named, narrowed, value_sketches
 from .node_stress import Finding, Inputs, compare, draws, sampled, side_function
 from .onnx_values import OnnxGraph
-from .operator_checks import OperatorCheck
+from .operator_checks import Apart, OperatorCheck
 from .sketches import SketchBook
 from .suspects import Culprit, Suspect, Trial, reaches, sandwiched
 from .unseen_parts import unseen_operators
@@ -332,7 +332,8 @@ class OperatorWork:
             f"on {finding.draw} it gives other values than {found.expected} of the reference: "
             f"{size} of their size"
         )
-        return _failed(replace(found, reason=reason), finding.ratio)
+        named_now = replace(found, reason=reason)
+        return _failed(named_now, finding.ratio, _apart(found, piece, failure.inputs))
 
     # What has no partner
 
@@ -423,7 +424,10 @@ class OperatorWork:
             f"what it gives is off by {culprit.share:.1%} from what {found.expected} of the "
             "reference gives; with that in its place, what is behind it agrees"
         )
-        return _failed(replace(found, reason=reason), np.inf)
+        piece = self.matching.piece(culprit.suspect.value, culprit.expected)
+        base = None if piece is None else self._values(piece)
+        shown = None if piece is None or base is None else _apart(found, piece, base)
+        return _failed(replace(found, reason=reason), np.inf, shown)
 
     def _sandwiched(self, suspect: Suspect) -> Iterator[OperatorCheck]:
         for other in self.matching.expected.of:
@@ -446,9 +450,15 @@ def _reaches(graph: ValueGraph, piece: Piece, value: str, base: Inputs) -> bool:
         return False
 
 
-def _failed(found: Named, ratio: float) -> OperatorCheck:
-    op = found.operator
-    return OperatorCheck(op.name, op.kind, False, ratio, found.expected, op.index, found.reason)
+def _failed(found: Named, ratio: float, apart: Apart | None = None) -> OperatorCheck:
+    op, reason = found.operator, found.reason
+    return OperatorCheck(op.name, op.kind, False, ratio, found.expected, op.index, reason, apart)
+
+
+def _apart(found: Named, piece: Piece, inputs: Inputs) -> Apart:
+    """What shows it."""
+    what = f"the operator {found.operator}"
+    return Apart(what, piece.cut, piece.ends, piece.reference, inputs)
 
 
 def _merged(*groups: Sequence[Operator]) -> tuple[Operator, ...]:

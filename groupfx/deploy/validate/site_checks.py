@@ -102,7 +102,7 @@ def _of_run(
     run: str,
     rounded: bool,
 ) -> SiteCheck:
-    x, y = _wide(start), _wide(end.array)
+    x, y = wide_tensor(start), wide_tensor(end.array)
     if function.data is not None:
         x = function.data.reals(x)
         y = y if function.result is None else function.result.reals(y)
@@ -186,7 +186,8 @@ def _place(value: Tensor) -> tuple[int, ...]:
     return tuple(int(k) for k in np.unravel_index(int(value.argmax()), tuple(value.shape)))
 
 
-def _wide(array: Array) -> Tensor:
+def wide_tensor(array: Array) -> Tensor:
+    """An array in float64."""
     return torch.from_numpy(np.array(array, dtype=np.float64))
 
 

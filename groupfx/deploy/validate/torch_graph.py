@@ -39,7 +39,7 @@ class TorchGraph(ValueGraph):
         graph = _graph(program)
         state = named_state(model)
         self._native = [state[name] for name in deciding_tensors(model)]
-        self._graph = graph
+        self.graph = graph
         self._constants: dict[str, Any] = {}
         self._nodes: dict[str, fx.Node] = {node.name: node for node in graph.graph.nodes}
         placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
@@ -57,6 +57,10 @@ class TorchGraph(ValueGraph):
         half = (torch.float16, torch.bfloat16)
         held = (node.meta.get("val") for node in self._nodes.values())
         return any(isinstance(value, Tensor) and value.dtype in half for value in held)
+
+    def node_of(self, value: str) -> str:
+        """The name of the node that gives a value: that of an input is its placeholder's."""
+        return next((node for node, name in self._given.items() if name == value), value)
 
     def _named(self, node: fx.Node) -> str:
         name: str = node.name
@@ -99,7 +103,7 @@ class TorchGraph(ValueGraph):
 
     def _held(self, node: fx.Node) -> Any:
         if node.op == "get_attr":
-            return tensor_at(self._graph, node).detach()
+            return tensor_at(self.graph, node).detach()
         if node.op == "placeholder":
             return None
         if node.name not in self._constants:

@@ -16,6 +16,7 @@ from ...errors import GroupfxError, ModelError, UsageError, first_line, kind_and
 from ...running.alone import alone
 from .blaming import Evidence
 from .coverage import Coverage
+from .difference import Difference
 from .drawn_batches import batches
 from .draws import PREFIX, settle_draws
 from .example_feeds import example_feeds, input_domains, require_fit
@@ -198,6 +199,31 @@ class _Comparison:
             operators=operators.checks,
             guessed=self.guessed,
             pieces=sites.pieces(),
+            difference=self._difference(sites, operators, outputs, done) if wrong else None,
+        )
+
+    def _difference(
+        self,
+        sites: SiteWork,
+        operators: OperatorReport,
+        outputs: Sequence[OutputCheck],
+        done: Sequence[Run],
+    ) -> Difference:
+        """What is needed to look at it again."""
+        off = [check for check in outputs if not check.ok and check.runtime != EVALUATOR]
+        first = next((check for check in sites.checks() if not check.ok), None)
+        pairs = {region.name: (function, region) for function, region in sites.pairs}
+        wrong = {check.run for check in off} | ({first.run} if first else set())
+        return Difference(
+            reference=self.reference,
+            candidate=self.candidate,
+            dtype=self.dtype,
+            inputs=self.inputs,
+            outputs=self.names or {},
+            runs={run.name: run.feeds for run in done if run.name in wrong},
+            site=None if first is None else (first, *pairs[first.name]),
+            apart=next((c.apart for c in operators.checks if c.apart is not None), None),
+            output=max(off, key=lambda check: check.ratio, default=None),
         )
 
     def _tied(self, outputs: Sequence[OutputCheck]) -> set[str]:

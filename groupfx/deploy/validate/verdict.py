@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from ...errors import MismatchError, NotComparableError
 from ...report.pieces import Piece
+from .difference import Difference
 from .operator_checks import OperatorCheck
 from .output_checks import OutputCheck
 from .site_checks import SiteCheck
@@ -37,7 +39,7 @@ class Validation:
     `unseen` is what was not compared. `blame` says in words where a difference comes from, or why
     the two cannot be compared; None where they are the same. `guessed` are sizes of the inputs,
     such as `224x224`, that nobody gave and nothing tells. `pieces` are the operations of the sites
-    in the reference and in the candidate, for a drawing.
+    in the reference and in the candidate, for a drawing. `difference` keeps two sides that differ.
     """
 
     verdict: Verdict
@@ -56,6 +58,7 @@ class Validation:
     operators: tuple[OperatorCheck, ...] = ()
     guessed: str | None = None
     pieces: tuple[Pieces, Pieces] = field(default=({}, {}), repr=False, compare=False)
+    difference: Difference | None = field(default=None, repr=False, compare=False)
 
     @property
     def first_operator(self) -> OperatorCheck | None:
@@ -73,6 +76,17 @@ class Validation:
             raise MismatchError(f"{name} is not the same function: {self.blame}", report=self)
         if self.verdict == "not comparable":
             raise NotComparableError(f"{name} cannot be compared: {self.blame}", report=self)
+
+    def save_repro(self, folder: str | Path) -> Path | None:
+        """Write the smallest part of the two that differs, its inputs and a script that shows it.
+
+        Returns the script, which needs no groupfx: its exit code is 1 while they differ. None, and
+        nothing is written, where they do not, or where no part of them does when it runs alone.
+        Raises `FileError` where `folder` holds something or cannot be written.
+        """
+        from ..repro import save_repro
+
+        return save_repro(self, Path(folder))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data with the schema's name and version, ready for JSON."""

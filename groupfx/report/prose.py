@@ -1,4 +1,4 @@
-"""Text for a page: without paths of this machine, and without what a browser would not show."""
+"""Text for a reader elsewhere: without paths of this machine, and without what cannot be seen."""
 
 from __future__ import annotations
 
