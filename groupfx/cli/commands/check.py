@@ -127,7 +127,7 @@ def _written(
 
         assert opened is not None
         prepared = prepare_export(result.model, opened.inputs, ExportOptions())
-        validated(screen, opened, prepared, place, ValidationOptions(), html=None)
+        validated(screen, opened, prepared, place, ValidationOptions())
         return tuple(prepared.write(place, overwrite=force).files)
     assert result is not None
     return tuple(write_onnx(result.rewrite.model, place, overwrite=force))

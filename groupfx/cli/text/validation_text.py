@@ -77,7 +77,7 @@ def validated(
     made: PreparedExport,
     place: Path,
     options: ValidationOptions,
-    wrong: WhenWrong,
+    wrong: WhenWrong = WhenWrong(),
 ) -> Validation:
     """Validate an export of `opened` before it is written; what is wrong with it is shown."""
     sides = TorchSide.of(opened.model, opened.inputs, "the model"), OnnxSide(str(place), made.model)
