@@ -22,14 +22,16 @@ from .graph.reading import read_onnx
 from .validate.example_feeds import example_feeds, require_fit
 from .validate.opinions import BRIEF_RUNTIMES
 from .validate.output_checks import OutputCheck
+from .validate.quantised.site_noise import SiteNoise
 from .validate.sides import OnnxSide, TorchSide, paired
 from .validate.site_checks import SiteCheck
 from .validate.validating import Progress, ValidationOptions, validate_sides
-from .validate.verdict import Validation, Verdict
+from .validate.verdict import QUANTISATION, Validation, Verdict
 
 __all__ = [
     "BRIEF_RUNTIMES",
     "DEFAULT_OPSET",
+    "QUANTISATION",
     "DType",
     "Dynamic",
     "Export",
@@ -43,6 +45,7 @@ __all__ = [
     "Progress",
     "SiteCheck",
     "SiteForms",
+    "SiteNoise",
     "SlowExportWarning",
     "TensorInfo",
     "TorchSide",

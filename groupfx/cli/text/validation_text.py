@@ -10,10 +10,12 @@ from rich.text import Text
 from ...api.onnx import require_same
 from ...deploy import (
     BRIEF_RUNTIMES,
+    QUANTISATION,
     OnnxSide,
     OutputCheck,
     PreparedExport,
     SiteCheck,
+    SiteNoise,
     TorchSide,
     Validation,
     ValidationOptions,
@@ -42,6 +44,17 @@ _SITES = [
     *(Column(t, right=True) for t in ("error", "allowed", "ratio")),
     Column("check"),
 ]
+_NOISE = [
+    Column("convolution"),
+    Column("as"),
+    *(Column(t, right=True) for t in ("bits", "SNR dB", "at least", "cut off", "weight, steps")),
+    Column("check"),
+]
+_BRIEF_NOISE = [
+    Column("convolution"),
+    *(Column(t, right=True) for t in ("SNR dB", "at least", "cut off")),
+    Column("check"),
+]
 _WRONG_SHOWN = 5
 
 
@@ -59,7 +72,10 @@ def show_validation(screen: Screen, validation: Validation) -> None:
         screen.paragraph(f"not compared: {text}", indent="  ")
     screen.line()
     _show_outputs(screen, validation)
-    _show_sites(screen, validation)
+    if validation.yardstick == QUANTISATION:
+        _show_noise(screen, validation)
+    else:
+        _show_sites(screen, validation)
     _show_verdict(screen, validation)
 
 
@@ -166,6 +182,32 @@ def _show_sites(screen: Screen, validation: Validation) -> None:
         )
 
 
+def _show_noise(screen: Screen, validation: Validation) -> None:
+    """The yardstick, and every quantised convolution, the worst first."""
+    screen.line()
+    screen.paragraph(
+        "held against the noise that the steps of whole numbers explain, not against rounding; "
+        f"{plural(len(validation.noise), 'quantised convolution')} recomputed in float64 from the "
+        "file's own inputs with the float weights, the worst first"
+    )
+    if validation.noise:
+        rows = [_noise_row(site) for site in validation.noise]
+        brief = [[row[place] for place in (0, 3, 4, 5, 7)] for row in rows]
+        screen.table(Table(_NOISE, rows), Table(_BRIEF_NOISE, brief))
+    for site in validation.noise:
+        if site.fault is not None:
+            screen.paragraph(f"{site.name}, {site.fault.kind}: {site.fault.text}", indent="  ")
+        if site.not_finite:
+            screen.paragraph(f"{site.name}: {site.not_finite} values are not finite", indent="  ")
+
+
+def _noise_row(site: SiteNoise) -> tuple[str | Text, ...]:
+    decibels = ("-" if v is None else f"{v:.1f}" for v in (site.snr_db, site.least_snr_db))
+    steps = _number(site.weight_steps)
+    cut = f"{site.saturated:.2%}"
+    return (site.name, site.layout, str(site.bits), *decibels, cut, steps, _mark(site.ok))
+
+
 def _worst(site: SiteCheck) -> str:
     return f"the largest error is {site.ratio:.2g} of what rounding explains, at {site.name}"
 
@@ -177,7 +219,9 @@ def _site_row(site: SiteCheck) -> tuple[str | Text, ...]:
 def _show_verdict(screen: Screen, validation: Validation) -> None:
     screen.line()
     if validation.ok:
-        screen.line(Text("Same function, to rounding.", style="green"))
+        noise = validation.yardstick == QUANTISATION
+        same = "Same network, to the noise of its whole numbers." if noise else _SAME
+        screen.line(Text(same, style="green"))
         return
     if validation.verdict == "not comparable":
         screen.line(Text("CANNOT be compared.", style="bold yellow"))
@@ -193,6 +237,9 @@ def _show_verdict(screen: Screen, validation: Validation) -> None:
     wrong = [site.name for site in validation.sites if not site.ok]
     if len(wrong) > 1:
         screen.paragraph(f"all wrong sites: {', '.join(wrong)}", indent="  ")
+
+
+_SAME = "Same function, to rounding."
 
 
 def _site_text(site: SiteCheck) -> str:

@@ -76,8 +76,8 @@ class QuantisedTensor:
             return None
         wide = numbers.astype(np.float64)
         if zeros is not None:
-            wide -= self._spread(zeros, numbers.shape)
-        return wide if scales is None else wide * self._spread(scales, numbers.shape)
+            wide -= self.spread(zeros, numbers.shape)
+        return wide if scales is None else wide * self.spread(scales, numbers.shape)
 
     @property
     def kind(self) -> ir.DataType | None:
@@ -94,7 +94,7 @@ class QuantisedTensor:
         """The scale and the zero point, where there are such."""
         return tuple(value for value in (self.scale, self.zero_point) if value is not None)
 
-    def _spread(self, each: Array, shape: tuple[int, ...]) -> Array:
+    def spread(self, each: Array, shape: tuple[int, ...]) -> Array:
         """Scales or zero points in float64, so that they broadcast with the numbers."""
         wide = each.astype(np.float64)
         if self.axis is None:

@@ -7,7 +7,7 @@ original's error is also taken over all ordinary runs, relative to the largest v
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ...errors import UsageError
 from ...verify.measures import plain_number
 from ...verify.yardstick import FACTOR, kind_mismatch, rms, rms_limit
 
@@ -91,6 +92,16 @@ class OutputCheck:
         """Plain data; a number that is not finite is None."""
         numbers = {k: plain_number(v) for k, v in vars(self).items() if isinstance(v, float)}
         return {**vars(self), "index": list(self.index), **numbers}
+
+
+def require_outputs(atol: Collection[str], names: Collection[str]) -> None:
+    """Raise `UsageError` where a limit is given for an output that is none of `names`."""
+    unknown = [name for name in atol if name not in names]
+    if unknown and names:
+        raise UsageError(
+            f"atol is given for {', '.join(unknown)}, and the outputs are "
+            f"{', '.join(sorted(names))}"
+        )
 
 
 def check_outputs(

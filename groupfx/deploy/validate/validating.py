@@ -22,7 +22,9 @@ from .draws import PREFIX, settle_draws
 from .example_feeds import example_feeds, input_domains, require_fit
 from .operator_runs import MOVED, OperatorReport, chosen_runs, look_at_operators
 from .opinions import EVALUATOR, Runtime, runtimes_of
-from .output_checks import OutputCheck, OutputRun, check_outputs
+from .output_checks import OutputCheck, OutputRun, check_outputs, require_outputs
+from .quantised.comparing import is_quantised, validate_quantised
+from .quantised.feeds import Given
 from .runs import Open, Run, make_runs, perturbed
 from .settled import settled_outputs
 from .sides import OnnxSide, Side, TorchSide, Values, open_axes, paired
@@ -70,6 +72,11 @@ def validate_sides(
     Raises `UsageError` where inputs or outputs cannot be paired, `FileError` where ONNX Runtime
     cannot load a file, `ModelError` where the reference does not run.
     """
+    if isinstance(candidate, OnnxSide) and is_quantised(candidate.model):
+        held = isinstance(reference, OnnxSide) and is_quantised(reference.model)
+        if not held:
+            given = Given(options.data, options.shapes, options.given, options.atol)
+            return validate_quantised(reference, candidate, given, progress)
     return _Comparison(reference, candidate, options).run(progress)
 
 
@@ -445,13 +452,7 @@ class _Comparison:
             self.taken.setdefault((other, runtime), []).append(entry)
 
     def _outputs(self) -> tuple[OutputCheck, ...]:
-        names = {name for name, _ in self.taken}
-        unknown = [name for name in self.options.atol if name not in names]
-        if unknown and names:
-            raise UsageError(
-                f"atol is given for {', '.join(unknown)}, and the outputs are "
-                f"{', '.join(sorted(names))}"
-            )
+        require_outputs(self.options.atol, {name for name, _ in self.taken})
         atol = self.options.atol
         return tuple(
             check

@@ -12,6 +12,7 @@ from ...report.pieces import Piece
 from .difference import Difference
 from .operator_checks import OperatorCheck
 from .output_checks import OutputCheck
+from .quantised.site_noise import SiteNoise
 from .site_checks import SiteCheck
 
 Verdict = Literal["same", "different", "not comparable"]
@@ -19,6 +20,10 @@ SCHEMA = "groupfx.validation/1"
 
 Pieces = Mapping[str, tuple[Piece, ...]]
 """The operations of each site, by its name."""
+
+ROUNDING, QUANTISATION = "rounding", "quantisation noise"
+"""What a difference is held against: what float64 and the candidate's dtype round to, or the noise
+that the steps of a quantised file explain."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class Validation:
     `outputs` has one entry an output and runtime, `sites` one for each convolution that could be
     looked at on its own. `first_site` is the first wrong one in the order of the graph,
     `worst_site` the one that is furthest off by what is allowed (also where all are right).
+    `yardstick` says what differences are held against, `noise` has one entry for each convolution
+    of a quantised candidate, the worst first.
     `unseen` is what was not compared. `blame` says in words where a difference comes from, or why
     the two cannot be compared; None where they are the same. `guessed` are sizes of the inputs,
     such as `224x224`, that nobody gave and nothing tells. `pieces` are the operations of the sites
@@ -59,6 +66,8 @@ class Validation:
     guessed: str | None = None
     pieces: tuple[Pieces, Pieces] = field(default=({}, {}), repr=False, compare=False)
     difference: Difference | None = field(default=None, repr=False, compare=False)
+    yardstick: str = ROUNDING
+    noise: tuple[SiteNoise, ...] = ()
 
     @property
     def first_operator(self) -> OperatorCheck | None:
@@ -98,12 +107,14 @@ class Validation:
             "reference": self.reference,
             "candidate": self.candidate,
             "dtype": self.dtype,
+            "yardstick": self.yardstick,
             "blame": self.blame,
             "not_compared": list(self.unseen),
             "outputs": [check.to_dict() for check in self.outputs],
             "first_site": None if first is None else first.to_dict(),
             "worst_site": None if worst is None else worst.to_dict(),
             "sites": [check.to_dict() for check in self.sites],
+            "noise": [site.to_dict() for site in self.noise],
             "operators": [check.to_dict() for check in self.operators],
             "runs": list(self.runs),
             "guessed_sizes": self.guessed,
