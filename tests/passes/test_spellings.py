@@ -82,6 +82,13 @@ ROWS = [
         ["nn.Conv2d", "nn.Conv2d", "torch.cat"],
     ),
     (
+        "spell-calls",
+        "contiguous for nothing",
+        lambda x, m: F.relu(m.conv(x).transpose(2, 3).contiguous()).reshape(2, 4, -1),
+        1,
+        ["nn.Conv2d", ".transpose", "F.relu", ".reshape"],
+    ),
+    (
         "flatten-views",
         "view",
         lambda x, m: m.conv(x).view(x.size(0), -1),
@@ -256,6 +263,11 @@ def test_what_becomes_of_an_operation(
 
 
 LEFT = [
+    (
+        "spell-calls",
+        "contiguous for a view",
+        lambda x, m: F.relu(m.conv(x).transpose(2, 3).contiguous()).view(2, 4, -1),
+    ),
     ("spell-calls", "product of sizes", lambda x, m: m.conv(x).view(x.size(0), x.size(2) * 56)),
     ("flatten-views", "channels apart", lambda x, m: m.conv(x).view(2, 4, 2, 5, 7)),
     ("flatten-views", "moved", lambda x, m: m.conv(x).permute(0, 2, 3, 1).reshape(2, 35, 8)),
