@@ -8,7 +8,7 @@ given up. Dask is an extra, and imported here alone.
 from __future__ import annotations
 
 import atexit
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -118,27 +118,39 @@ def _version() -> str:
     return __version__
 
 
+_Ready = tuple[OpenEngine, ExitStack]
+
 # Of a process of Dask: servers that wait for another job of their kind.
-_IDLE: defaultdict[tuple[str, bool], list[tuple[OpenEngine, ExitStack]]] = defaultdict(list)
+_IDLE: defaultdict[tuple[str, bool], list[_Ready]] = defaultdict(list)
 
 
 def run_job(job: Job, worker: str = Engine.worker) -> list[dict[str, Any]]:
     """On a worker: do a job in a process of its own, and give what came of each task."""
     onnx = any(task.entry.work.onnx for task in job.tasks)
+    waiting, found = deque([job]), dict[str, Outcome]()
+    while waiting:
+        engine, opened = _ready(worker, onnx)
+        try:
+            found |= {task.key: outcome for task, outcome in engine.run(waiting, lambda: False)}
+        finally:
+            if engine.nursery.alive and not waiting:
+                _IDLE[worker, onnx].append((engine, opened))
+            else:
+                opened.close()
+    return [found[task.key].to_dict() for task in job.tasks]
+
+
+def _ready(worker: str, onnx: bool) -> _Ready:
     idle = _IDLE[worker, onnx]
-    try:
-        engine, opened = idle.pop()
-    except IndexError:
-        opened = ExitStack()
-        engine = opened.enter_context(Engine(1, _memory(), worker).opened(onnx=onnx))
-        atexit.register(opened.close)
-    try:
-        found = {id(task): outcome for task, outcome in engine.run([job], lambda: False)}
-    except BaseException:
-        opened.close()
-        raise
-    idle.append((engine, opened))
-    return [found[id(task)].to_dict() for task in job.tasks]
+    with suppress(IndexError):
+        while True:
+            engine, opened = idle.pop()
+            if not engine.nursery.has_ended:
+                return engine, opened
+            opened.close()
+    opened = ExitStack()
+    atexit.register(opened.close)
+    return opened.enter_context(Engine(1, _memory(), worker).opened(onnx=onnx)), opened
 
 
 def _memory() -> int:

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import json
-import os
 import selectors
 import signal
 import socket
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import psutil
 
 from ..errors import InternalError
 from .failures import OF_A_PROCESS, Environment, Failure, FailureClass, Stage
-from .nursery import Nursery, last_words
-from .processes import available_memory, kill_tree, killed_for_memory, resident, tree
+from .logs import Log
+from .nursery import Nursery
+from .processes import (
+    available_memory,
+    cores,
+    end_session,
+    kill_tree,
+    killed_for_memory,
+    resident,
+    tree,
+)
 from .results import Outcome
 from .task import Job, Task, send_job
 
@@ -39,7 +45,7 @@ class _Running:
 
     job: Job
     channel: socket.socket
-    log: Path
+    log: Log
     pid: int = 0
     place: int = 0
     begun: float | None = None
@@ -48,9 +54,6 @@ class _Running:
     looked: float = 0.0
     rest: bytes = b""
     status: int | None = None
-    closed: bool = False
-    """whether it will say nothing more"""
-
     failure: Failure | None = None
     """why it was ended, if we did that"""
 
@@ -85,7 +88,7 @@ class Engine:
     @property
     def threads(self) -> int:
         """Of each process: those of the machine, shared out."""
-        return max(1, len(os.sched_getaffinity(0)) // self.workers)
+        return max(1, cores() // self.workers)
 
     def run(self, jobs: Sequence[Job], stop: Stop) -> Iterator[tuple[Task, Outcome]]:
         """The outcome of each task as it comes; jobs start in their order.
@@ -93,21 +96,19 @@ class Engine:
         Ends early where `stop` says so. Whatever ends this, no process is left. Raises
         InternalError where none can be started.
         """
-        if not jobs:
-            return
-        with self.opened(onnx=any(t.entry.work.onnx for job in jobs for t in job.tasks)) as ready:
-            yield from ready.run(jobs, stop)
+        waiting = deque(jobs)
+        onnx = any(task.entry.work.onnx for job in jobs for task in job.tasks)
+        while waiting and not stop():
+            # Once more where the server itself was killed.
+            with self.opened(onnx=onnx) as ready:
+                yield from ready.run(waiting, stop)
 
     @contextmanager
     def opened(self, *, onnx: bool) -> Iterator[OpenEngine]:
         """The engine with its server, which takes seconds to start; `onnx`: to export."""
-        with tempfile.TemporaryDirectory(prefix="groupfx-") as folder:
-            place = Path(folder)
-            with Nursery.open(place / _SERVER, self.worker, onnx=onnx) as nursery:
-                yield OpenEngine(self, nursery, place)
-
-
-_SERVER = "server"
+        log = Log()
+        with closing(log), Nursery.open(log, self.worker, onnx=onnx) as nursery:
+            yield OpenEngine(self, nursery, log)
 
 
 @dataclass(frozen=True)
@@ -116,11 +117,14 @@ class OpenEngine:
 
     engine: Engine
     nursery: Nursery
-    folder: Path
+    log: Log
 
-    def run(self, jobs: Sequence[Job], stop: Stop) -> Iterator[tuple[Task, Outcome]]:
-        """As that of the engine."""
-        work = _Work(self.engine, self.nursery, self.folder, deque(jobs))
+    def run(self, waiting: deque[Job], stop: Stop) -> Iterator[tuple[Task, Outcome]]:
+        """Take jobs from `waiting`, and give the outcomes of their tasks.
+
+        Some are left there where `stop` says so, or the server was killed.
+        """
+        work = _Work(self.engine, self.nursery, self.log, waiting)
         try:
             yield from work.run(stop)
         finally:
@@ -131,17 +135,19 @@ class OpenEngine:
 class _Work:
     engine: Engine
     nursery: Nursery
-    folder: Path
+    log: Log
     waiting: deque[Job]
     running: list[_Running] = field(default_factory=list)
     unnamed: deque[_Running] = field(default_factory=deque)
-    started: int = 0
+    has_begun: bool = False
+    """whether any process was started"""
+
     out_of_memory: int = field(default_factory=killed_for_memory)
     selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
 
     def run(self, stop: Stop) -> Iterator[tuple[Task, Outcome]]:
         self.selector.register(self.nursery, selectors.EVENT_READ)
-        while (self.waiting or self.running) and not stop():
+        while (self.waiting or self.running) and self.nursery.alive and not stop():
             while self.waiting and len(self.running) < self.engine.workers:
                 self._start(self.waiting.popleft())
             for key, _ in self.selector.select(_LOOK):
@@ -151,37 +157,51 @@ class _Work:
                     yield from self._hear(key.data)
             for process in tuple(self.running):
                 self._watch(process)
-                if process.status is not None and process.closed:
+                if process.status is not None:
                     yield from self._ended(process)
+        if not self.nursery.alive:
+            yield from self._without_server()
 
     def close(self) -> None:
         """End what runs."""
         for process in self.running:
             if process.pid:
                 kill_tree(process.pid)
-            process.channel.close()
+            self._forget(process)
         self.selector.close()
+
+    def _forget(self, process: _Running) -> None:
+        process.channel.close()
+        process.log.close()
 
     def _start(self, job: Job) -> None:
         ours, theirs = socket.socketpair()
-        self.started += 1
-        process = _Running(job, ours, self.folder / str(self.started))
+        process = _Running(job, ours, Log())
         with theirs:
             self.nursery.start(theirs, process.log)
         self.running.append(process)
         self.unnamed.append(process)
         self.selector.register(ours, selectors.EVENT_READ, process)
 
+    def _without_server(self) -> Iterator[tuple[Task, Outcome]]:
+        """All processes have ended with their server. Raises InternalError where none has begun."""
+        if not self.has_begun:
+            said = self.log.last_words or "no reason given"
+            raise InternalError(f"no process of a model can be started: {said}")
+        for process in tuple(self.running):
+            if process.pid:
+                process.status = -signal.SIGKILL
+                yield from self._ended(process)
+            else:
+                self.waiting.appendleft(process.job)
+
     def _hear_of_processes(self) -> None:
         news = self.nursery.news()
         if news is None:
-            said = last_words(self.folder / _SERVER)
-            raise InternalError(
-                f"no process of a model can be started: {said or 'no reason given'}"
-            )
+            return
         if news.status is None:
             process = self.unnamed.popleft()
-            process.pid = news.pid
+            process.pid, self.has_begun = news.pid, True
             # It may have ended before it read.
             with suppress(OSError):
                 send_job(process.channel, process.job)
@@ -191,14 +211,9 @@ class _Work:
                 process.status = news.status
 
     def _hear(self, process: _Running) -> Iterator[tuple[Task, Outcome]]:
-        try:
-            data = process.channel.recv(1 << 16)
-        except OSError:
-            data = b""
+        data = _received(process.channel)
         if not data:
             self.selector.unregister(process.channel)
-            process.channel.close()
-            process.closed = True
             return
         *lines, process.rest = (process.rest + data).split(b"\n")
         for line in lines:
@@ -235,6 +250,7 @@ class _Work:
                 return resident((psutil.Process(process.pid),))
             return 0
         process.looked = now
+        process.log.keep_small()
         return resident(tree(process.pid))
 
     def _end(
@@ -249,7 +265,13 @@ class _Work:
 
     def _ended(self, process: _Running) -> Iterator[tuple[Task, Outcome]]:
         """What becomes of the task that a process was at, and of those that it has not begun."""
+        if process.channel in self.selector.get_map():
+            # What it said last; what it started may hold the other end, and say nothing any more.
+            yield from self._hear(process)
+        if process.channel in self.selector.get_map():
+            self.selector.unregister(process.channel)
         self.running.remove(process)
+        end_session(process.pid)
         if not process.done:
             seconds = None if process.begun is None else time.monotonic() - process.begun
             outcome = Outcome(
@@ -261,11 +283,11 @@ class _Work:
         rest = process.rest_of_job
         if rest is not None:
             self.waiting.appendleft(rest)
-        process.log.unlink(missing_ok=True)
+        self._forget(process)
 
     def _crash(self, process: _Running) -> Failure:
         """Of a process that ended by itself, or that somebody else ended."""
-        status, said = process.status or 0, last_words(process.log)
+        status, said = process.status or 0, process.log.last_words
         words = f": {said}" if said else ""
         kind: FailureClass = "crash"
         environment: Environment | None = None
@@ -280,6 +302,15 @@ class _Work:
         else:
             text = f"its process ended by itself with exit code {status}{words}"
         return Failure(kind, text, OF_A_PROCESS, process.stage, environment)
+
+
+def _received(channel: socket.socket) -> bytes:
+    """All that has come; nothing where the other end is closed, or has not said anything."""
+    found = bytearray()
+    with suppress(OSError):
+        while part := channel.recv(1 << 16, socket.MSG_DONTWAIT):
+            found += part
+    return bytes(found)
 
 
 def _size(number: int) -> str:

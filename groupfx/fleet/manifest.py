@@ -1,7 +1,7 @@
 """Which models a fleet is: a JSON or YAML list, a folder of files, or files by themselves.
 
     - resnet.pt
-    - {model: weights/b0.pth, arch: nets.py:b0, input_shape: "2,3,64,64", target: plinio}
+    - {file: weights/b0.pth, arch: nets.py:b0, input_shape: "2,3,64,64", target: plinio}
     - {name: wide, factory: nets.py:wide, arch_args: {width: 2}, export: true, memory: 4GB}
 
 Paths are from the folder of the manifest. A mapping with `defaults` and `models` instead of the
@@ -26,6 +26,8 @@ from ..files.existing import MODEL_SUFFIXES, factory_in, require_file
 from .entries import Entry, Fleet, Limits, Reading, Refused, Work, memory_size
 
 _LISTS = frozenset({".json", ".yaml", ".yml"})
+# A model is a file too.
+_MODEL = ("file", "model", "factory")
 _WAYS = ("auto", "trace", "modules", "export")
 _DTYPES = ("float32", "float16")
 
@@ -145,8 +147,8 @@ def _named(names: set[Any]) -> str:
 
 def _told(given: object) -> tuple[str, str]:
     """The name and the model of an entry that may hold anything."""
-    table = given if isinstance(given, Mapping) else {"model": given}
-    model = next((table[key] for key in ("model", "factory") if key in table), "")
+    table = given if isinstance(given, Mapping) else {"file": given}
+    model = next((table[key] for key in _MODEL if key in table), "")
     name = table.get("name", model)
     return name if isinstance(name, str) else "", model if isinstance(model, str) else ""
 
@@ -199,15 +201,20 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
 
 def _entry(given: object, defaults: Entry, folder: Path) -> Entry:
     if isinstance(given, str):
-        given = {"factory" if factory_in(Path(given)) else "model": given}
+        given = {"factory" if factory_in(Path(given)) else "file": given}
     if not isinstance(given, Mapping):
         raise _Wrong(f"give a path or a mapping, not {_kind(given)}")
     own = dict(given)
-    models = [key for key in ("model", "factory") if key in own]
+    unknown = [key for key in own if key not in (*_KEYS, *_MODEL, "name")]
+    if unknown:
+        raise _unknown(unknown[0])
+    models = [key for key in _MODEL if key in own]
     if len(models) != 1:
-        raise _Wrong("give either 'model', a file, or 'factory', such as nets.py:wide")
+        raise _Wrong("give either a 'file', or a 'factory', such as nets.py:wide")
     model = _text(own.pop(models[0]))
     name = _text(own.pop("name", model))
+    if not model:
+        raise _Wrong(f"its {models[0]} is empty")
     if not name:
         raise _Wrong("its name is empty")
     if models == ["factory"] and factory_in(folder / model) is None and ":" not in model:
@@ -231,11 +238,7 @@ def _with(entry: Entry, given: object, folder: Path) -> Entry:
     values: dict[str, Any] = {}
     for key, value in given.items():
         if key not in _KEYS:
-            near = get_close_matches(str(key), _KEYS, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise _Wrong(
-                f"unknown key {key!r}: {hint}the keys are name, model, factory, {', '.join(_KEYS)}"
-            )
+            raise _unknown(key)
         try:
             values[key] = _KEYS[key](value)
         except (_Wrong, GroupfxError) as error:
@@ -255,6 +258,13 @@ def _with(entry: Entry, given: object, folder: Path) -> Entry:
     reading = replace(reading, python_path=tuple(dict.fromkeys((*reading.python_path, folder))))
     work, limits = _changed(entry.work, values), _changed(entry.limits, values)
     return replace(entry, reading=reading, work=work, limits=limits)
+
+
+def _unknown(key: object) -> _Wrong:
+    known = ("name", *_MODEL, *_KEYS)
+    near = get_close_matches(str(key), known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return _Wrong(f"unknown key {key!r}: {hint}the keys are {', '.join(known)}")
 
 
 def _changed(before: Part, values: Mapping[str, Any]) -> Part:

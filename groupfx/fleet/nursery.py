@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import resource
 import select
 import signal
 import socket
@@ -22,10 +23,9 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
-from pathlib import Path
 from typing import NoReturn, Self
 
-from ..errors import InternalError
+from .logs import Log
 from .processes import die_with_parent, kill_tree
 
 # Of a message of the server: a process that has started (no status yet), or how it ended.
@@ -49,28 +49,30 @@ class Nursery:
 
     _control: socket.socket
     _server: subprocess.Popen[bytes] = field(repr=False)
+    alive: bool = True
+    """whether the server runs, as far as is known"""
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, log: Path, worker: str, *, onnx: bool) -> Iterator[Self]:
+    def open(cls, log: Log, worker: str, *, onnx: bool) -> Iterator[Self]:
         """Start the server, whose own messages go to `log`; all of its processes end with it.
 
         The module `worker` says what they do: `prepare(onnx=...)` once in the server, and
         `work_through(channel)` in each.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = socket.socketpair(socket.AF_UNIX)
         # As this process finds modules, so do those.
         program = (
             f"import sys; sys.path[:] = {sys.path!r}; "
             f"from {__name__} import serve; serve({theirs.fileno()}, {worker!r}, onnx={onnx})"
         )
-        with ours, log.open("wb") as output:
+        with ours:
             with theirs:
                 server = subprocess.Popen(
                     [sys.executable, "-c", program],
                     stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
+                    stdout=log.file,
+                    stderr=log.file,
                     pass_fds=[theirs.fileno()],
                     # Ctrl-C at a terminal is for us alone.
                     start_new_session=True,
@@ -81,26 +83,31 @@ class Nursery:
                 ours.close()
                 _ended(server)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the server has ended, though nobody has heard of it yet."""
+        return self._server.poll() is not None
+
     def fileno(self) -> int:
         return self._control.fileno()
 
-    def start(self, channel: socket.socket, log: Path) -> None:
+    def start(self, channel: socket.socket, log: Log) -> None:
         """Have a process started that works through `channel`, with its output in `log`.
 
         The first news of it come when it is there.
         """
-        with log.open("wb") as output:
-            try:
-                socket.send_fds(self._control, [b"1"], [channel.fileno(), output.fileno()])
-            except OSError as error:
-                raise InternalError(f"the processes of models have ended: {error}") from error
+        try:
+            socket.send_fds(self._control, [b"1"], [channel.fileno(), log.file.fileno()])
+        except OSError:
+            self.alive = False
 
     def news(self) -> News | None:
         """The next news; None where the server has ended."""
         data = b""
         with contextlib.suppress(OSError):
-            data = self._control.recv(_NEWS.size)
-        if not data:
+            data = self._control.recv(_NEWS.size, socket.MSG_WAITALL)
+        if len(data) < _NEWS.size:
+            self.alive = False
             return None
         pid, is_end, status = _NEWS.unpack(data)
         return News(pid, status if is_end else None)
@@ -185,26 +192,8 @@ def _become(log: int, *others: socket.socket) -> None:
         other.close()
     os.setsid()
     die_with_parent()
+    # A large model would leave a large file each time that it crashes.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     os.dup2(log, sys.stdout.fileno())
     os.dup2(log, sys.stderr.fileno())
     os.close(log)
-
-
-def last_words(log: Path) -> str:
-    """What a process said at its end, such as what ended it and where; "" where it said nothing."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - _LAST_BYTES))
-            lines = [line.strip() for line in file.read().decode("utf-8", "replace").split("\n")]
-    except OSError:
-        return ""
-    fatal = next((place for place, line in enumerate(lines) if line.startswith(_FATAL)), None)
-    if fatal is not None:
-        # What Python says of a signal: a long list of modules comes last, the place first.
-        where = next((line for line in lines[fatal:] if line.startswith("File ")), "")
-        return f"{lines[fatal]} {where}".strip()
-    return next((line for line in reversed(lines) if line), "")[:_LAST_LETTERS]
-
-
-_FATAL = "Fatal Python error"
-_LAST_BYTES, _LAST_LETTERS = 20_000, 500

@@ -69,6 +69,19 @@ def _lives(process: psutil.Process) -> bool:
     return False
 
 
+def cores() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def end_session(pid: int) -> None:
+    """End what a process that has ended has left in its session."""
+    with contextlib.suppress(OSError):
+        os.killpg(pid, signal.SIGKILL)
+
+
 def available_memory() -> int:
     """Bytes that may be taken here: what is free, and no more than the group's limit leaves."""
     free = int(psutil.virtual_memory().available)

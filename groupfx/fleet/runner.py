@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,8 +15,9 @@ from urllib.parse import quote
 from ..errors import FileError, UsageError, first_line
 from .digests import Digests
 from .engine import Engine, Stop
-from .entries import Entry, Fleet, Refused
+from .entries import Entry, Fleet, Limits, Refused
 from .failures import Failure
+from .processes import cores
 from .results import Journal, ModelResult, Outcome, read_results
 from .task import Job, Task
 
@@ -57,7 +57,7 @@ class FleetOptions:
     `scheduler` is the address of a Dask cluster, whose workers then do it.
     """
 
-    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    workers: int = field(default_factory=cores)
     again: Again = "new"
     shard: tuple[int, int] | None = None
     joined: Sequence[Path] = ()
@@ -233,9 +233,9 @@ class _Run:
         left = {task.entry.name for task in tasks}
         for task, outcome in engine.run(jobs, stop):
             left.discard(task.entry.name)
-            self._add(task.entry, task.key, outcome)
+            self._done(task.entry, task.key, outcome)
             for twin in self.twins.pop(task.key, ()):
-                self._add(twin.entry, twin.key, outcome, same_as=task.entry.name)
+                self._done(twin.entry, twin.key, outcome, same_as=task.entry.name)
         return bool(left) and stop()
 
     def _to_do(self) -> Iterator[Task]:
@@ -253,7 +253,9 @@ class _Run:
                 continue
             if not self._wanted(entry, key):
                 continue
-            task = Task(entry, key, self.folder / _MODELS / folder_name(entry.name))
+            # Code of a model may go to another folder.
+            folder = self.folder.resolve() / _MODELS / folder_name(entry.name)
+            task = Task(entry, key, folder)
             if key in seen and not entry.work.writes:
                 self.twins.setdefault(key, []).append(task)
                 continue
@@ -276,7 +278,7 @@ class _Run:
         if not _holds(own, entry, self.folder):
             return True
         if own.name != entry.name:
-            self._add(entry, key, own.outcome, same_as=own.name)
+            self._done(entry, key, own.outcome, same_as=own.name)
         return False
 
     def _refuse(self, name: str, model: str, message: str, code: int) -> None:
@@ -285,23 +287,32 @@ class _Run:
         outcome = Outcome(failure=Failure("cannot open", message, code, stage="open"))
         before = self.known.latest.get(name)
         if before is None or before.outcome != outcome:
-            self._add(Entry(name=name, model=Path(model)), None, outcome)
+            self._add(name, model, Limits(), None, outcome)
+
+    def _done(self, entry: Entry, key: str, outcome: Outcome, same_as: str | None = None) -> None:
+        self._add(entry.name, str(entry.model), entry.limits, key, outcome, same_as)
 
     def _add(
-        self, entry: Entry, key: str | None, outcome: Outcome, same_as: str | None = None
+        self,
+        name: str,
+        model: str,
+        limits: Limits,
+        key: str | None,
+        outcome: Outcome,
+        same_as: str | None = None,
     ) -> None:
         result = ModelResult(
-            name=entry.name,
-            model=str(entry.model),
+            name=name,
+            model=model,
             key=key,
             finished=datetime.now(UTC).isoformat(timespec="microseconds"),
-            limits=entry.limits,
+            limits=limits,
             outcome=outcome,
             same_as=same_as,
         )
         self.journal.append(result)
         self.known.add(result)
-        self.new.add(entry.name)
+        self.new.add(name)
         self.told(result)
 
     def _sized(self, tasks: Sequence[Task]) -> list[Task]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import os
 import resource
 import socket
 import time
@@ -76,7 +77,9 @@ def work_through(channel: socket.socket) -> None:
     def at_stage(stage: Stage) -> None:
         say(channel, {"stage": stage})
 
+    here = os.getcwd()
     for place, task in enumerate(job.tasks):
+        os.chdir(here)
         say(channel, {"begin": place})
         started = time.perf_counter()
         outcome, before = done(task, before, at_stage, keep=len(job.tasks) > 1)

@@ -66,7 +66,7 @@ def test_an_entry_says_all_that_the_commands_take(tmp_path: Path) -> None:
 def test_json_and_yaml_say_the_same(tmp_path: Path) -> None:
     content: list[Any] = [
         "a.pt",
-        {"model": "b.pth", "arch": "n.py:f", "input_shape": ["2,3", "x=2,5"]},
+        {"file": "b.pth", "arch": "n.py:f", "input_shape": ["2,3", "x=2,5"]},
     ]
     listed = read(write(tmp_path, json.dumps(content), "zoo.json"))
     assert read(write(tmp_path, json.dumps(content))) == listed
@@ -87,8 +87,8 @@ def test_defaults_hold_for_what_is_not_said(tmp_path: Path) -> None:
 
 REFUSED = {
     "unknown_key": ("{model: a.pt, inptu_shape: 2}", "unknown key 'inptu_shape': did you mean"),
-    "no_model": ("{name: a}", "give either 'model', a file, or 'factory'"),
-    "both": ("{model: a.pt, factory: b.py:c}", "give either 'model'"),
+    "no_model": ("{name: a}", "give either a 'file', or a 'factory'"),
+    "both": ("{model: a.pt, factory: b.py:c}", "give either a 'file'"),
     "a_number": ("12", "give a path or a mapping, not 12"),
     "null": ("null", "not nothing"),
     "list": ("[a]", "not a list"),
@@ -103,6 +103,8 @@ REFUSED = {
     "two_ways": ("{model: a.pt, passes: [x], target: y}", "give passes or a target, not both"),
     "no_factory": ("{factory: a.pt}", "give file.py:factory or package.module:factory"),
     "key_of_a_number": ("{model: a.pt, 3: x}", "unknown key 3"),
+    "no_file": ("{file: ''}", "its file is empty"),
+    "unknown_alone": ("{fiel: a.pt}", "unknown key 'fiel': did you mean 'file'?"),
     "empty": ("{model: a.pt, name: ''}", "its name is empty"),
     "zero": ('{model: "a\\0.pt"}', "zero byte"),
 }

@@ -6,13 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
-from groupfx.fleet import Entry, Fleet, read_fleet, run_fleet
-from groupfx.fleet.nursery import last_words
+from groupfx.errors import InternalError
+from groupfx.fleet import Entry, Fleet, FleetOptions, logs, read_fleet, run_fleet
+from groupfx.fleet.logs import Log
 from groupfx.fleet.results import read_results
 from groupfx.fleet.task import Job, Task
 from tests.cli.runs import Cli, check_json
@@ -121,13 +124,57 @@ def test_the_rest_of_a_job_whose_process_ended_goes_on(tmp_path: Path) -> None:
     assert "IsADirectoryError" in failure.message
 
 
-def test_what_a_process_said_last(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    assert last_words(log) == ""
-    log.write_text("one\ntwo\n\n")
-    assert last_words(log) == "two"
-    log.write_text('x\nFatal Python error: Aborted\n\nThread\n  File "a.py", line 3 in f\nmore\n')
-    assert last_words(log) == 'Fatal Python error: Aborted File "a.py", line 3 in f'
+def test_what_a_process_said_last() -> None:
+    with closing(Log()) as log:
+        assert log.last_words == ""
+        os.write(log.file.fileno(), b"one\ntwo\n\n")
+        assert log.last_words == "two"
+        os.write(log.file.fileno(), b'Fatal Python error: Aborted\n\nThread\n  File "a.py"\nmore\n')
+        assert log.last_words == 'Fatal Python error: Aborted File "a.py"'
+
+
+def test_a_process_that_talks_without_end_fills_no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "_MOST", 100)
+    with closing(Log()) as log:
+        for _ in range(9):
+            os.write(log.file.fileno(), b"x" * 60)
+            log.keep_small()
+        assert os.fstat(log.file.fileno()).st_size <= 120
+
+
+def test_a_server_that_is_killed_is_started_again(tmp_path: Path) -> None:
+    fleet = cheap_models(tmp_path / "models", 6)
+    killed: list[int] = []
+
+    def told(result: object) -> None:
+        if not killed:
+            (server,) = psutil.Process().children()
+            killed.append(server.pid)
+            server.kill()
+
+    found = run_fleet(fleet, tmp_path / "out", engine=ENGINE, told=told)
+    assert len(found.models) == 6
+    # One that was in work is lost with it, and told as such.
+    failures = [each.outcome.failure for each in found.models if each.outcome.failure]
+    assert [failure.environment for failure in failures] in (["lost worker"], [])
+    again = FleetOptions(again="environment")
+    assert run_fleet(fleet, tmp_path / "out", again, engine=ENGINE).ok
+
+
+def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
+    fleet = cheap_models(tmp_path / "models", 1)
+    with pytest.raises(InternalError, match=r"No module named 'tests\.fleet\.nowhere'"):
+        run_fleet(fleet, tmp_path / "out", engine=replace(ENGINE, worker="tests.fleet.nowhere"))
+
+
+def test_what_a_model_started_ends_with_it(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "starts.pt").touch()
+    fleet = read_fleet([tmp_path / "models"], Entry(name="", model=Path()))
+    found = run_fleet(fleet, tmp_path / "out", engine=ENGINE)
+    assert found.ok
+    pid = int((tmp_path / "models" / "pid").read_text())
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.long

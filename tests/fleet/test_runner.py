@@ -185,6 +185,7 @@ def test_what_cannot_be_read_has_its_result_at_once_and_once(fake: Fake) -> None
     assert fake.ran == ["a"]
     assert found.failures == {"cannot open": 2}
     bad, gone, _ = found.models
+    assert bad.model == "x.pt"
     assert bad.outcome.failure == Failure("cannot open", "unknown key", 2, "open")
     assert gone.outcome.failure is not None
     assert gone.outcome.failure.message == "there is no file gone.pt"
