@@ -26,7 +26,8 @@ from typing import Any
 from ..errors import FileError, GroupfxError
 from ..files.atomic import whole_file
 from ..files.existing import factory_in, require_model
-from ..passes import PASSES, name_and_options
+from ..passes import PASSES, name_and_options, pass_class
+from ..targets import target_named
 from ..version import __version__
 from .entries import Entry
 
@@ -63,8 +64,17 @@ class Digests:
                 file.write(json.dumps({"schema": SCHEMA, "files": self._known}).encode())
 
     def key(self, entry: Entry) -> str:
-        """The digest of an entry. Raises FileError where there is nothing to read."""
+        """The digest of an entry.
+
+        Raises FileError where there is nothing to read, and UsageError where a pass or a target is
+        none.
+        """
         require_model(entry.model)
+        for text in entry.work.passes or ():
+            name, _ = name_and_options(text)
+            if name not in PASSES and ":" not in name:
+                pass_class(name)
+        target = None if entry.work.passes is not None else target_named(entry.work.target)
         reading, work = asdict(entry.reading), asdict(entry.work)
         searched = tuple(reading.pop("python_path"))
         code = [text for text in (entry.reading.arch, *_foreign(entry.work.passes)) if text]
@@ -76,6 +86,8 @@ class Digests:
             "code": [self._code(text, searched) for text in code],
             "reading": reading,
             "work": work,
+            # Some are files of facts, which change.
+            "target": None if target is None else self._file(target.path),
         }
         # A factory is called by its name; what a file is called makes no difference.
         whole |= {"kind": entry.model.suffix} if factory is None else {"factory": factory}

@@ -23,6 +23,7 @@ import yaml
 
 from ..errors import FileError, GroupfxError, first_line
 from ..files.existing import MODEL_SUFFIXES, factory_in, require_file
+from ..targets import ENDING
 from .entries import Entry, Fleet, Limits, Reading, Refused, Work, memory_size
 
 _LISTS = frozenset({".json", ".yaml", ".yml"})
@@ -249,15 +250,24 @@ def _with(entry: Entry, given: object, folder: Path) -> Entry:
     for said, other in (("passes", "target"), ("target", "passes")):
         if said in given:
             values[other] = None
-    if "arch" in values:
-        values["arch"] = str(_from(folder, values["arch"]))
-    if "python_path" in values:
-        values["python_path"] = tuple(folder / each for each in values["python_path"])
+    values |= _placed(values, folder)
     reading = _changed(entry.reading, values)
     # As Python looks beside a script, so here beside the manifest.
     reading = replace(reading, python_path=tuple(dict.fromkeys((*reading.python_path, folder))))
     work, limits = _changed(entry.work, values), _changed(entry.limits, values)
     return replace(entry, reading=reading, work=work, limits=limits)
+
+
+def _placed(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Those of `values` that name files, from the folder of the manifest."""
+    found: dict[str, Any] = {}
+    if "arch" in values:
+        found["arch"] = str(_from(folder, values["arch"]))
+    if str(values.get("target")).endswith(ENDING):
+        found["target"] = str(folder / values["target"])
+    if "python_path" in values:
+        found["python_path"] = tuple(folder / each for each in values["python_path"])
+    return found
 
 
 def _unknown(key: object) -> _Wrong:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import quote
 
-from ..errors import FileError, UsageError, first_line
+from ..errors import FileError, GroupfxError, UsageError, first_line
 from .digests import Digests
 from .engine import Engine, Stop
 from .entries import Entry, Fleet, Limits, Refused
@@ -248,7 +248,7 @@ class _Run:
                 continue
             try:
                 key = digests.key(entry)
-            except FileError as error:
+            except GroupfxError as error:
                 self._refuse(entry.name, str(entry.model), str(error), error.exit_code)
                 continue
             if not self._wanted(entry, key):

@@ -22,6 +22,7 @@ from .reading import ENDING, read_target
 from .target import Opinion, Target, numbers_of
 
 __all__ = [
+    "ENDING",
     "Fact",
     "Judged",
     "Numbers",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from groupfx import targets
 from groupfx.errors import FileError, UsageError
 from groupfx.fleet import (
     Entry,
@@ -22,6 +23,7 @@ from groupfx.fleet import (
     run_fleet,
     runner,
 )
+from groupfx.fleet import digests as digests_module
 from groupfx.fleet.digests import Digests
 from groupfx.fleet.engine import Stop
 from groupfx.fleet.results import Written
@@ -194,6 +196,35 @@ def test_what_cannot_be_read_has_its_result_at_once_and_once(fake: Fake) -> None
     assert Path("out/results.jsonl").read_text().count("\n") == lines
 
 
+def test_a_pass_or_a_target_that_is_none_is_told_before_anything_runs(fake: Fake) -> None:
+    wrong = [
+        entry("p", work=Work(passes=("split-gruoped-conv",))),
+        entry("t", work=Work(target="plino")),
+        entry("f", work=Work(target="mine.toml")),
+    ]
+    found = run(*wrong, entry("good"))
+    assert fake.ran == ["good"]
+    said = {each.name: each.outcome.failure for each in found.models}
+    for name, text in (("p", "'split-grouped-conv'"), ("t", "'plinio'"), ("f", "mine.toml")):
+        failure = said[name]
+        assert failure is not None
+        assert (failure.kind, failure.exit_code) == ("cannot open", 2)
+        assert text in failure.message
+
+
+def test_a_file_of_facts_that_changes_is_another_target(fake: Fake) -> None:
+    facts = Path(targets.__file__).with_name("openvino.toml").read_text()
+    Path("mine.toml").write_text(facts.replace('"openvino"', '"mine"'))
+    model = entry("a", work=Work(target="mine.toml"))
+    assert run(model).ok
+    assert fake.ran == ["a"]
+    run(model)
+    assert fake.ran == []
+    Path("mine.toml").write_text(facts.replace('"openvino"', '"mine"') + "# one more word\n")
+    assert run(model).ok
+    assert fake.ran == ["a"]
+
+
 def test_shards_are_joined_by_the_same_command(fake: Fake) -> None:
     models = [entry(name) for name in "abcde"]
     for place in (1, 2, 3):
@@ -263,9 +294,7 @@ def test_code_counts_with_what_it_imports_from_beside_it(tmp_path: Path) -> None
 
     def key() -> str:
         # As another run would: files that were just written are read again.
-        from groupfx.fleet import digests
-
-        digests._imported.cache_clear()
+        digests_module._imported.cache_clear()
         return Digests(tmp_path / "d").key(made)
 
     first = key()
@@ -275,17 +304,35 @@ def test_code_counts_with_what_it_imports_from_beside_it(tmp_path: Path) -> None
     assert key() != first
 
 
-def test_a_file_is_read_once_while_it_is_unchanged(tmp_path: Path) -> None:
+def test_a_file_that_has_just_changed_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     path.write_text("one")
     os.utime(path, (1, 1))
     digests = Digests(tmp_path / "digests.json")
     first = digests.key(Entry(name="a", model=path))
-    # It changed just now (its ctime is): it may change again within the same tick.
+    # Its ctime says that it did: it may change again within the same tick.
     digests.save()
-    assert not (tmp_path / "digests.json").exists()
+    digests = Digests.open(tmp_path / "digests.json")
     path.write_text("two")
+    os.utime(path, (1, 1))
     assert digests.key(Entry(name="a", model=path)) != first
+
+
+def test_a_file_is_read_once_while_it_is_unchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digests_module, "_SETTLED", -1)
+    path = tmp_path / "a.pt"
+    path.write_text("one")
+    model = Entry(name="a", model=path)
+    digests = Digests(tmp_path / "digests.json")
+    first = digests.key(model)
+    digests.save()
+    monkeypatch.setattr(digests_module.hashlib, "file_digest", None)
+    assert Digests.open(tmp_path / "digests.json").key(model) == first
+    (tmp_path / "digests.json").write_text("{")
+    with pytest.raises(TypeError):
+        Digests.open(tmp_path / "digests.json").key(model)
 
 
 def test_weights_beside_an_onnx_file_count(tmp_path: Path) -> None:
