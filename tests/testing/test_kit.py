@@ -11,8 +11,8 @@ import onnxruntime
 import pytest
 import torch
 
-from groupfx.errors import InternalError
-from groupfx.testing import Adapter, Answer, Case, all_cases, conformance
+from groupfx.errors import InternalError, UsageError
+from groupfx.testing import Adapter, Answer, Case, all_cases, conformance, outputs_by_name
 from groupfx.testing.adapters import adapter_for
 from groupfx.testing.conformance.judging import judge
 from groupfx.testing.kit.integers import Quantize
@@ -198,6 +198,34 @@ def test_what_a_tool_raises_is_a_refusal_with_its_reason() -> None:
     assert result.judged[0].reason == "NotImplementedError: groups are not supported"
     assert result.ok
     assert not result.compared
+
+
+NO_ANSWERS = {
+    "nothing": (None, "no arrays by name"),
+    "one dict": ({"y": np.ones(3)}, "no arrays by name"),
+    "too few sets": ([], "0 sets of outputs instead of 1"),
+    "words": ([{"v0_0": ["a"]}], "shape [1] instead of"),
+}
+
+
+@pytest.mark.parametrize(("outputs", "reason"), NO_ANSWERS.values(), ids=NO_ANSWERS.keys())
+def test_what_is_no_answer_fails(outputs: object, reason: str) -> None:
+    result = conformance(Adapter("odd", lambda case: outputs), CASES[:1])  # type: ignore[arg-type]
+    assert result.judged[0].verdict == "fail"
+    assert reason in result.judged[0].reason
+
+
+def test_another_number_of_outputs_fails() -> None:
+    two = Adapter("two", lambda case: outputs_by_name(case, lambda feeds: [np.ones(1)] * 2))
+    (judged,) = conformance(two, CASES[:1]).judged
+    assert (judged.verdict, judged.reason) == ("fail", "2 outputs instead of 1")
+
+
+def test_a_case_of_ones_own_needs_an_adapter() -> None:
+    own = replace(CASES[0], variant="mine")
+    with pytest.raises(UsageError, match="grouped/mine is no case of the kit"):
+        conformance("onnxruntime", [own])
+    assert conformance(adapter_for("onnxruntime"), [own]).ok
 
 
 def test_numbers_are_drawn_by_the_name_and_held_by_float16() -> None:

@@ -22,8 +22,8 @@ Outputs = Sequence[Mapping[str, Array]]
 """The outputs by name, for each set of inputs of a case."""
 
 
-class WrongFile(Exception):
-    """A converter wrote a file that cannot be run, of a case that can."""
+class WrongResult(Exception):
+    """What came out is no answer: a file that cannot be run, another number of outputs."""
 
 
 class NotJudged(Exception):
@@ -59,8 +59,13 @@ def _version(package: str, tool: str) -> str:
 
 def outputs_by_name(case: Case, run: Callable[[Mapping[str, Array]], Sequence[Array]]) -> Outputs:
     """Run every set of inputs; `run` gives the outputs in order."""
-    names = case.program.outputs
-    return [dict(zip(names, run(feeds), strict=True)) for feeds in case.feeds]
+    return [_named(case.program.outputs, run(feeds)) for feeds in case.feeds]
+
+
+def _named(names: Sequence[str], values: Sequence[Array]) -> dict[str, Array]:
+    if len(values) != len(names):
+        raise WrongResult(f"{len(values)} outputs instead of {len(names)}")
+    return dict(zip(names, values, strict=True))
 
 
 def converted(
@@ -77,7 +82,7 @@ def converted(
 
 
 def run_converted(case: Case, model: bytes) -> Outputs:
-    """What a converter wrote, run. Raises WrongFile; NotJudged where the case does not run."""
+    """What a converter wrote, run. Raises WrongResult; NotJudged where the case does not run."""
     from ..adapters.onnx_runtime import run_onnx
 
     try:
@@ -87,4 +92,4 @@ def run_converted(case: Case, model: bytes) -> Outputs:
             run_onnx(case, case.onnx.SerializeToString(), "off")
         except Exception as original:
             raise NotJudged(f"ONNX Runtime does not run it as it is: {original}") from original
-        raise WrongFile(f"ONNX Runtime cannot run what it wrote: {error}") from error
+        raise WrongResult(f"ONNX Runtime cannot run what it wrote: {error}") from error

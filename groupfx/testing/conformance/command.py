@@ -19,7 +19,7 @@ import numpy as np
 
 from ...errors import UsageError
 from ..kit import Case
-from .adapter import Adapter, Crashed, Outputs, WrongFile, run_converted
+from .adapter import Adapter, Crashed, Outputs, WrongResult, run_converted
 
 MODEL, INPUTS, OUTPUTS, OUT = "{model}", "{inputs}", "{outputs}", "{out}"
 # A shell tells of a signal so, in place of a negative number.
@@ -78,7 +78,7 @@ def _model(case: Case, folder: str) -> Path:
 
 def _written(path: Path) -> Path:
     if not path.is_file():
-        raise WrongFile("it ended with 0, and wrote no file")
+        raise WrongResult("it ended with 0, and wrote no file")
     return path
 
 

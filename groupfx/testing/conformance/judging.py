@@ -35,6 +35,8 @@ class Judged:
 
 def judge(case: Case, outputs: Outputs) -> tuple[Verdict, str, float | None]:
     """Compare every output with its answer: verdict, reason, and the worst error by its bound."""
+    if len(outputs) != len(case.answers):
+        return "fail", f"{len(outputs)} sets of outputs instead of {len(case.answers)}", None
     worst = 0.0
     for answers, found in zip(case.answers, outputs, strict=True):
         for answer in answers:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import InternalError
+from ...errors import InternalError, UsageError
 from ..kit import Case, all_cases
 from .adapter import Adapter, Crashed
 from .judging import VERDICTS, WRONG, Judged, judge
@@ -99,7 +99,7 @@ def conformance(
     """
     started = time.perf_counter()
     runs = _Here(tool) if isinstance(tool, Adapter) else _Apart(tool, seconds)
-    chosen = [case for case in cases or all_cases() if runs.adapter.takes(case)]
+    chosen = [case for case in (all_cases() if cases is None else cases) if runs.takes(case)]
     judged = []
     try:
         for position, case in enumerate(chosen):
@@ -113,10 +113,13 @@ def conformance(
 
 
 class _Here:
-    """In this process."""
+    """In this process, on cases of any origin."""
 
     def __init__(self, adapter: Adapter) -> None:
         self.adapter, self.versions = adapter, adapter.versions()
+
+    def takes(self, case: Case) -> bool:
+        return self.adapter.takes(case)
 
     def run(self, case: Case) -> Reply:
         return reply_of(self.adapter, case)
@@ -135,6 +138,12 @@ class _Apart:
         self._worker: Worker | None = None
         self.adapter = adapter_for(tool)
         self.versions = self.adapter.versions()
+        self._known = {case.name for case in all_cases()}
+
+    def takes(self, case: Case) -> bool:
+        if case.name not in self._known:
+            raise UsageError(f"{case.name} is no case of the kit: give an Adapter, not its name")
+        return self.adapter.takes(case)
 
     def run(self, case: Case) -> Reply:
         try:

@@ -21,14 +21,16 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ...errors import GroupfxError, InternalError, ModelError, UsageError, kind_and_line
 from ..kit import Case, all_cases
-from .adapter import Adapter, Crashed, NotJudged, Outputs, WrongFile
+from .adapter import Adapter, Crashed, NotJudged, Outputs, WrongResult
 
 Reply = tuple[str, Any]
 OUTPUTS, ERROR = "outputs", "error"
 _KINDS: tuple[tuple[type[Exception], str], ...] = (
-    (WrongFile, "fail"),
+    (WrongResult, "fail"),
     (NotJudged, "skipped"),
     (Crashed, "crash"),
 )
@@ -47,7 +49,11 @@ def reply_of(adapter: Adapter, case: Case) -> Reply:
         raise
     except Exception as error:
         return "refused", kind_and_line(error)
-    return OUTPUTS, outputs
+    try:
+        # Whatever holds numbers; and plain, for it goes through a pipe.
+        return OUTPUTS, [{str(k): np.asarray(v) for k, v in each.items()} for each in outputs]
+    except Exception as error:
+        return "fail", f"its outputs are no arrays by name, for each set of inputs: {error}"
 
 
 class Worker:

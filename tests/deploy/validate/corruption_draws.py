@@ -37,7 +37,7 @@ _SILENT = 4
 
 
 @dataclass(frozen=True)
-class WrongFile:
+class WrongResult:
     """A file with one mistake in it, and how many others were drawn before it.
 
     `moved` is how far the guilty site's output is from the honest one, by what rounding explains.
@@ -71,12 +71,12 @@ class Draws:
         found |= dict.fromkeys(NORM_CHANGES, normed)
         return {kind: sites for kind, sites in found.items() if sites}
 
-    def wrong_files(self) -> list[WrongFile]:
+    def wrong_files(self) -> list[WrongResult]:
         """As many as the model's share, of all kinds in turn."""
         kinds = list(self.kinds)
         return [self.draw(kinds[number % len(kinds)], number) for number in range(self.case.count)]
 
-    def draw(self, kind: str, number: int) -> WrongFile:
+    def draw(self, kind: str, number: int) -> WrongResult:
         """A wrong file of a kind; AssertionError where none of many moves its site's output."""
         random = np.random.default_rng([zlib.crc32(self.case.id.encode()), number])
         for redraws in range(_MOST_DRAWS):
@@ -84,7 +84,7 @@ class Draws:
             proto, text = self._corrupted(kind, site, random)
             moved = self._moved(proto, site)
             if moved >= LEAST_MOVE:
-                return WrongFile(kind, site, text, proto, moved, redraws)
+                return WrongResult(kind, site, text, proto, moved, redraws)
         raise AssertionError(f"{_MOST_DRAWS} draws of {kind} moved nothing in {self.case.id}")
 
     def verdict(self, proto: onnx.ModelProto) -> Validation:

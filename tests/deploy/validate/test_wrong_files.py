@@ -25,7 +25,7 @@ from tests.deploy.validate.corruption_draws import (
     LEAST_MOVE,
     NORM_CHANGES,
     Draws,
-    WrongFile,
+    WrongResult,
     locked,
 )
 from tests.deploy.validate.corruption_models import MODELS, TINY
@@ -91,7 +91,7 @@ def name_of(verdict: Validation) -> str | None:
     return None if verdict.first_site is None else verdict.first_site.name
 
 
-def agrees(wrong: WrongFile, verdict: Validation) -> bool:
+def agrees(wrong: WrongResult, verdict: Validation) -> bool:
     """Whether the validator finds the site at least as far off as it was seen to be beforehand.
 
     The honest file itself may be off by 1; the validator looks at more inputs than one.
