@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .api.onnx import export, find_onnx, rewrite_onnx, validate
     from .api.tuning import Tuned, tune
     from .deploy import Export, Validation
-    from .page import write_page
+    from .page import write_overlay, write_page
     from .rewriting import Pass, Pipeline, Report, Result, Site, Skip
 
 _PUBLIC = {
@@ -37,6 +37,7 @@ _PUBLIC = {
     "find_onnx": "api.onnx",
     "rewrite_onnx": "api.onnx",
     "validate": "api.onnx",
+    "write_overlay": "page",
     "write_page": "page",
     "Pass": "rewriting",
     "Pipeline": "rewriting",
@@ -72,6 +73,7 @@ __all__ = [
     "rewrite_onnx",
     "tune",
     "validate",
+    "write_overlay",
     "write_page",
 ]
 

@@ -22,6 +22,7 @@ from .graph.reading import read_onnx
 from .validate.example_feeds import example_feeds, require_fit
 from .validate.opinions import BRIEF_RUNTIMES
 from .validate.output_checks import OutputCheck
+from .validate.overlay import overlay
 from .validate.quantised.site_noise import SiteNoise
 from .validate.sides import OnnxSide, TorchSide, paired
 from .validate.site_checks import SiteCheck
@@ -58,6 +59,7 @@ __all__ = [
     "example_feeds",
     "external_files",
     "find_in_onnx",
+    "overlay",
     "paired",
     "prepare_export",
     "read_onnx",

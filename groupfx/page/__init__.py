@@ -14,6 +14,7 @@ from .content import Page
 from .of_files import page_of_export, page_of_onnx, page_of_tuned, with_times, with_validation
 from .of_report import page_of_report
 from .of_validation import page_of_validation
+from .overlays import write_overlay
 from .rendering import MOST_BYTES, render
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "render",
     "with_times",
     "with_validation",
+    "write_overlay",
     "write_page",
 ]
 

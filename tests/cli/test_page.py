@@ -1,5 +1,6 @@
 """The page that a command writes: beside what it does otherwise, and never instead of it."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,17 @@ def test_no_folder_shows_what_nobody_checks(cli: Cli, model: Path) -> None:
     done = cli("export", model, "--no-verify", "--save-repro", "repro")
     assert done.code == 2
     assert "--no-verify leaves it out" in done.err
+
+
+def test_an_overlay_is_for_an_onnx_file(cli: Cli, model: Path) -> None:
+    conv_file(Path("a.onnx"), 1.0)
+    conv_file(Path("b.onnx"), 1.01)
+    done = cli("validate", "a.onnx", "b.onnx", "--overlay", "over.json")
+    assert done.code == 1
+    assert json.loads(Path("over.json").read_text())["results"]["first"]["value"] > 1
+    done = cli("validate", "a.onnx", model, "--overlay", "other.json")
+    assert done.code == 2
+    assert "colours the nodes of an ONNX file" in done.err
+    done = cli("export", model, "--no-verify", "--overlay", "other.json")
+    assert done.code == 2
+    assert not Path("other.json").exists()

@@ -13,9 +13,9 @@ from ..input.files import ONNX, check_distinct, check_folder, write_json
 from ..input.model_file import ModelOptions, OpenedFile, read_source
 from ..input.onnx_file import check_tuning, onnx_file
 from ..input.options import TORCH_BACKENDS, ExportCommand
-from ..input.shown import check_page, check_save_repro
+from ..input.shown import check_overlay, check_page, check_save_repro
 from ..text.export_text import as_in_file, show_export
-from ..text.page_file import try_repro, write_page_file
+from ..text.page_file import try_repro, write_overlay_file, write_page_file
 from ..text.rewrite_text import show_report
 from ..text.screen import Screen
 from ..text.tuning_text import tuned_file
@@ -74,6 +74,8 @@ def run_export(options: ExportCommand) -> int:
         document = _document(opened, report, export, verdict)
         document["tuning"] = None if tuned is None else tuned.to_dict()
         write_json(options.told.json, document)
+    if verdict is not None:
+        write_overlay_file(screen, options.laid.overlay, verdict, options.place)
     write_page_file(
         screen,
         options.shown.html,
@@ -112,6 +114,8 @@ def _check_outputs(options: ExportCommand) -> None:
     check_folder(options.told.json, "--json")
     outputs = {"MODEL": options.model, "-o": place, "--json": options.told.json}
     check_page(options.shown.html, outputs)
+    drawn = {**outputs, "--html": options.shown.html}
+    check_overlay(options.laid.overlay, drawn, checked=not options.no_verify)
     check_save_repro(options.check.save_repro, no_verify=options.no_verify)
 
 

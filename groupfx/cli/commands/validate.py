@@ -12,8 +12,8 @@ from ..input.checks import validation_options
 from ..input.files import ONNX, check_distinct, check_folder, write_json
 from ..input.model_file import ModelOptions, OpenedFile, read_source
 from ..input.options import ValidateCommand
-from ..input.shown import check_page, check_save_repro
-from ..text.page_file import try_page_file, try_repro, write_page_file
+from ..input.shown import check_overlay, check_page, check_save_repro
+from ..text.page_file import try_page_file, try_repro, write_overlay_file, write_page_file
 from ..text.screen import Screen
 from ..text.validation_text import show_validation
 
@@ -28,6 +28,10 @@ def run_validate(options: ValidateCommand) -> int:
     html = options.shown.html
     inputs = {"REFERENCE": options.reference, "CANDIDATE": options.candidate}
     check_page(html, {**inputs, "--json": json})
+    check_overlay(options.laid.overlay, {**inputs, "--json": json, "--html": html})
+    if options.laid.overlay is not None and options.candidate.suffix != ONNX:
+        other = options.candidate
+        raise UsageError(f"--overlay colours the nodes of an ONNX file, and {other} is none")
     check_save_repro(options.check.save_repro)
     screen = Screen.of(options.told)
     with screen.work("Reading"):
@@ -41,6 +45,7 @@ def run_validate(options: ValidateCommand) -> int:
     if json is not None:
         write_json(json, verdict.to_dict())
     try_repro(screen, options.check.save_repro, verdict)
+    write_overlay_file(screen, options.laid.overlay, verdict, options.candidate)
     show = write_page_file if verdict.ok else try_page_file
     show(screen, html, verdict, options.candidate.name)
     verdict.require_ok(str(options.candidate))

@@ -190,6 +190,19 @@ class Shown:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Overlay:
+    """What is laid over the graph of an ONNX file."""
+
+    overlay: Path | None = option(
+        "--overlay",
+        panel=OUTPUT,
+        metavar="FILE.json",
+        help="Write the error of each node as node data of Model Explorer, which colours the graph "
+        "of the ONNX file by it.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class OnnxFile:
     """What an ONNX file is to be like."""
 
@@ -360,6 +373,7 @@ class ExportCommand:
     tuning: TuningChoice
     check: Check
     force: bool = option("--force", panel=OUTPUT, default=False, help=FORCE)
+    laid: Overlay
     shown: Shown
     told: Told
 
@@ -421,6 +435,7 @@ class ValidateCommand:
     )
     file: ModelFile
     check: Check
+    laid: Overlay
     shown: Shown
     told: Told
 

@@ -23,6 +23,22 @@ def check_page(path: Path | None, others: Mapping[str, Path | None]) -> None:
     check_folder(path, "--html")
 
 
+def check_overlay(
+    path: Path | None, others: Mapping[str, Path | None], *, checked: bool = True
+) -> None:
+    """Refuse an overlay of nothing, or one that could not be written.
+
+    Raises UsageError or FileError.
+    """
+    if path is None:
+        return
+    if not checked:
+        raise UsageError("--overlay shows what a check finds, and --no-verify leaves it out")
+    for option, other in others.items():
+        check_distinct({option: other, "--overlay": path})
+    check_folder(path, "--overlay")
+
+
 def check_save_repro(folder: Path | None, *, no_verify: bool = False) -> None:
     """Refuse a folder that could not be written later. Raises UsageError or FileError."""
     if folder is None:

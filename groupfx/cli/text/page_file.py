@@ -30,6 +30,21 @@ def write_page_file(
     screen.wrote(path)
 
 
+def write_overlay_file(screen: Screen, path: Path | None, found: Validation, file: Path) -> None:
+    """Write the overlay of an ONNX file. Raises FileError, or warns where the verdict is no."""
+    if path is None:
+        return
+    from ...page import write_overlay
+
+    try:
+        write_overlay(found, file, path)
+        screen.wrote(path)
+    except FileError as error:
+        if found.ok:
+            raise
+        screen.warn(str(error))
+
+
 def try_repro(screen: Screen, folder: Path | None, found: Validation) -> None:
     """Write what shows a difference, where that is wanted; what is wrong with it is a warning."""
     if folder is None:
