@@ -9,9 +9,11 @@ from ..api.tuning import Tuned
 from ..deploy import Export, Validation
 from ..errors import UsageError
 from ..files.atomic import whole_file
+from ..fleet import FleetResult
 from ..rewriting import Report, Result
 from .content import Page
 from .of_files import page_of_export, page_of_onnx, page_of_tuned, with_times, with_validation
+from .of_fleet import page_of_fleet
 from .of_report import page_of_report
 from .of_validation import page_of_validation
 from .overlays import write_overlay
@@ -22,6 +24,7 @@ __all__ = [
     "Page",
     "page_of",
     "page_of_export",
+    "page_of_fleet",
     "page_of_onnx",
     "page_of_report",
     "page_of_tuned",
@@ -33,7 +36,7 @@ __all__ = [
     "write_page",
 ]
 
-Showable = Result | Report | Export | Validation | OnnxResult | Tuned | Page
+Showable = Result | Report | Export | Validation | OnnxResult | Tuned | FleetResult | Page
 
 
 def write_page(result: Showable, path: str | Path, *, name: str | None = None) -> None:
@@ -65,6 +68,8 @@ def page_of(result: Showable, *, name: str | None = None) -> Page:
         return page_of_onnx(result, name or "an ONNX file")
     if isinstance(result, Tuned):
         return page_of_tuned(result, name)
+    if isinstance(result, FleetResult):
+        return page_of_fleet(result)
     raise UsageError(
         f"a page shows what groupfx.rewrite, export, validate, tune or rewrite_onnx gave, and not "
         f"a {type(result).__name__}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from ..plan.blocks import BlockStructure
@@ -95,6 +95,28 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Words:
+    """What the rows of a page are, and what their columns and the strip above them show."""
+
+    title: str = "Sites"
+    columns: tuple[str, str, str, str, str, str] = (
+        "site", "kind", "before", "after, or why not", "error / allowed", "check",
+    )  # fmt: skip
+    strip: str = (
+        "Error by what is allowed, logarithmic; the line is the bound, and the lowest bars are no "
+        "error at all."
+    )
+    empty: str = "There is no site to show."
+    tones: tuple[tuple[Tone, str], ...] = (
+        ("good", "identical"),
+        ("close", "within bound"),
+        ("open", "not told"),
+        ("bad", "mismatch"),
+        ("left", "left as it is"),
+    )
+
+
+@dataclass(frozen=True)
 class Page:
     """One result.
 
@@ -112,4 +134,5 @@ class Page:
     times: tuple[Time, ...] = ()
     grids: tuple[Grid, ...] = ()
     notes: tuple[str, ...] = ()
-    versions: tuple[tuple[str, str], ...] = field(default=())
+    versions: tuple[tuple[str, str], ...] = ()
+    words: Words = Words()

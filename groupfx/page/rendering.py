@@ -45,13 +45,6 @@ _ROOM = MOST_BYTES - 150_000
 # The rest is for drawings, those of what is wrong first.
 _ROOM_OF_ROWS = 0.85 * _ROOM
 _TEMPLATES = ("page.html", "page.css", "page.js")
-_TONES = {
-    "good": "identical",
-    "close": "within bound",
-    "open": "not told",
-    "bad": "mismatch",
-    "left": "left as it is",
-}
 
 
 def render(page: Page) -> str:
@@ -59,7 +52,7 @@ def render(page: Page) -> str:
     data = _data(page)
     style, script = (_source(name).strip() for name in ("page.css", "page.js"))
     shown_bars = bars(page.sites)
-    counts: dict[str, int] = dict.fromkeys(_TONES, 0)
+    counts: dict[str, int] = dict.fromkeys(dict(page.words.tones), 0)
     for site in page.sites:
         counts[site.tone] += 1
     return (
@@ -81,7 +74,7 @@ def render(page: Page) -> str:
             slots=max(len(shown_bars), _LEAST_SLOTS),
             bars_each=math.ceil(len(page.sites) / max(len(shown_bars), 1)),
             bound=BOUND_HEIGHT,
-            tones=[(tone, word, counts[tone]) for tone, word in _TONES.items() if counts[tone]],
+            tones=[(tone, word, counts[tone]) for tone, word in page.words.tones if counts[tone]],
             sizes=list(map(_size_row, page.sizes)),
             times=_time_rows(page.times),
         )

@@ -95,3 +95,15 @@ def test_a_scheduler_without_dask(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> 
     done = cli("zoo", "nets", "--scheduler", "tcp://127.0.0.1:1")
     assert done.code == 3
     assert "pip install 'groupfx[dask]'" in done.err
+
+
+def test_a_page_of_all_is_written_last_and_stops_nothing(cli: Cli) -> None:
+    Path("zoo.yaml").write_text("[nets/a.pt, gone.pt]")
+    done = cli("zoo", "zoo.yaml", "--html", "fleet.html")
+    assert done.code == 1
+    text = Path("fleet.html").read_text("utf-8")
+    assert "1 of 2 models done, 1 cannot open" in text
+    assert "Wrote fleet.html" in done.out
+    refused = cli("zoo", "zoo.yaml", "--html", "no/fleet.html")
+    assert refused.code == 2
+    assert "there is no folder no" in refused.err

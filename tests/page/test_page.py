@@ -155,7 +155,7 @@ def test_many_sites_stay_small_and_the_wrong_ones_stay_on_the_page() -> None:
     assert data["rows"][-1][0] == sites[-1].name
     # The worst has its drawings, whatever there is no room for.
     assert all(key >= 0 for key in data["rows"][-1][-1])
-    assert f"{len(sites) - len(data['rows']):,} more sites are not on this page" in text
+    assert f"{len(sites) - len(data['rows']):,} more are not on this page" in text
 
 
 @pytest.mark.parametrize(

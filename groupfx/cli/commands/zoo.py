@@ -21,7 +21,9 @@ from ...fleet import (
     run_fleet,
 )
 from ..input.files import check_folder, write_json
+from ..input.shown import check_page
 from ..input.zoo import ZooCommand
+from ..text.page_file import write_page_file
 from ..text.screen import Screen
 from ..text.zoo_text import show_fleet, told_line
 
@@ -29,6 +31,7 @@ from ..text.zoo_text import show_fleet, told_line
 def run_zoo(options: ZooCommand) -> int:
     """Do it, and return the exit code. Everything that can be refused early is."""
     check_folder(options.told.json, "--json")
+    check_page(options.shown.html, {"--json": options.told.json})
     defaults, chosen = _defaults(options), _options(options)
     place = options.place
     fleet = read_fleet(options.manifests, defaults, apart_from=place)
@@ -47,6 +50,7 @@ def run_zoo(options: ZooCommand) -> int:
     show_fleet(screen, result)
     if options.told.json is not None:
         write_json(options.told.json, result.to_dict())
+    write_page_file(screen, options.shown.html, result, options.place.name)
     return _exit_code(result, stopped)
 
 

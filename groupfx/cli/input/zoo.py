@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from .options import Chosen, ModelFile, Told
+from .options import Chosen, ModelFile, Shown, Told
 from .signature import argument, option
 
 _OUTPUT = "Output"
@@ -120,6 +120,7 @@ class ZooCommand:
         help="Folder for the results, and for files of models.  [default: MANIFEST's name with "
         ".zoo, in this folder]",
     )
+    shown: Shown
     told: Told
 
     @property
