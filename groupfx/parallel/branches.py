@@ -9,6 +9,7 @@ both realms speak of.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -103,6 +104,12 @@ class Branch:
         for stage in self.behind:
             yield from (parameter for parameter, _ in stage.parameters)
 
+    @property
+    def joined(self) -> Iterator[Parameter]:
+        """All of it that has channels; what all channels read alike, such as a bound, is shared."""
+        shared = {p.key for stage in self.behind for p, dim in stage.parameters if dim is None}
+        yield from (parameter for parameter in self.parameters if parameter.key not in shared)
+
 
 class Reader:
     """Looks back from the values of a graph, which is given as its operations in order."""
@@ -149,7 +156,7 @@ class Reader:
             elif op.numbers.get("whole", False):
                 # A cut of another axis that leaves nothing out, as an export writes them.
                 channels, front = read.channels, read.front
-            elif op.rule == "select" or (op.rule == "elementwise" and _leaves_channels(op)):
+            elif op.rule == "select" or _leaves_channels(op):
                 # What is cut along other axes is cut alike, whatever the channels are.
                 channels, front = read.channels, (op, *read.front)
             else:
@@ -166,16 +173,27 @@ def _held(op: Operation) -> Iterator[Value | Parameter]:
 
 
 def _leaves_channels(op: Operation) -> bool:
-    """Whether an elementwise operation treats all channels alike, and none of them with others."""
-    return len(op.inputs) == 1 and CHANNELS not in op.numbers.get("dims", ())
+    """Whether an operation treats all channels alike, and none of them with others."""
+    if op.rule == "quantize":
+        return not _scales(op)
+    alone = len(op.inputs) == 1 and CHANNELS not in op.numbers.get("dims", ())
+    return op.rule == "elementwise" and alone
+
+
+def _scales(op: Operation) -> list[Parameter]:
+    """The scales and zero points of which a quantization has several."""
+    given = (op.parameter("scale"), op.parameter("zero"))
+    return [held for held in given if held is not None and math.prod(held.shape) > 1]
 
 
 def _stage(op: Operation) -> Stage | None:
     """`op` as something behind a convolution that acts on each channel alone; None if it is not."""
     if len(op.values) != 1:
         return None
-    if op.rule == "elementwise":
-        return Stage(op) if _leaves_channels(op) else None
+    if op.rule in ("elementwise", "quantize") and _leaves_channels(op):
+        return Stage(op)
+    if op.rule == "quantize" and op.numbers["dim"] == CHANNELS:
+        return Stage(op, tuple((held, 0) for held in _scales(op)))
     if op.rule == "per channel":
         roles = (op.parameter(role) for role in ("weight", "bias", "mean", "variance"))
         return Stage(op, tuple((held, 0) for held in roles if held is not None))

@@ -246,7 +246,7 @@ def _require_alone(reader: Reader, branches: Sequence[Branch], reads: Sequence[R
         for parameter in branch.parameters:
             if parameter.fixed is not None:
                 raise _RefusedError(f"{_called(parameter.key)} stays: {parameter.fixed}")
-    tied = [p.key for b in branches for p in b.parameters if reader.uses[p.key] != 1]
+    tied = [p.key for b in branches for p in b.joined if reader.uses[p.key] != 1]
     if tied:
         raise _RefusedError(f"{_called(tied[0])} is used more than once")
 

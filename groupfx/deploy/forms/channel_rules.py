@@ -32,8 +32,10 @@ _OF_SEVERAL = frozenset({"DynamicQuantizeLinear", "Split", "TopK"})
 class OnnxRules:
     """Operations of the main graph of a model, with its shapes."""
 
-    def __init__(self, model: ir.Model, shapes: Shapes) -> None:
+    def __init__(self, model: ir.Model, shapes: Shapes, *, unpacked: bool = False) -> None:
+        """`unpacked` says that numbers of less than a byte are taken out of it, and may move."""
         self._shapes = shapes
+        self._unpacked = unpacked
         self._opset = model.opset_imports.get("", 1)
         self._ir_version = model.ir_version
         self._graph = model.graph
@@ -96,7 +98,7 @@ class OnnxRules:
 
     def _why_fixed(self, value: ir.Value, tensor: ir.TensorProtocol | None = None) -> str | None:
         """Why a constant must stay as it is, although the main graph's nodes follow."""
-        if tensor is not None and tensor.dtype.bitwidth < _BYTE:
+        if tensor is not None and tensor.dtype.bitwidth < _BYTE and not self._unpacked:
             return f"{value.name} has several numbers in a byte"
         if value.is_graph_output():
             return f"{value.name} is an output of the model"

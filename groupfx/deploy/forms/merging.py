@@ -11,6 +11,7 @@ Concat behind, or zeros fill up the smaller groups, and Gathers put the channels
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
+from math import prod
 from typing import Any, cast
 
 import numpy as np
@@ -23,10 +24,20 @@ from ...parallel.planning import Member, ParallelConvs, Refusal, Unequal, parall
 from ...plan.channels import Slice
 from ...plan.forms import ConvPlan
 from ...plan.gathers import GatherPlan
-from ..graph.conv_nodes import CONVS, FIRST_IR_WITH_DEFAULTS, constant_of, window_of
+from ..graph.conv_nodes import (
+    FIRST_IR_WITH_DEFAULTS,
+    OPERANDS,
+    WHOLE,
+    constant_of,
+    input_of,
+    window_of,
+)
 from ..graph.initializers import constant
 from ..graph.metadata import mark, mark_of
 from ..graph.unused import remove_unused
+from ..quantised.convs import SPLIT, bias_of, weight_of
+from ..quantised.joining import is_rounded_again, joined_scaling, rounds_again, said_of_scales
+from ..quantised.tensors import QuantisedTensor, is_stored, scaling, sizes_of
 from .channel_rules import OnnxRules, Shapes, root_of
 from .splitting import Names, take_over
 
@@ -41,9 +52,9 @@ def find_parallel(
 
 
 def _operations(model: ir.Model, shapes: Shapes) -> Iterator[Operation]:
-    rules = OnnxRules(model, shapes)
+    rules = OnnxRules(model, shapes, unpacked=True)
     for node in model.graph:
-        if constant_of(node.outputs[0], FIRST_IR_WITH_DEFAULTS) is None:
+        if not is_stored(node.outputs[0]):
             yield rules.operation(node, branch_name(node))
     # What a subgraph reads must stay, as what the model gives.
     for graph in model.graph.subgraphs():
@@ -66,30 +77,67 @@ def branch_name(node: ir.Node) -> str:
 def _alike(op: Operation) -> Hashable:
     """Everything that a node says but its channels."""
     node = cast(ir.Node, op.node)
-    if node.op_type in CONVS:
-        weight = op.parameter("weight")
-        given = [value for value in node.inputs[1:] if value is not None]
-        if weight is None or any(constant_of(v, FIRST_IR_WITH_DEFAULTS) is None for v in given):
-            return None
-        window = window_of(node)
-        kernel = weight.shape[2:]
-        placed = None if window.auto_pad != "NOTSET" else window.declared(len(kernel))
-        ones = (1,) * len(kernel)
-        sides = (window.strides or ones, window.dilations or ones, window.output_padding or ())
-        more = (window.output_shape or (), window.auto_pad, placed)
-        return node.op_type, kernel, _dtype(weight), *map(tuple, sides), *more
+    if node.op_type in SPLIT:
+        return _conv_said(node, op)
     if node.op_type == "Dropout" and len(node.inputs) > _TRAINING_MODE:
         return None
     if len(node.outputs) > 1 and op.rule == "select":
         return None
     dims = _channel_dims(node, op)
     slots: list[Hashable] = [_slot(value, dims) for value in node.inputs]
+    if op.rule == "quantize":
+        # A scale that is computed is the same one or another; only the first input is the value.
+        slots[1:] = [_shared(value, said) for value, said in zip(node.inputs, slots, strict=True)][
+            1:
+        ]
     if None in slots:
         return None
     if op.numbers["function"] in COMMUTATIVE:
         slots.sort(key=repr)
     attributes = sorted((a.name, _attribute(a)) for a in node.attributes.values())
     return node.domain, node.op_type, tuple(attributes), tuple(slots)
+
+
+def _conv_said(node: ir.Node, op: Operation) -> Hashable:
+    """Everything that a convolution says but its channels."""
+    places, weight = OPERANDS[node.op_type], op.parameter("weight")
+    held = {place: input_of(node, place) for place in places}
+    if weight is None or not all(is_stored(value) for value in held.values() if value is not None):
+        return None
+    window, kernel = window_of(node), weight.shape[2:]
+    placed = None if window.auto_pad != "NOTSET" else window.declared(len(kernel))
+    ones = (1,) * len(kernel)
+    sides = (window.strides or ones, window.dilations or ones, window.output_padding or ())
+    more = (window.output_shape or (), window.auto_pad, placed)
+    return node.op_type, kernel, _dtype(weight), *map(tuple, sides), *more, *_numbers_said(node)
+
+
+def _numbers_said(node: ir.Node) -> Iterator[Hashable]:
+    """What a convolution says of the whole numbers that it is made of."""
+    operands = {"weight": weight_of(node), "bias": bias_of(node)}
+    for part in operands.values():
+        yield None if part is None else (said_of_scales(part), _chain(part))
+    cut = {*OPERANDS[node.op_type], 0}
+    scaled = operands["weight"].parameters if operands["weight"] and node.op_type in WHOLE else ()
+    for place, value in enumerate(node.inputs):
+        if place not in cut and value is not None and value not in scaled:
+            yield place, _shared(value, _slot(value, {}))
+
+
+def _chain(part: QuantisedTensor) -> Hashable:
+    """The nodes that make reals of what is stored, of which each says what it is."""
+    if part.node is None:
+        return ()
+    attributes = {a.name: _attribute(a) for a in part.node.attributes.values() if a.name != "axis"}
+    maker = part.stored.producer()
+    before = None if maker is None else scaling(maker)
+    inner = () if before is None else (said_of_scales(before), _chain(before))
+    return part.node.domain, part.node.op_type, tuple(sorted(attributes.items())), inner
+
+
+def _shared(value: ir.Value | None, said: Hashable) -> Hashable:
+    """What an input says that branches must have in common; a computed one is itself."""
+    return value if said == _COMPUTED else said
 
 
 _TRAINING_MODE = 2
@@ -111,6 +159,9 @@ def _channel_dims(node: ir.Node, op: Operation) -> dict[Hashable, int]:
     """The dimension with channels of each parameter that has one."""
     if node.op_type == "BatchNormalization":
         return {root_of(value): 0 for value in node.inputs[1:] if value is not None}
+    if op.rule == "quantize":
+        scales = (op.parameter("scale"), op.parameter("zero"))
+        return {held.key: 0 for held in scales if held is not None and prod(held.shape) > 1}
     if op.rule != "binary":
         return {}
     (value,) = op.values.values()
@@ -162,17 +213,19 @@ class _Merging:
         plan, concat = self.plan, cast(ir.Node, self.plan.concat.node)
         source = cast(ir.Value, plan.source.key)
         value = self._gathered("input_gather", plan.form.input_gather, source)
-        for op in plan.front:
-            node = cast(ir.Node, op.node)
+        front = [cast(ir.Node, op.node) for op in plan.front]
+        for node in front[2:] if rounds_again(source, front[:2]) else front:
             value = self._like(node, [value, *node.inputs[1:]], node.name or "front")
         values = [self._conv(conv, value) for conv in plan.form.convs]
         value = values[0]
         if len(values) > 1:
             value = self._marked("Concat", values, "concat", ir.AttrInt64("axis", 1))
         value = self._gathered("output_gather", plan.form.output_gather, value)
-        for stages in zip(*(branch.behind for branch in plan.branches), strict=True):
-            value = self._behind(value, stages)
         old = concat.outputs[0]
+        behind = list(zip(*(branch.behind for branch in plan.branches), strict=True))
+        last = [cast(ir.Node, stages[0].op.node) for stages in behind[-2:]]
+        for stages in behind[:-2] if is_rounded_again(last, old) else behind:
+            value = self._behind(value, stages)
         value.shape, value.type = old.shape, old.type
         self.graph.insert_before(concat, self.nodes)
         take_over(old, value)
@@ -202,9 +255,12 @@ class _Merging:
         if len(plan.inputs) < len(self.plan.form.input_gather.indices):
             value = self._part(value, plan.inputs, f"{name}.slice")
         first = cast(ir.Node, branches[0].conv.node)
-        inputs: list[ir.Value | None] = [value, self._held(plan, members, "weight")]
-        if branches[0].bias is not None:
-            inputs.append(self._held(plan, members, "bias"))
+        inputs: list[ir.Value | None] = [value, *first.inputs[1:]]
+        for place in OPERANDS[first.op_type]:
+            if input_of(first, place) is not None:
+                inputs[place] = self._held(plan, members, place)
+        if first.op_type in WHOLE:
+            self._rescaled(inputs, [cast(ir.Node, branch.conv.node) for branch in branches])
         attributes = [a for a in first.attributes.values() if a.name != "group"]
         attributes.append(ir.AttrInt64("group", plan.groups))
         node = ir.Node(
@@ -218,12 +274,14 @@ class _Merging:
         mark(node, self.name)
         return self._add(node, f"{name}.output")
 
-    def _held(self, plan: ConvPlan, members: Sequence[Member], role: str) -> ir.Value:
-        """The weights or the biases of the members in one initialiser."""
+    def _held(self, plan: ConvPlan, members: Sequence[Member], place: int) -> ir.Value:
+        """The weights or the biases of the members in one value."""
         branches = [self.plan.branches[member.branch] for member in members]
-        parameters = [cast(Parameter, getattr(branch, role)) for branch in branches]
+        values = [cast(ir.Node, branch.conv.node).inputs[place] for branch in branches]
+        held = [value for value in values if value is not None]
         if not plan.padded:
-            return self._joined(parameters, [0] * len(parameters))
+            return self._stored(held)
+        parameters = [Parameter(root_of(value), ()) for value in held]
         arrays = [_array(parameter) for parameter in parameters]
         transposed = cast(ir.Node, branches[0].conv.node).op_type == "ConvTranspose"
         rows, others = (plan.out_channels, plan.in_channels)[:: -1 if transposed else 1]
@@ -238,6 +296,48 @@ class _Merging:
                 made[list(taken), : array.shape[1]] = array
         return self._initializer(parameters, made)
 
+    def _stored(self, values: Sequence[ir.Value]) -> ir.Value:
+        """Stored tensors one after another, quantised or dequantised as they are."""
+        makers = [value.producer() for value in values]
+        parts = [None if maker is None else scaling(maker) for maker in makers]
+        found = [part for part in parts if part is not None]
+        if len(found) < len(parts) or constant_of(values[0], FIRST_IR_WITH_DEFAULTS) is not None:
+            parameters = [Parameter(root_of(value), ()) for value in values]
+            return self._joined(parameters, [0] * len(parameters))
+        nodes = [cast(ir.Node, maker) for maker in makers]
+        inner = self._stored([cast(ir.Value, node.inputs[0]) for node in nodes])
+        scales, axis = self._scales(found)
+        attributes = dict(nodes[0].attributes)
+        if axis is not None:
+            attributes["axis"] = ir.AttrInt64("axis", axis)
+        wanted = joint_name([node.name or "" for node in nodes])
+        node = ir.Node(
+            nodes[0].domain, nodes[0].op_type, [inner, *scales], attributes.values(),
+            name=self.names.node(wanted),
+        )  # fmt: skip
+        return self._add(node, joint_name([value.name or "" for value in values]))
+
+    def _scales(self, parts: Sequence[QuantisedTensor]) -> tuple[list[ir.Value], int | None]:
+        """The scale and the zero point of joined parts, and the dimension that they go along."""
+        rows = [(sizes_of(root_of(part.stored)) or (1,))[0] for part in parts]
+        made = joined_scaling(parts, [count if isinstance(count, int) else 1 for count in rows])
+        values = []
+        for role, array in (("scale", made.scale), ("zero_point", made.zero_point)):
+            own = [cast(ir.Value, getattr(part, role)) for part in parts]
+            if array is not None and made.axis == 0:
+                name = joint_name([value.name or self.name for value in own])
+                values.append(constant(self.graph, self.names.value(name), array))
+            elif own[0] is not None:
+                values.append(own[0])
+        return values, made.axis
+
+    def _rescaled(self, inputs: list[ir.Value | None], nodes: Sequence[ir.Node]) -> None:
+        """Put the joined scales of the weight among the inputs of an operator on whole numbers."""
+        parts = [part for node in nodes if (part := weight_of(node)) is not None]
+        scales, _ = self._scales(parts)
+        for old, new in zip(parts[0].parameters, scales, strict=True):
+            inputs[inputs.index(old, OPERANDS[nodes[0].op_type][0])] = new
+
     def _behind(self, value: ir.Value, stages: Sequence[Stage]) -> ir.Value:
         nodes = [cast(ir.Node, stage.op.node) for stage in stages]
         dims = [_channel_dims(node, s.op) for node, s in zip(nodes, stages, strict=True)]
@@ -247,8 +347,9 @@ class _Merging:
         ]
         inputs: list[ir.Value | None] = []
         number = 0
-        for slot in nodes[0].inputs:
-            if slot is not None and constant_of(slot, FIRST_IR_WITH_DEFAULTS) is None:
+        data = stages[0].op.values
+        for place, slot in enumerate(nodes[0].inputs):
+            if place in data:
                 inputs.append(value)
             elif slot is None or root_of(slot) not in dims[0]:
                 inputs.append(slot)
@@ -257,7 +358,9 @@ class _Merging:
                 along = [own[key] for own, key in zip(dims, keys, strict=True)]
                 inputs.append(self._joined([Parameter(key, ()) for key in keys], along))
                 number += 1
-        return self._like(nodes[0], inputs, joint_name([branch_name(node) for node in nodes]))
+        return self._like(
+            nodes[0], inputs, joint_name([node.name or branch_name(node) for node in nodes])
+        )
 
     def _joined(self, parameters: Sequence[Parameter], dims: Sequence[int]) -> ir.Value:
         """An initialiser with those of the branches one after another, each along its dimension."""

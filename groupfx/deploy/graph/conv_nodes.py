@@ -25,12 +25,12 @@ CONVS = ("Conv", "ConvTranspose")
 WHOLE = ("ConvInteger", "QLinearConv")
 """Those that work on whole numbers themselves."""
 
-# Where a convolution has its weight and its bias; ConvInteger has none.
-_OPERANDS: Mapping[str, tuple[int, int]] = {
+OPERANDS: Mapping[str, tuple[int, int]] = {
     **dict.fromkeys(CONVS, (1, 2)),
     "ConvInteger": (1, 4),
     "QLinearConv": (3, 8),
 }
+"""Where a convolution has its weight and its bias; ConvInteger has none."""
 
 # From this version on, an initialiser that is a graph input too is only a default (IR.md).
 FIRST_IR_WITH_DEFAULTS = 4
@@ -160,7 +160,7 @@ def _read(
         *most, last = kinds
         named = f"{', '.join(most)} and {last}" if most else last
         return LeftNode(name, node.op_type, groups, f"{kind} is not split; only {named} are")
-    weight, bias = (input_of(node, place) for place in _OPERANDS[node.op_type])
+    weight, bias = (input_of(node, place) for place in OPERANDS[node.op_type])
     if weight is None or groups is None:
         return LeftNode(name, node.op_type, groups, "it has no weight, or no number of groups")
     tensor = constant_of(weight, model.ir_version)

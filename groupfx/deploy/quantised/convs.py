@@ -11,14 +11,14 @@ what stands behind may not be quantised. Only the main graph is read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
-from ..graph.conv_nodes import CONVS, WHOLE, ConvNode, Shapes, conv_nodes, input_of
+from ..graph.conv_nodes import CONVS, OPERANDS, WHOLE, ConvNode, Shapes, conv_nodes, input_of
 from .tensors import Array, QuantisedTensor, dequantised, operand, quantised
 
 Layout = Literal["qdq", "weight only", "QLinearConv", "ConvInteger"]
@@ -26,6 +26,11 @@ Layout = Literal["qdq", "weight only", "QLinearConv", "ConvInteger"]
 SPLIT = (*CONVS, *WHOLE)
 """The operators that are split and merged, in floating point or in whole numbers."""
 
+# The weight, its scale and its zero point.
+_WEIGHTS: Mapping[str, tuple[int, int | None, int]] = {
+    "ConvInteger": (1, None, 3),
+    "QLinearConv": (3, 4, 5),
+}
 _ACTIVATIONS = frozenset({"Clip", "Relu"})
 """What a runtime takes into a convolution's kernel: bounds of what it gives."""
 
@@ -95,20 +100,32 @@ def quantised_convs(model: ir.Model, shapes: Shapes | None = None) -> Iterator[Q
 def quantised_conv(conv: ConvNode) -> QuantisedConv | None:
     """A convolution as a quantised one; None where its weight is in floating point."""
     node = conv.node
-    if node.op_type == "QLinearConv":
-        bias = None if conv.bias is None else QuantisedTensor(conv.bias, None, None)
-        result = QuantisedTensor(node.outputs[0], input_of(node, 6), input_of(node, 7))
-        operands = operand(node, 0, 1, 2), operand(node, 3, 4, 5), bias
-        return QuantisedConv(conv, "QLinearConv", *operands, (), result)
-    if node.op_type == "ConvInteger":
-        operands = operand(node, 0, None, 2), operand(node, 1, None, 3), None
-        return QuantisedConv(conv, "ConvInteger", *operands)
-    weight = dequantised(conv.weight)
+    weight, bias = weight_of(node), bias_of(node)
     if weight is None:
         return None
-    data, bias = dequantised(node.inputs[0]), dequantised(conv.bias)
+    if node.op_type == "QLinearConv":
+        result = QuantisedTensor(node.outputs[0], input_of(node, 6), input_of(node, 7))
+        return QuantisedConv(conv, "QLinearConv", operand(node, 0, 1, 2), weight, bias, (), result)
+    if node.op_type == "ConvInteger":
+        return QuantisedConv(conv, "ConvInteger", operand(node, 0, None, 2), weight, bias)
+    data = dequantised(node.inputs[0])
     layout: Layout = "weight only" if data is None else "qdq"
     return QuantisedConv(conv, layout, data, weight, bias, *result_behind(node))
+
+
+def weight_of(node: ir.Node) -> QuantisedTensor | None:
+    """The weight of a convolution of `SPLIT`; None where it is in floating point."""
+    if node.op_type in WHOLE:
+        return operand(node, *_WEIGHTS[node.op_type])
+    return dequantised(input_of(node, OPERANDS[node.op_type][0]))
+
+
+def bias_of(node: ir.Node) -> QuantisedTensor | None:
+    """The bias of a convolution of `SPLIT`; None without one in whole numbers."""
+    bias = input_of(node, OPERANDS[node.op_type][1])
+    if bias is None or node.op_type not in WHOLE:
+        return dequantised(bias)
+    return QuantisedTensor(bias, None, None)
 
 
 def result_behind(last: ir.Node) -> tuple[tuple[ir.Node, ...], QuantisedTensor | None]:

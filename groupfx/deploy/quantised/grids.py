@@ -37,6 +37,11 @@ class Grid:
         """The nearest reals within the bounds."""
         return reals.clamp(_over(self.low, reals), _over(self.high, reals))
 
+    def nearest(self, reals: Tensor) -> Tensor:
+        """The nearest reals of the grid; NaN stays."""
+        scale, within = _over(self.scale, reals), self.within(reals)
+        return (within / scale).round() * scale
+
 
 def grid_of(found: QuantisedTensor | None, between: tuple[ir.Node, ...] = ()) -> Grid | None:
     """The grid of a value, of what goes through the activations `between` before.

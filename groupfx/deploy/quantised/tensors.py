@@ -65,6 +65,11 @@ class QuantisedTensor:
         return _array(self.zero_point)
 
     @property
+    def zeros(self) -> Array | None:
+        """The same, with 0 where there is none."""
+        return np.zeros(()) if self.zero_point is None else self.zero_points
+
+    @property
     def reals(self) -> Array | None:
         """What the numbers stand for, in float64; None where something is not constant.
 

@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+import torch
 
 from ..graph.metadata import mark_of
 from ..graph.node_names import told_name
+from ..quantised.grids import grid_of
+from ..quantised.tensors import dequantised
 from ..running.float64_nodes import Float64Node, widened
 from ..running.runtime import declared_inputs
 from .value_graph import Jitter, Operator, ValueGraph, Values
@@ -66,6 +69,15 @@ class OnnxGraph(ValueGraph):
         if kind is None:
             return dict(made)
         return {name: widened(value.astype(kind)) for name, value in made.items()}
+
+    def holds(self, name: str, array: Array) -> Array:
+        """Behind a DequantizeLinear those of its grid."""
+        op = self.producer.get(name)
+        value = None if op is None else self.nodes[op.index].node.outputs[0]
+        grid = grid_of(dequantised(value))
+        if grid is None or array.dtype.kind != "f" or array.ndim < 2:
+            return array
+        return grid.nearest(torch.from_numpy(array)).numpy()
 
     def operands(
         self, node: Float64Node, values: Mapping[str, Any], jitter: Jitter | None = None

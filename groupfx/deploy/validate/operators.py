@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..quantised.tensors import QUANTIZE
 from ..running.float64_nodes import RuntimeNode
 from .matching import Matching, Piece
 from .narrowing import Named, named, narrowed, value_sketches
@@ -175,7 +176,8 @@ class OperatorWork:
         base = sampled(piece, base, (found, expected))
         linear = all(op.kind in _LINEAR for op in piece.candidate)
         few = linear or sum(value.size for value in base.values()) > _LARGE
-        for draw, inputs in draws(base, few):
+        for draw, drawn in draws(base, few):
+            inputs = {name: self.candidate.holds(name, array) for name, array in drawn.items()}
             yield inputs, compare(expected, found, inputs, self._unit(piece), draw)
 
     def _functions(self, piece: Piece) -> tuple[Any, Any]:
@@ -411,8 +413,10 @@ class OperatorWork:
         """Whether it is part of a piece that agrees, and makes a difference there."""
         for piece, base in self._agreeing.items():
             inside = suspect.operators[-1] in piece.candidate
-            # A place in an order is the same for scores that are 1 % too large.
-            if any(sketch.kind == "i" for sketch in self.matching.found.of[piece.ends[0]]):
+            # A place in an order is the same for scores that are 1 % too large; numbers of a grid
+            # are not.
+            whole = any(sketch.kind == "i" for sketch in self.matching.found.of[piece.ends[0]])
+            if whole and piece.candidate[-1].kind != QUANTIZE:
                 continue
             if inside and _reaches(self.candidate, piece, suspect.value, base):
                 return True
@@ -435,7 +439,7 @@ class OperatorWork:
                 continue
             piece = sandwiched(self.matching, suspect, other)
             base = None if piece is None else self._values(piece)
-            if piece is None or base is None or self._is_judged(piece):
+            if piece is None or base is None:
                 continue
             for failure in self._judged(0, piece, base):
                 if self._is_confirmed(failure):

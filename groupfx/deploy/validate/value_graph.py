@@ -65,6 +65,10 @@ class ValueGraph(ABC):
     def value(self, array: Array) -> Any:
         """The value that holds what an array holds."""
 
+    def holds(self, name: str, array: Array) -> Array:
+        """The nearest numbers that a value can hold: after a dequantization not every one."""
+        return array
+
     @property
     def lowers(self) -> bool:
         """Whether it rounds to half precision on its way, although it is of another dtype."""

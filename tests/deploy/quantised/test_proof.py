@@ -7,8 +7,10 @@ import onnx_ir as ir
 import pytest
 
 from groupfx.deploy import OnnxSide, Validation, ValidationOptions, validate_sides
+from groupfx.deploy.forms.rewrite_onnx import rewrite_graph
 from groupfx.deploy.graph.conv_nodes import constant_of
 from groupfx.deploy.quantised.convs import QuantisedConv, quantised_convs
+from groupfx.passes import MergeParallelConv
 from tests.deploy.quantised.quantised_files import QuantisedCase, quantised_file
 from tests.deploy.quantised.test_splitting import split
 
@@ -129,3 +131,18 @@ def test_a_wrong_split_is_not_and_the_site_is_named(
     assert found.first_site is not None
     assert found.first_site.name == "conv"
     assert "conv" in str(found.blame)
+
+
+@pytest.mark.parametrize("case", [QDQ, OPERATOR], ids=["qdq", "operator"])
+@pytest.mark.parametrize("wrong", [None, one_scale_moved, zero_point_lost, another_number])
+def test_a_merge_is_proved_as_well(
+    case: QuantisedCase, wrong: Callable[[Branches], None] | None
+) -> None:
+    before = split(quantised_file(case)).model
+    after = rewrite_graph(before, [MergeParallelConv()]).model
+    if wrong is not None:
+        wrong(tuple(quantised_convs(after)) * 3)
+    found = validate_sides(
+        OnnxSide("split", before), OnnxSide("merged", after), ValidationOptions()
+    )
+    assert found.verdict == ("same" if wrong is None else "different")
