@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnxscript.optimizer import fold_constants
 
 from ..graph.conv_nodes import Shapes
+from ..quantised.contrib import stand_in
 
 _OF_THEIR_INPUTS_SHAPE = frozenset({"GroupNormalization", "MeanVarianceNormalization"})
 _MOST_BYTES_OF_SCALES = 64
@@ -43,6 +44,7 @@ def static_shapes(model: ir.Model, inputs: Mapping[str, tuple[int, ...]] | None 
     for node in work.graph:
         if node.op_type in _OF_THEIR_INPUTS_SHAPE and not node.domain:
             _stand_in(node)
+        stand_in(node)
     found = _inferred(work)
     unknown = any(v.name not in found for node in work.graph for v in node.outputs)
     if unknown and any(node.op_type == "Shape" for node in work.graph):
