@@ -28,6 +28,7 @@ from . import (
     frozen_speed,
     inspect_cost,
     peak_memory,
+    quantised,
     rewrite_time,
     self_race,
     source1_groups,
@@ -52,6 +53,7 @@ BENCHMARKS: dict[str, Callable[[Console, bool], None]] = {
     "form-speed": form_speed.run,
     "speed-table": speed_table.run,
     "self-race": self_race.run,
+    "quantised": quantised.run,
     "validate-time": validate_time.run,
 }
 

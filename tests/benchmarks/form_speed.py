@@ -39,7 +39,7 @@ from groupfx.plan.forms import FormPlan, plan
 
 GROUPS = (8, 4, 2)
 # Runs of a turn that bring the weights into the caches, and those that count.
-WARMING, TIMED = 6, 4
+RUNS = (6, 4)
 STAGES = ((64, 1), (128, 2), (256, 2), (512, 2))
 
 
@@ -118,25 +118,28 @@ def _blocks(conv: ConvNode) -> BlockStructure | None:
     return None if mask.all() else find_blocks(mask, max_blocks=len(mask), min_saving=0)
 
 
-def race(paths: Sequence[Path], batch: int, rounds: int) -> list[float]:
-    """Medians of the ratios within a round to the first of `paths`."""
+def race(
+    paths: Sequence[Path], batch: int, rounds: int, size: int = 32, runs: tuple[int, int] = RUNS
+) -> list[float]:
+    """Medians of the ratios within a round to the first of `paths`, on images of a `size`."""
+    warming, timed = runs
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
     sessions = [
         ort.InferenceSession(path, options, providers=["CPUExecutionProvider"]) for path in paths
     ]
-    x = np.random.default_rng(0).standard_normal((batch, 3, 32, 32)).astype(np.float32)
+    x = np.random.default_rng(0).standard_normal((batch, 3, size, size)).astype(np.float32)
     feed = {sessions[0].get_inputs()[0].name: x}
     ratios: list[list[float]] = [[] for _ in paths]
     for round_ in range(rounds + 1):
         there = [*range(len(paths))]
         times = [0.0] * len(paths)
         for place in (*there, *there[::-1]):
-            for _ in range(WARMING):
+            for _ in range(warming):
                 sessions[place].run(None, feed)
             start = time.thread_time()
-            for _ in range(TIMED):
+            for _ in range(timed):
                 sessions[place].run(None, feed)
             times[place] += time.thread_time() - start
         for place, found in enumerate(times):

@@ -33,7 +33,7 @@ def stand_in(node: ir.Node) -> None:
     The node then computes something else: this is for a copy that nobody runs.
     """
     found = _LIKE.get(node.op_type) if node.domain == _DOMAIN else None
-    if found is None or node.attributes.get_int("channels_last", 0):
+    if found is None or node.attributes.get_int("channels_last", 0) == 1:
         return
     kind, tensors, attributes = found
     inputs = node.inputs[tensors]

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from ..graph.conv_nodes import ConvNode
 from ..graph.tensors import nodes
 from .convs import pairs_around
-from .tensors import QuantisedTensor, dequantised
+from .tensors import QUANTIZE, QuantisedTensor, dequantised
 
 _BYTES = frozenset({ir.DataType.INT8, ir.DataType.UINT8})
 # Which inputs of an operator are quantised weights or biases, where they are constants.
@@ -37,6 +37,14 @@ def quantised_weights(model: ir.Model) -> Iterator[ir.TensorProtocol]:
             if tensor is not None and id(value) not in seen:
                 seen.add(id(value))
                 yield tensor
+
+
+def quantises(model: ir.Model) -> bool:
+    """Whether a model rounds to whole numbers on its way, so that a tie may go to either side."""
+    return any(
+        node.op_type in (QUANTIZE, "DynamicQuantizeLinear") or node.op_type.startswith("QLinear")
+        for node in nodes(model)
+    )
 
 
 def has_kernel(conv: ConvNode) -> bool:

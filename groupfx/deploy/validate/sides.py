@@ -30,6 +30,7 @@ from ...verify import Float64Runner
 from ..export.exporting import convert
 from ..export.io_names import output_names, unique
 from ..graph.files import proto_of
+from ..quantised.kernels import quantises
 from ..running.float64_onnx import Float64Model
 from ..running.runtime import Session, declared_inputs, give_out
 from .onnx_sites import onnx_site_functions
@@ -319,6 +320,11 @@ class OnnxSide:
         floats = [d for d in values if d is not None and d.is_floating_point()]
         half = ir.DataType.FLOAT16
         return torch.float16 if half in floats else torch.float32
+
+    @cached_property
+    def quantises(self) -> bool:
+        """Whether it rounds to whole numbers on its way."""
+        return quantises(self.model)
 
     @cached_property
     def session(self) -> Session:

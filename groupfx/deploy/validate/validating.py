@@ -21,7 +21,7 @@ from .drawn_batches import batches
 from .draws import PREFIX, settle_draws
 from .example_feeds import example_feeds, input_domains, require_fit
 from .operator_runs import MOVED, OperatorReport, chosen_runs, look_at_operators
-from .opinions import EVALUATOR, Runtime, runtimes_of
+from .opinions import EVALUATOR, ON, Runtime, runtimes_of
 from .output_checks import OutputCheck, OutputRun, check_outputs, require_outputs
 from .quantised.comparing import is_quantised, validate_quantised
 from .quantised.feeds import Given
@@ -337,9 +337,19 @@ class _Comparison:
             if runtime == EVALUATOR and time.perf_counter() - started > _SLOW_OPINION:
                 self._too_slow = True
                 self.notes.append(f"the {EVALUATOR} is slow here: it was asked on {run.name} alone")
-            self._note(runtime, run, wide, original, found[runtime])
+            self._note(runtime, run, wide, self._alike(runtime, run, original), found[runtime])
         self._cover(run, wide, original, found)
         return found
+
+    def _alike(self, runtime: str, run: Run, original: Values) -> Values:
+        """The original run as the candidate is, where that is more than another rounding.
+
+        Optimised, whole numbers are multiplied as such, and a tie goes to the other side.
+        """
+        side = self.reference
+        if runtime != ON or not isinstance(side, OnnxSide) or not side.quantises:
+            return original
+        return side.optimised.run(side.own(run.feeds))
 
     def _yardstick(self, feeds: Feeds) -> tuple[Values, Values]:
         """The reference in float64 and in the candidate's dtype.

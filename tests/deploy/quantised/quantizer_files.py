@@ -23,9 +23,9 @@ SIZE = 12
 class _Samples(CalibrationDataReader):
     """Four batches of random images."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
         generator = np.random.default_rng(0)
-        shape = (2, 3, SIZE, SIZE)
+        shape = (2, 3, size, size)
         self._left: Iterator[dict[str, Any]] = iter(
             [{"x": generator.normal(size=shape).astype(np.float32)} for _ in range(4)]
         )
@@ -60,7 +60,12 @@ class _Network:
 
 
 def network(
-    width: int = 16, groups: int = 4, blocks: int = 2, seed: int = 0, opset: int = 17
+    width: int = 16,
+    groups: int = 4,
+    blocks: int = 2,
+    seed: int = 0,
+    opset: int = 17,
+    size: int = SIZE,
 ) -> onnx.ModelProto:
     """A stem and residual blocks of 1x1, grouped 3x3 and 1x1 convolutions, in floating point."""
     net = _Network(seed)
@@ -75,7 +80,7 @@ def network(
     graph = helper.make_graph(
         net.nodes,
         "net",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, SIZE, SIZE])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, size, size])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", width, 1, 1])],
         [numpy_helper.from_array(array, name) for name, array in net.held.items()],
     )
@@ -100,7 +105,7 @@ def by_quantizer(
         quantize_static(
             place,
             folder / "int8.onnx",
-            _Samples(),
+            _Samples(model.graph.input[0].type.tensor_type.shape.dim[2].dim_value),
             quant_format=QuantFormat.QOperator if operators else QuantFormat.QDQ,
             per_channel=per_channel,
             activation_type={"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}[data],
