@@ -38,6 +38,7 @@ from .graphs import (
 )
 from .numbers import fix_numbers
 from .program import WAYS, Fragment, Program, Unreachable, Way, copied, twin_tree
+from .quantised import refuse_quantised
 from .tracer import CannotTrace, trace
 
 Leaves = Callable[[nn.Module], bool]
@@ -65,6 +66,7 @@ def open_model(
     if way not in ("auto", *WAYS):
         raise UsageError(f"unknown way {way!r}: choose one of auto, {', '.join(WAYS)}")
     _refuse_lazy(model)
+    refuse_quantised(model)
     if read_only and way == "auto":
         program = _traced_twin(model, inputs, leaves)
         if program is not None:
@@ -376,8 +378,6 @@ def _why_unseen(model: nn.Module, unseen: Unseen) -> str:
     ran = f"{unseen.operator} with {unseen.groups} groups runs here{at(unseen.place)}"
     if isinstance(module, torch.jit.ScriptModule):
         return f"{ran} in TorchScript: give the model as it was before torch.jit"
-    if unseen.operator.startswith(("quantized::", "onednn::")):
-        return f"{ran} on integers: rewrite the model before it is quantised"
     if unseen.inside:
         return f"{ran} in a branch of torch.cond or an operator like it: call a module there"
     return f"{ran} where no call of torch's functions shows it: call torch.nn.functional.conv there"

@@ -20,6 +20,7 @@ from ...report.pieces import Piece
 from ...running.alone import alone
 from ...running.inputs import ExampleInputs, in_order
 from ...tracing.program import copied
+from ...tracing.quantised import refuse_packed
 from ..forms.site_drawings import site_pieces
 from ..graph.files import check_onnx, write_onnx
 from .bound_sizes import OpenSizeError
@@ -175,7 +176,11 @@ class PreparedExport:
 def prepare_export(
     model: nn.Module, inputs: ExampleInputs, options: ExportOptions
 ) -> PreparedExport:
-    """Make the file of `model`, which is not changed, in memory; see `groupfx.export`."""
+    """Make the file of `model`, which is not changed, in memory; see `groupfx.export`.
+
+    Raises `ModelError` for what torch.export does not take.
+    """
+    refuse_packed(model)
     notes = []
     if any(_trains(module) for module in model.modules()):
         notes.append("the model is in train mode: it was exported as it is in eval mode")

@@ -106,7 +106,9 @@ def split_conv(
     if pairs is not None:
         values = work.paired(pairs.result, values, work.outputs)
     concat = work.concat(values, old[-1].outputs[0])
-    model.graph.insert_before(conv.node, work.nodes)
+    # The scale of what it gives may be a Constant that stands behind the convolution.
+    end = None if pairs is None else pairs.result.node
+    model.graph.insert_before(end or conv.node, work.nodes)
     take_over(old[-1].outputs[0], concat)
     inputs = dict.fromkeys(value for node in old for value in node.inputs)
     model.graph.remove(old, safe=True)

@@ -113,7 +113,25 @@ def read_trusted(
             raise FileError(
                 f"{source} cannot be loaded: {type(error).__name__}: {reason(error)}"
             ) from error
-    return _inside(choose(found, _LOOK, key=key, source=source))
+    chosen = _inside(choose(found, _LOOK, key=key, source=source))
+    if isinstance(chosen.network, nn.Module):
+        _require_restored(chosen.network, source)
+    return chosen
+
+
+def _require_restored(network: nn.Module, source: str) -> None:
+    """Raise `FileError` for layers that torch pickles and does not restore, as torch.ao's are."""
+    pending = [network]
+    while pending:
+        module = pending.pop()
+        if not {"_parameters", "_buffers", "_modules"} <= vars(module).keys():
+            kind = f"{type(module).__module__}.{type(module).__qualname__}"
+            raise FileError(
+                f"{source} holds a {kind}, which torch does not restore from a pickle. Quantised "
+                "layers are exported where they are made, torch.onnx.export(model, inputs, "
+                '"model.onnx", dynamo=False), and the file is rewritten: groupfx rewrite model.onnx'
+            )
+        pending += [child for child in module._modules.values() if child is not None]
 
 
 def _inside(chosen: Choice) -> Choice:
