@@ -70,6 +70,7 @@ class PlinioTracer(fx.Tracer):
 def obstacles(model: nn.Module, inputs: ExampleInputs) -> tuple[Obstacle, ...]:
     """All that PIT, MPS and SuperNet would refuse or get wrong in `model`, in its own order."""
     from .plinio_masks import shared_masks
+    from .plinio_zeros import values_of_pruned
 
     graph = _graph(model)
     if isinstance(graph, Obstacle):
@@ -79,7 +80,7 @@ def obstacles(model: nn.Module, inputs: ExampleInputs) -> tuple[Obstacle, ...]:
     # Channels are followed through what is known alone.
     if any(each.refused and {*GRAPHS} <= {*each.methods} for each in found):
         return tuple(found)
-    return (*found, *shared_masks(graph))
+    return (*found, *shared_masks(graph), *values_of_pruned(graph))
 
 
 def _graph(model: nn.Module) -> fx.GraphModule | Obstacle:
@@ -121,7 +122,7 @@ class _Operation:
             yield from self._index()
         elif node.target is torch._assert:
             # What it reads stays alive when SuperNet takes out the branch around it.
-            kept = any(_called(each, self.root) is not None for each in sources(node))
+            kept = any(called(each, self.root) is not None for each in sources(node))
             methods = ALL if kept else GRAPHS
             yield self._say(methods, "asserts have no rule", "-p drop-asserts leaves it out")
         elif node.op == "call_method" or node.target not in _FUNCTIONS:
@@ -229,12 +230,15 @@ class _Operation:
         elif isinstance(module, nn.Linear):
             shape = self.node.all_input_nodes[0].meta.get("shape", ())
             if len(shape) != 2:
-                yield self._say(GRAPHS, f"a linear layer on a value of shape {list(shape)}")
+                yield self._say((PIT, CHANNEL), f"a linear layer on a value of shape {list(shape)}")
         elif isinstance(module, nn.Flatten):
-            if module.start_dim != 1 or module.end_dim != -1:
+            if module.start_dim < 2 and (module.start_dim, module.end_dim) != (1, -1):
                 yield self._say(GRAPHS, "only a flatten of all but the batch has a rule")
         elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
             yield from self._norm(module)
+        elif isinstance(module, nn.PReLU) and module.num_parameters == 1:
+            remedy = "give it a slope for each channel: num_parameters"
+            yield self._say((PIT,), "its export wants a slope for each channel", remedy)
         elif not isinstance(module, _MODULES):
             yield self._say(GRAPHS, "it has no rule for this module")
 
@@ -253,7 +257,7 @@ class _Operation:
 
     def _norm(self, module: nn.modules.batchnorm._BatchNorm) -> Iterator[Obstacle]:
         before = self.node.all_input_nodes[0]
-        conv = _called(before, self.root)
+        conv = called(before, self.root)
         follows = isinstance(conv, (*CONVS, nn.Linear))
         if isinstance(module, nn.BatchNorm3d) and not isinstance(conv, nn.Conv3d):
             yield self._say(GRAPHS, "BatchNorm3d has a rule directly behind a convolution alone")
@@ -295,7 +299,7 @@ def is_output_concat(node: fx.Node, root: fx.GraphModule) -> bool:
     pending, seen = [node], {node}
     while pending:
         for user in pending.pop().users:
-            if isinstance(_called(user, root), (*CONVS, nn.Linear)):
+            if isinstance(called(user, root), (*CONVS, nn.Linear)):
                 return False
             if user not in seen:
                 seen.add(user)
@@ -307,7 +311,8 @@ def _weighs(node: fx.Node) -> bool:
     return any(given.op == "get_attr" for given in node.all_input_nodes)
 
 
-def _called(node: fx.Node, root: fx.GraphModule) -> nn.Module | None:
+def called(node: fx.Node, root: fx.GraphModule) -> nn.Module | None:
+    """The module that a node calls; None for any other node."""
     return root.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 

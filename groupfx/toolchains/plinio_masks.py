@@ -7,6 +7,7 @@ has those of its parts behind one another. MPS does the same for its quantisers,
 concatenations. An output's channels stay where its piece has no concatenation.
 """
 
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,11 +15,11 @@ import torch
 from torch import fx, nn
 
 from .obstacle import Obstacle
-from .plinio import CHANNEL, CONVS, MPS, PIT, obstacle
+from .plinio import CHANNEL, CONVS, MPS, PIT, called, obstacle
 
 
 @dataclass
-class _Piece:
+class Piece:
     """Values that share a mask."""
 
     nodes: list[fx.Node]
@@ -45,20 +46,25 @@ class _Piece:
 
 def shared_masks(root: fx.GraphModule) -> Iterator[Obstacle]:
     """What does not fit, each under the first node that it concerns."""
-    pieces = _pieces(root, cut_concats=True)
-    home = {node: piece for piece in pieces for node in piece.nodes}
-    for piece in pieces:
+    home = masks(root)
+    for piece in {id(piece): piece for piece in home.values()}.values():
         yield from _mask_problems(piece, home)
+        yield from _picked_problems(piece)
     yield from _called_apart(root, home)
     for piece in _pieces(root, cut_concats=False):
         yield from _quantiser_problems(piece)
+
+
+def masks(root: fx.GraphModule) -> dict[fx.Node, Piece]:
+    """The values that share the mask of each value."""
+    return {n: piece for piece in _pieces(root, cut_concats=True) for n in piece.nodes}
 
 
 def makes_channels(node: fx.Node, root: fx.GraphModule) -> bool:
     """Whether its channels are its own: an input, a convolution that is not depthwise, a linear."""
     if node.op == "placeholder":
         return True
-    module = _called(node, root)
+    module = called(node, root)
     if isinstance(module, nn.Linear):
         return True
     return isinstance(module, CONVS) and not is_depthwise(node, root)
@@ -66,7 +72,7 @@ def makes_channels(node: fx.Node, root: fx.GraphModule) -> bool:
 
 def is_depthwise(node: fx.Node, root: fx.GraphModule) -> bool:
     """Whether PLiNIO takes it for a depthwise convolution, one channel to one included."""
-    module = _called(node, root)
+    module = called(node, root)
     if not isinstance(module, (nn.Conv1d, nn.Conv2d)):
         return False
     return module.groups == module.in_channels == module.out_channels
@@ -85,7 +91,7 @@ def channels(node: fx.Node) -> int:
     return int(shape[1]) if len(shape) > 1 else 0
 
 
-def _pieces(root: fx.GraphModule, *, cut_concats: bool) -> list[_Piece]:
+def _pieces(root: fx.GraphModule, *, cut_concats: bool) -> list[Piece]:
     """The graph in pieces, outputs and what they return apart."""
     parent: dict[fx.Node, fx.Node] = {}
 
@@ -105,10 +111,10 @@ def _pieces(root: fx.GraphModule, *, cut_concats: bool) -> list[_Piece]:
     grouped: dict[fx.Node, list[fx.Node]] = {}
     for node in nodes:
         grouped.setdefault(find(node), []).append(node)
-    return [_Piece(group, root) for group in grouped.values()]
+    return [Piece(group, root) for group in grouped.values()]
 
 
-def _mask_problems(piece: _Piece, home: dict[fx.Node, _Piece]) -> Iterator[Obstacle]:
+def _mask_problems(piece: Piece, home: dict[fx.Node, Piece]) -> Iterator[Obstacle]:
     """What PIT cannot prune as one."""
     root, concats = piece.root, piece.concats
     sizes = piece.sizes
@@ -142,11 +148,34 @@ def _mask_problems(piece: _Piece, home: dict[fx.Node, _Piece]) -> Iterator[Obsta
             yield from _part_problems(concat, part, home[part], masked=masked)
 
 
-def _called_apart(root: fx.GraphModule, home: dict[fx.Node, _Piece]) -> Iterator[Obstacle]:
+def _picked_problems(piece: Piece) -> Iterator[Obstacle]:
+    """Channels in another order, under the mask of the order before."""
+    for node in piece.nodes:
+        if node.target is not operator.getitem or not _is_list(node.args[1]):
+            continue
+        pending, seen = [node], {node}
+        while pending:
+            for user in pending.pop().users:
+                if user in seen or user not in piece.nodes:
+                    continue
+                seen.add(user)
+                pending.append(user)
+        behind = [n for n in piece.nodes if n in seen - {node}]
+        meets = [n for n in behind if n in piece.depthwise or n in _meetings(piece)]
+        if meets:
+            reason = "its input has channels in another order, under the mask of the order before"
+            yield obstacle(meets[0], piece.root, (PIT,), reason, "fold-permutations", refused=False)
+
+
+def _is_list(index: object) -> bool:
+    return isinstance(index, tuple) and len(index) > 1 and isinstance(index[1], list)
+
+
+def _called_apart(root: fx.GraphModule, home: dict[fx.Node, Piece]) -> Iterator[Obstacle]:
     """Layers with one mask that are called in several pieces, each of which has its own."""
     calls: dict[nn.Module, list[fx.Node]] = {}
     for node in home:
-        module = _called(node, root)
+        module = called(node, root)
         if isinstance(module, (*CONVS, nn.Linear)):
             calls.setdefault(module, []).append(node)
     for nodes in calls.values():
@@ -156,7 +185,7 @@ def _called_apart(root: fx.GraphModule, home: dict[fx.Node, _Piece]) -> Iterator
 
 
 def _part_problems(
-    concat: fx.Node, part: fx.Node, piece: _Piece, *, masked: bool
+    concat: fx.Node, part: fx.Node, piece: Piece, *, masked: bool
 ) -> Iterator[Obstacle]:
     """What PIT cannot put behind one another; `masked`: layers share the concatenation's mask."""
     if piece.concats:
@@ -170,7 +199,7 @@ def _part_problems(
         yield obstacle(concat, piece.root, (PIT,), reason)
 
 
-def _quantiser_problems(piece: _Piece) -> Iterator[Obstacle]:
+def _quantiser_problems(piece: Piece) -> Iterator[Obstacle]:
     """What MPS cannot quantise as one."""
     root = piece.root
     makers = [node for node in piece.makers if node.op != "placeholder"]
@@ -184,12 +213,12 @@ def _quantiser_problems(piece: _Piece) -> Iterator[Obstacle]:
         reason = f"layers of {sorted(sizes)} channels are quantised as one"
         yield obstacle(_meeting(piece) or makers[0], root, (CHANNEL,), reason)
     for node in needing:
-        if isinstance(_called(node, root), nn.Conv1d):
+        if isinstance(called(node, root), nn.Conv1d):
             yield obstacle(node, root, (CHANNEL,), "its export of a Conv1d fails")
             return
 
 
-def _meetings(piece: _Piece) -> list[fx.Node]:
+def _meetings(piece: Piece) -> list[fx.Node]:
     """Operations of two values that have the channels of the piece."""
     return [
         node
@@ -200,7 +229,7 @@ def _meetings(piece: _Piece) -> list[fx.Node]:
     ]
 
 
-def _meeting(piece: _Piece) -> fx.Node | None:
+def _meeting(piece: Piece) -> fx.Node | None:
     return next(iter(_meetings(piece)), None)
 
 
@@ -208,9 +237,5 @@ def _adds(node: fx.Node) -> bool:
     return node.op == "call_function" and getattr(node.target, "__name__", "") == "add"
 
 
-def _is_part(node: fx.Node, piece: _Piece) -> bool:
+def _is_part(node: fx.Node, piece: Piece) -> bool:
     return channels(node) not in piece.sizes
-
-
-def _called(node: fx.Node, root: fx.GraphModule) -> nn.Module | None:
-    return root.get_submodule(str(node.target)) if node.op == "call_module" else None

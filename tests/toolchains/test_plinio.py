@@ -69,13 +69,22 @@ ACCEPTED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "positions joined": lambda m, x: torch.flatten(m.a(x), 2),
     "positions cut": lambda m, x: m.b(m.a(x)[:, :, 1:5, ::2]),
     "mean of positions": lambda m, x: m.linear(torch.mean(m.b(m.a(x)), [2, 3])),
+    "sigmoid at the end": lambda m, x: torch.sigmoid(m.a(x)),
+    "a gate of the value itself": lambda m, x: m.b(_swish(m.a(x))),
+    "sigmoid in front of a depthwise": lambda m, x: m.b(m.deep(torch.sigmoid(m.a(x)))),
+    "positions joined by a module": lambda m, x: m.flat(m.a(x)),
     "padding of positions": lambda m, x: m.b(F.pad(m.a(x), [1, 1])),
 }
 
 
 @pytest.mark.parametrize("body", ACCEPTED.values(), ids=ACCEPTED.keys())
 def test_the_accepted_form_has_no_obstacles(body: Callable[[Any, Tensor], Tensor]) -> None:
-    assert judged(Sentence(body, pool=nn.AdaptiveAvgPool2d(1))) == ()
+    parts = {
+        "pool": nn.AdaptiveAvgPool2d(1),
+        "flat": nn.Flatten(2),
+        "deep": nn.Conv2d(8, 8, 1, groups=8),
+    }
+    assert judged(Sentence(body, **parts)) == ()
 
 
 REFUSED: dict[str, tuple[Callable[[Any, Tensor], Tensor], set[str], str]] = {
@@ -171,6 +180,33 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Tensor], set[str], str]] = {
         {PIT},
         "of a pruned channel it makes no 0",
     ),
+    "sigmoid between layers": (
+        lambda m, x: m.b(torch.sigmoid(m.a(x))),
+        {PIT},
+        "of a pruned channel it makes no 0",
+    ),
+    "sigmoid in a sum": (
+        lambda m, x: m.b(torch.sigmoid(m.a(x)) + m.c(x)),
+        {PIT},
+        "of a pruned channel it makes no 0",
+    ),
+    "a number added": (lambda m, x: m.b(m.a(x) + 1), {PIT}, "of a pruned channel it makes no 0"),
+    "a border of ones": (
+        lambda m, x: m.b(F.pad(m.a(x), [1, 1], value=1.0)),
+        {PIT},
+        "of a pruned channel it makes no 0",
+    ),
+    "one slope": (lambda m, x: m.b(m.slope(m.a(x))), {PIT}, "a slope for each channel"),
+    "a linear layer on positions": (
+        lambda m, x: m.wide_linear(torch.flatten(m.a(x), 2)),
+        {PIT, CHANNEL},
+        "a linear layer on a value of shape",
+    ),
+    "another order in front of a depthwise": (
+        lambda m, x: m.b(m.deep(m.a(x)[:, [3, 1, 0, 2, 7, 6, 5, 4]])),
+        {PIT, CHANNEL},
+        "channels in another order",
+    ),
     "depthwise on a part": (
         lambda m, x: m.left(m.dw(m.a(x)[:, 0:4])),
         {PIT, CHANNEL},
@@ -192,6 +228,10 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Tensor], set[str], str]] = {
         "nothing but the model's input",
     ),
 }
+
+
+def _swish(y: Tensor) -> Tensor:
+    return torch.multiply(y, torch.sigmoid(y))
 
 
 def _asserted(m: Any, x: Tensor) -> Tensor:
@@ -231,6 +271,9 @@ def test_a_departure_from_it_is_named(
         dw=nn.Conv2d(4, 4, 3, groups=4),
         one=nn.Conv2d(6, 1, 1),
         first=nn.Conv2d(6, 6, 3, groups=6),
+        deep=nn.Conv2d(8, 8, 1, groups=8),
+        slope=nn.PReLU(),
+        wide_linear=nn.Linear(80, 3),
     )
     found = judged(model)
     assert any(reason in each.reason for each in found), [str(each) for each in found]
@@ -306,7 +349,7 @@ def test_a_rewrite_for_the_target_tells_what_is_left() -> None:
 
 
 def test_a_rewrite_that_leaves_nothing_says_so() -> None:
-    model = Sentence(lambda m, x: m.b(m.g(m.a(x)).sigmoid()), g=nn.Conv2d(8, 8, 1, groups=4))
+    model = Sentence(lambda m, x: m.b(m.g(m.a(x)).tanh()), g=nn.Conv2d(8, 8, 1, groups=4))
     report = groupfx.rewrite(model, X, target="plinio").report
     assert report.obstacles == ()
     assert "Nothing is left that the target would refuse." in str(report)
