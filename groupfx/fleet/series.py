@@ -34,7 +34,9 @@ def of_same_network(before: Opened, source: ModelOptions, *, verify: bool) -> Op
     the same function. Raises FileError for a file whose weights do not fit.
     """
     result, program = before.result, before.result.program
-    if any(site.zeroed for site in result.report.sites) or program.inputs is None:
+    # What has other products than the original was compared with these values, and no others.
+    by_values = any(site.zeroed or not site.exact for site in result.report.sites)
+    if by_values or program.inputs is None:
         return None
     read = read_model(
         source.path,

@@ -11,6 +11,7 @@ import json
 import os
 import resource
 import socket
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..api.models import rewrite
 from ..api.onnx import ONNX, require_same, rewrite_onnx
@@ -43,7 +45,7 @@ from ..files.archive import check_replaceable
 from ..files.atomic import whole_file
 from ..rewriting import Report, Result
 from ..targets import target_named
-from .entries import Entry, Work
+from .entries import Entry, Reading, Work
 from .failures import Stage, failure_of
 from .results import Outcome, Written
 from .series import Opened, of_same_network
@@ -63,6 +65,24 @@ def prepare(*, onnx: bool) -> None:
         # A name of somebody else's may go: then it is slower.
         with suppress(ImportError):
             import_module(name)
+    with suppress(Exception), tempfile.TemporaryDirectory() as folder:
+        _rehearse(Path(folder) / "model.pt")
+
+
+def _rehearse(path: Path) -> None:
+    """A first model, without its check: torch builds tables of its own when it first needs them.
+
+    On one thread, and without the one that a progress bar of torch's starts: others do not live on
+    in a process that is forked, and what they hold stays held there.
+    """
+    with suppress(ImportError):
+        import_module("tqdm").tqdm.monitor_interval = 0
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.save(nn.Sequential(nn.Conv2d(2, 2, 1, groups=2), nn.ReLU()), path)
+    opened = open_source(ModelOptions.of(path, Reading(input_shape=("2,2,3,3",))))
+    rewrite(opened.model, opened.inputs, verify=False)
+    torch.set_num_threads(before)
 
 
 def work_through(channel: socket.socket) -> None:
@@ -70,7 +90,8 @@ def work_through(channel: socket.socket) -> None:
     job = receive_job(channel)
     # What ends it from inside C++ says so in the log.
     faulthandler.enable()
-    torch.set_num_threads(job.threads)
+    # No more than the user lets torch have.
+    torch.set_num_threads(min(job.threads, torch.get_num_threads()))
     warnings.simplefilter("ignore")
     before: Opened | None = None
 

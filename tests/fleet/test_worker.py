@@ -255,7 +255,7 @@ def test_a_checkpoint_that_is_wrong_ends_no_series(tmp_path: Path) -> None:
     assert outcome.failure is None
 
 
-def test_checkpoints_that_learned_other_groups_are_planned_anew(
+def test_checkpoints_whose_plan_is_in_their_values_are_planned_each_by_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[object] = []
@@ -274,4 +274,4 @@ def test_checkpoints_that_learned_other_groups_are_planned_anew(
         )
         assert outcome.failure is None, outcome.failure
         assert outcome.verified
-    assert len(opened) == 2
+    assert len(opened) == 3
