@@ -1,9 +1,9 @@
 """Checkpoints of one network: opened and planned once, then only their weights are moved.
 
 A rewrite says which entries of the original's tensors each of its own is, and that holds for any
-weights as long as the plan did not look at their values. Where it did, as with learned groups, the
-map of the rewrite knows what must be as it was, and refuses what is not: such a checkpoint is
-planned anew. What was proved of each site was proved for any weights; the whole is compared again.
+weights as long as the plan did not look at their values. Where it did, as with learned groups, or
+where the map of the rewrite refuses a checkpoint, that is planned by itself. What was proved of
+each site was proved for any weights; the whole is compared again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ..api.source import ModelOptions, OpenedFile
 from ..errors import UsageError
 from ..files.models import read_model
 from ..learned.groups import deciding_tensors
-from ..rewriting import Result
+from ..rewriting import Report, Result
 from ..verify import compare_models
 
 
@@ -34,9 +34,7 @@ def of_same_network(before: Opened, source: ModelOptions, *, verify: bool) -> Op
     the same function. Raises FileError for a file whose weights do not fit.
     """
     result, program = before.result, before.result.program
-    # What has other products than the original was compared with these values, and no others.
-    by_values = any(site.zeroed or not site.exact for site in result.report.sites)
-    if by_values or program.inputs is None:
+    if program.inputs is None or _by_values(result.report):
         return None
     read = read_model(
         source.path,
@@ -68,3 +66,9 @@ def of_same_network(before: Opened, source: ModelOptions, *, verify: bool) -> Op
     report = replace(report, notes=(*report.notes, note))
     file = replace(before.file, path=source.path, notes=(*read.notes, note))
     return Opened(file, replace(result, report=report), before.name)
+
+
+def _by_values(report: Report) -> bool:
+    """Whether values decided what was done, or what was proved holds for these alone."""
+    dropped = any(fold.dead.filters or fold.dead.inputs for fold in report.folds)
+    return dropped or any(site.zeroed or not site.exact for site in report.sites)
