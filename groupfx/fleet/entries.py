@@ -12,6 +12,7 @@ from ..errors import UsageError
 
 _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _BINARY = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_MOST = 1e15
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
 
 
@@ -116,7 +117,7 @@ def memory_size(text: str) -> int:
     found = _SIZE.fullmatch(text.strip())
     units = {name.lower(): factor for name, factor in (_UNITS | _BINARY).items()}
     factor = None if found is None else units.get(found[2].lower())
-    if found is None or factor is None or not float(found[1]):
+    if found is None or factor is None or not 0 < float(found[1]) < _MOST:
         known = ", ".join([*_UNITS, *_BINARY])
         raise UsageError(f"memory {text!r} is no size: write a number and one of {known}")
     return int(float(found[1]) * factor)

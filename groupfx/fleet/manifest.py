@@ -30,6 +30,8 @@ _LISTS = frozenset({".json", ".yaml", ".yml"})
 # A model is a file too.
 _MODEL = ("file", "model", "factory")
 _WAYS = ("auto", "trace", "modules", "export")
+# A hundred years.
+_MOST_SECONDS = 3.2e9
 _DTYPES = ("float32", "float16")
 
 
@@ -316,11 +318,24 @@ def _texts(value: object) -> tuple[str, ...]:
 
 
 def _shapes(value: object) -> tuple[str, ...]:
-    """`"2,3,8,8"`, or `[2, 3, 8, 8]`, or a list of such for several inputs."""
-    given = value if isinstance(value, list) else [value]
-    if given and all(type(size) is int for size in given):
-        return (",".join(map(str, given)),)
-    return tuple(each if isinstance(each, str) else _shapes(each)[0] for each in given)
+    """`"2,3,8,8"` or `[2, 3, 8, 8]`; for several inputs a list of such, or a mapping by name."""
+    if isinstance(value, Mapping):
+        return tuple(f"{_text(name)}={_shape(each)}" for name, each in value.items())
+    if isinstance(value, list) and not _sizes(value):
+        return tuple(_shape(each) for each in value)
+    return (_shape(value),)
+
+
+def _shape(value: object) -> str:
+    if _sizes(value):
+        return ",".join(map(str, cast(list[int], value)))
+    if not isinstance(value, str):
+        raise _Wrong(f"a shape is to be written as 2,3,8,8 or [2, 3, 8, 8], not {_kind(value)}")
+    return value
+
+
+def _sizes(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(size) is int for size in value)
 
 
 def _arguments(value: object) -> str:
@@ -339,13 +354,10 @@ def _whole(value: object) -> int:
 
 
 def _seconds(value: object) -> float:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not 0 < value < float("inf")
-    ):
+    number = not isinstance(value, bool) and isinstance(value, (int, float))
+    if not number or not 0 < cast(float, value) < _MOST_SECONDS:
         raise _Wrong(f"this is to be a number of seconds, not {_kind(value)}")
-    return float(value)
+    return float(cast(float, value))
 
 
 def _memory(value: object) -> int:

@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from groupfx.errors import FileError, UsageError
 from groupfx.fleet import Entry, Limits, Refused, Work, memory_size, read_fleet
+from groupfx.fleet.manifest import _KEYS
 
 DEFAULTS = Entry(name="", model=Path(), limits=Limits(time=5))
 
@@ -85,6 +88,20 @@ def test_defaults_hold_for_what_is_not_said(tmp_path: Path) -> None:
     assert (second.work.target, second.work.passes) == (None, ("x",))
 
 
+SHAPES = {
+    "text": ("'2,3,8'", ("2,3,8",)),
+    "sizes": ("[2, 3, 8]", ("2,3,8",)),
+    "texts": ("['2,3', 'x=2,5']", ("2,3", "x=2,5")),
+    "lists": ("[[2, 3], [2, 5]]", ("2,3", "2,5")),
+    "by_name": ("{x: [2, 3], ids: 'int64:2,7'}", ("x=2,3", "ids=int64:2,7")),
+}
+
+
+@pytest.mark.parametrize(("given", "shapes"), SHAPES.values(), ids=SHAPES)
+def test_shapes_of_inputs(tmp_path: Path, given: str, shapes: tuple[str, ...]) -> None:
+    assert one(tmp_path, f"- {{file: a.pt, input_shape: {given}}}").reading.input_shape == shapes
+
+
 REFUSED = {
     "unknown_key": ("{model: a.pt, inptu_shape: 2}", "unknown key 'inptu_shape': did you mean"),
     "no_model": ("{name: a}", "give either a 'file', or a 'factory'"),
@@ -95,6 +112,10 @@ REFUSED = {
     "flag": ("{model: a.pt, export: maybe}", "export: this is to be true or false, not a text"),
     "seconds": ("{model: a.pt, time: -1}", "time: this is to be a number of seconds"),
     "not_a_number": ("{model: a.pt, time: .nan}", "time: this is to be a number of seconds"),
+    "forever": ("{model: a.pt, time: 1" + "0" * 400 + "}", "time: this is to be a number of sec"),
+    "all_memory": ("{model: a.pt, memory: 1" + "0" * 400 + "GB}", "is no size"),
+    "half_a_size": ("{model: a.pt, input_shape: [2, 2.5]}", "a shape is to be written as 2,3,8,8"),
+    "no_shape": ("{model: a.pt, input_shape: 3}", "a shape is to be written as 2,3,8,8"),
     "memory": ("{model: a.pt, memory: 4}", "memory: this is to be a size such as 4GB"),
     "unit": ("{model: a.pt, memory: 4 apples}", "memory '4 apples' is no size"),
     "way": ("{model: a.pt, way: up}", "'up' is none of auto, trace"),
@@ -152,6 +173,28 @@ def test_a_manifest_that_cannot_be_read(tmp_path: Path, name: str, text: str, sa
         read(write(tmp_path, text, name))
     assert said in str(caught.value)
     assert name in str(caught.value)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+KEYS = st.sampled_from(["name", "file", "model", "factory", *_KEYS])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(VALUES | st.dictionaries(KEYS, VALUES, max_size=4), min_size=1, max_size=3))
+def test_whatever_a_manifest_holds_is_understood_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, content: list[Any]
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    entries = read(write(folder, json.dumps(content), "any.json"))
+    assert len(entries) == len(content)
+    assert len({entry.name for entry in entries}) == len(content)
+    assert all(entry.message for entry in entries if isinstance(entry, Refused))
 
 
 def test_a_manifest_that_is_no_text(tmp_path: Path) -> None:
