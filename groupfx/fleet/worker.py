@@ -32,6 +32,7 @@ from ..deploy import (
     DEFAULT_OPSET,
     Dynamic,
     ExportOptions,
+    OnnxRewrite,
     OnnxSide,
     PreparedExport,
     TorchSide,
@@ -184,7 +185,8 @@ def _torch(at: _Progress, before: Opened | None, *, keep: bool) -> None:
         result = _rewritten(at.work, opened)
         if keep and opened.copyable:
             at.opened = Opened(opened, result, at.entry.name)
-    _told(at, result.report)
+    _count(at, result.report)
+    at.know(verified=result.report.verified)
     if at.work.save:
         with _writing(at):
             result.save(at.place(_SAVED))
@@ -212,13 +214,12 @@ def _target(work: Work) -> str | None:
     return _TARGET if work.passes is None and work.target is None and exported else work.target
 
 
-def _told(at: _Progress, report: Report) -> None:
-    at.know(
-        sites=len(report.sites) + len(report.skipped),
-        rewritten=len(report.sites),
-        skipped=len(report.skipped),
-        verified=report.verified,
-    )
+def _count(at: _Progress, found: Report | OnnxRewrite) -> None:
+    """Each site once, whichever of several passes looked at it."""
+    rewritten = {site.name for site in found.sites}
+    skipped = {site.name for site in found.skipped} - rewritten
+    number = len(rewritten) + len(skipped)
+    at.know(sites=number, rewritten=len(rewritten), skipped=len(skipped))
 
 
 def _export(at: _Progress, opened: OpenedFile, result: Result) -> None:
@@ -268,16 +269,9 @@ def _onnx(at: _Progress) -> None:
         verify=work.verify or work.validate,
         shapes=source.shapes,
     )
-    done = made.rewrite
+    _count(at, made.rewrite)
     compared = None if made.validation is None else True
-    at.know(
-        sites=len(done.sites) + len(done.skipped),
-        rewritten=len(done.sites),
-        skipped=len(done.skipped),
-        verified=compared is True,
-        validated=compared,
-        notes=done.notes,
-    )
+    at.know(verified=compared is True, validated=compared, notes=made.rewrite.notes)
     files: Sequence[Path] = made.files
     if work.tune:
         at.enter("tune")

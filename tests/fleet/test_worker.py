@@ -53,6 +53,11 @@ def test_a_model_is_rewritten_and_proved(tmp_path: Path) -> None:
     assert torch.allclose(found(x), stubs.net()(x), atol=1e-6)
 
 
+def test_a_site_is_counted_once_whichever_passes_looked_at_it(tmp_path: Path) -> None:
+    outcome, _ = done(tmp_path, f"{STUBS}:learned")
+    assert (outcome.sites, outcome.rewritten, outcome.skipped) == (1, 1, 0)
+
+
 def test_an_onnx_file_is_split_and_compared(tmp_path: Path) -> None:
     path = grouped(tmp_path / "a.onnx")
     outcome, _ = done(tmp_path, path, reading={"input_shape": ()}, save=True)
