@@ -100,7 +100,7 @@ class Words:
 
     title: str = "Sites"
     columns: tuple[str, str, str, str, str, str] = (
-        "site", "kind", "before", "after, or why not", "error / allowed", "check",
+        "site", "kind", "before", "after", "error / allowed", "check",
     )  # fmt: skip
     strip: str = (
         "Error by what is allowed, logarithmic; the line is the bound, and the lowest bars are no "

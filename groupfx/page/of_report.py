@@ -11,6 +11,8 @@ from torch import fx, nn
 from ..convs.names import joined
 from ..convs.spec import spec_of_module
 from ..errors import UsageError
+from ..learned.groups import groups_of
+from ..learned.layers import LearnedLayer
 from ..plan.blocks import BlockStructure
 from ..plan.branches import Branches
 from ..plan.forms import FormPlan
@@ -176,7 +178,10 @@ def _plans(fragment: Fragment) -> Mapping[str, SitePlan]:
 
 
 def _structure(site: RewrittenSite, plans: Mapping[str, SitePlan]) -> BlockStructure | None:
-    """The blocks that are executed, or the groups that were there."""
+    """The groups that a layer learned, the blocks that are executed, or the groups it has."""
+    learned = _learned(site)
+    if learned is not None:
+        return learned
     plan, spec = plans.get(site.name), site.spec
     form = None if plan is None else plan.form
     try:
@@ -184,6 +189,19 @@ def _structure(site: RewrittenSite, plans: Mapping[str, SitePlan]) -> BlockStruc
             return form.blocks(plan.in_channels)
         groups = form.total if isinstance(form, Branches) else spec.groups
         return BlockStructure.of_groups(spec.in_channels, spec.out_channels, groups)
+    except UsageError:
+        return None
+
+
+def _learned(site: RewrittenSite) -> BlockStructure | None:
+    """The blocks of a layer with learned groups, whatever form they are executed in."""
+    root = site.fragment.reference
+    node = next((node for node in root.graph.nodes if node.name == site.conv), None)
+    if site.kind != "learned" or node is None or node.op != "call_module":
+        return None
+    layer = root.get_submodule(str(node.target))
+    try:
+        return LearnedLayer(site.name, site.spec.kernel_size, groups_of(layer)).structure
     except UsageError:
         return None
 

@@ -27,6 +27,7 @@ from . import (
     freeze_time,
     frozen_speed,
     inspect_cost,
+    page,
     peak_memory,
     quantised,
     rewrite_time,
@@ -55,6 +56,7 @@ BENCHMARKS: dict[str, Callable[[Console, bool], None]] = {
     "self-race": self_race.run,
     "quantised": quantised.run,
     "validate-time": validate_time.run,
+    "page": page.run,
 }
 
 

@@ -9,6 +9,8 @@ import torch
 
 import groupfx
 from groupfx.errors import FileError, UsageError
+from groupfx.learned.layers import learned_layers
+from groupfx.nn import Flgc2d
 from groupfx.page import MOST_BYTES, page_of, render, write_page
 from groupfx.page.content import Page, SiteRow
 from groupfx.report.prose import digits, told
@@ -218,3 +220,13 @@ def test_what_is_not_checked_or_wrong_says_so(result: Result) -> None:
     row: SiteRow = bad.sites[0]
     assert (row.tone, row.verdict, row.ratio) == ("bad", "MISMATCH", float("inf"))
     assert ("wrong", "its bias is another") in row.facts
+
+
+def test_a_layer_that_learned_its_groups_shows_them_in_any_form() -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(Flgc2d(12, 10, 1, group_num=3), torch.nn.ReLU()).eval()
+    (layer,) = learned_layers(net)
+    (row,) = page_of(groupfx.rewrite(net, (torch.randn(2, 12, 4, 4),))).sites
+    assert row.structure == layer.structure
+    assert "dense" in row.after.text
+    assert '<svg class=\\"mask\\"' in render(page([row])).replace("\\u003c", "<")
