@@ -126,6 +126,15 @@ class _Writer:
             self._node("Clip", [*reads, *bounds], gives)
 
     @write.register
+    def _(self, operation: op.PRelu, reads: Any, gives: Any) -> None:
+        self._node("PRelu", reads, gives)
+
+    @write.register
+    def _(self, operation: op.DepthToSpace, reads: Any, gives: Any) -> None:
+        shape = {"blocksize": operation.block, "mode": operation.mode}
+        self._node("DepthToSpace", reads, gives, **shape)
+
+    @write.register
     def _(self, operation: op.Binary, reads: Any, gives: Any) -> None:
         self._node(operation.kind, reads, gives)
 

@@ -166,6 +166,19 @@ class _Writer:
         self._layer(step, layers[operation.kind], self._read(step.reads[0]))
 
     @write.register
+    def _(self, operation: op.PRelu, step: Step) -> None:
+        slope = self._tensor(step.reads[1]).flatten()
+        layer = nn.PReLU(len(slope))
+        layer.weight = nn.Parameter(slope)
+        self._layer(step, layer, self._read(step.reads[0]))
+
+    @write.register
+    def _(self, operation: op.DepthToSpace, step: Step) -> None:
+        if operation.mode != "CRD":
+            raise NotInTorch("channels to squares in DCR order")
+        self._layer(step, nn.PixelShuffle(operation.block), self._read(step.reads[0]))
+
+    @write.register
     def _(self, operation: op.Binary, step: Step) -> None:
         self._call(step, _BINARIES[operation.kind])
 

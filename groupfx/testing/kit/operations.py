@@ -49,6 +49,15 @@ class Activation:
 
 
 @dataclass(frozen=True)
+class PRelu:
+    """x, or x times a slope where it is negative: x [N, C, ...], slope [C, 1, ...]."""
+
+    def define(self, x: Known, slope: Known) -> tuple[Known]:
+        value = np.where(x.value > 0, x.value, x.value * slope.value)
+        return (x.rounded(value, x.magnitude * np.maximum(slope.magnitude, 1), 1),)
+
+
+@dataclass(frozen=True)
 class Binary:
     """Sum, difference or product of two values that numpy's rules broadcast."""
 
@@ -139,6 +148,33 @@ class Reshape:
     def of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The sizes for x of this shape; one may still be -1."""
         return tuple(size or shape[axis] for axis, size in enumerate(self.sizes))
+
+
+@dataclass(frozen=True)
+class DepthToSpace:
+    """Channels as squares of `block` positions: in DCR order, or in CRD as a PixelShuffle of torch.
+
+    DCR   y[n, c, h * b + i, w * b + j] = x[n, (i * b + j) * C + c, h, w]
+    CRD   y[n, c, h * b + i, w * b + j] = x[n, c * b * b + i * b + j, h, w]
+    """
+
+    block: int
+    mode: Literal["DCR", "CRD"] = "CRD"
+
+    def define(self, x: Known) -> tuple[Known]:
+        return (x.moved(self._spread),)
+
+    def _spread(self, values: Array) -> Array:
+        batch, channels, height, width = values.shape
+        block = self.block
+        depth = channels // block**2
+        if self.mode == "DCR":
+            apart = values.reshape(batch, block, block, depth, height, width)
+            spread = apart.transpose(0, 3, 4, 1, 5, 2)
+        else:
+            apart = values.reshape(batch, depth, block, block, height, width)
+            spread = apart.transpose(0, 1, 4, 2, 5, 3)
+        return spread.reshape(batch, depth, height * block, width * block)
 
 
 @dataclass(frozen=True)

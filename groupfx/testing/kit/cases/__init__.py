@@ -1,9 +1,9 @@
 """The cases of the kit, family by family."""
 
 from ..case import Case
-from . import branches, convolutions, files, norms, orders, quantised, transposed
+from . import branches, convolutions, files, norms, orders, quantised, transposed, wide
 
-_FAMILIES = (convolutions, transposed, norms, branches, orders, quantised, files)
+_FAMILIES = (convolutions, transposed, norms, branches, orders, wide, quantised, files)
 
 
 def all_cases() -> tuple[Case, ...]:

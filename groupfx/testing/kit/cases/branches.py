@@ -23,6 +23,8 @@ def cases() -> Iterator[Case]:
     yield Case("branches", "one-left-alone", _one_left_alone)
     yield Case("branches", "shared-weight", _shared_weight)
     yield Case("branches", "other-kernels", _other_kernels)
+    yield Case("branches", "one-input-one-kernel", partial(_one_input, groups=1))
+    yield Case("branches", "one-input-one-kernel-groups", partial(_one_input, groups=2))
     yield Case("branches", "1d", partial(_even, way="split", count=2, sizes=(11,)))
     yield Case("branches", "3d", partial(_even, way="slice", count=2, sizes=(3, 4, 5)))
     for way in ("split", "slice"):
@@ -104,6 +106,13 @@ def _other_kernels(sketch: Sketch) -> None:
     second = sketch.conv(x, 4, (1, 1), groups=2)
     third = sketch.conv(x, 4, (3, 3), groups=4, pads=(2, 2, 2, 2), dilations=(2, 2))
     sketch.output(sketch.concat(first, second, third))
+
+
+def _one_input(sketch: Sketch, groups: int) -> None:
+    # Side by side these are one wider convolution; with groups, one with its filters in turn.
+    x = sketch.input(4, 5, 7)
+    made = [sketch.relu(sketch.conv(x, out, (3, 3), groups=groups)) for out in (4, 2, 6)]
+    sketch.output(sketch.concat(*made))
 
 
 def _crossed(sketch: Sketch) -> None:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from ..case import Case
+from ..operations import PRelu
 from ..sketch import Sketch
 
 
@@ -137,11 +138,18 @@ def _activations() -> Iterator[Case]:
             yield Case("activation-behind", f"{kind}-groups{groups}", draw)
     yield Case("activation-behind", "relu-read-twice", _activation_shared)
     yield Case("activation-behind", "relu-transposed", _activation_up)
+    yield Case("activation-behind", "prelu-groups2", partial(_prelu, groups=2))
+    yield Case("activation-behind", "prelu-groups4", partial(_prelu, groups=4))
 
 
 def _activation(sketch: Sketch, kind: str, groups: int) -> None:
     y = _grouped(sketch, sketch.input(4, 5, 7), out=8, groups=groups)
     sketch.output(sketch.act(y, kind))
+
+
+def _prelu(sketch: Sketch, groups: int) -> None:
+    y = _grouped(sketch, sketch.input(4, 5, 7), out=8, groups=groups)
+    sketch.output(sketch.one(PRelu(), y, sketch.weight(8, 1, 1)))
 
 
 def _activation_shared(sketch: Sketch) -> None:
@@ -194,6 +202,8 @@ def _sums() -> Iterator[Case]:
     yield Case("residual", "grouped-then-pooled", _pooled)
     yield Case("residual", "grouped-then-linear", _classifier)
     yield Case("residual", "pointwise-twice", _pointwise_twice)
+    yield Case("residual", "gate", _gate)
+    yield Case("residual", "gate-over-a-shuffle", partial(_gate, shuffled=True))
 
 
 def _residual(sketch: Sketch) -> None:
@@ -230,3 +240,10 @@ def _classifier(sketch: Sketch) -> None:
 def _pointwise_twice(sketch: Sketch) -> None:
     y = sketch.conv(sketch.input(4, 5, 7), 6, (1, 1), groups=2)
     sketch.output(sketch.conv(y, 9, (1, 1), groups=3))
+
+
+def _gate(sketch: Sketch, shuffled: bool = False) -> None:
+    y = sketch.relu(_grouped(sketch, sketch.input(4, 5, 7)))
+    squeezed = sketch.act(sketch.conv(sketch.mean(y), 4, (1, 1), groups=2), "leaky_relu")
+    y = sketch.mul(y, sketch.conv(squeezed, 6, (1, 1), groups=2))
+    sketch.output(sketch.shuffle(y, 3) if shuffled else y)

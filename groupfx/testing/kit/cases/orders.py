@@ -6,11 +6,12 @@ model computes from two maps.
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from ..case import Case
-from ..operations import Binary, SameGroup
+from ..operations import Binary, DepthToSpace, SameGroup
 from ..sketch import Sketch
 from ..windows import Conv, ConvTranspose
 
@@ -30,6 +31,11 @@ def cases() -> Iterator[Case]:
             draw = partial(_permuted, where=where, groups=groups)
             yield Case("permutation", f"{where}-groups{groups}", draw)
     yield Case("permutation", "with-repeats", _with_repeats)
+    yield Case("permutation", "left-out", _left_out)
+    for mode in ("DCR", "CRD"):
+        name = f"depth-to-space-{mode.lower()}"
+        yield Case("permutation", f"{name}-behind", partial(_to_space, mode=mode))
+        yield Case("permutation", f"{name}-gathered", partial(_to_space, mode=mode, gathered=True))
     yield Case("permutation", "of-a-transposed", _of_a_transposed)
     yield Case("permutation", "of-a-depthwise", _of_a_depthwise)
     yield Case("permutation", "over-a-sum", _over_a_sum)
@@ -116,6 +122,18 @@ def _with_repeats(sketch: Sketch) -> None:
     x = sketch.gather(sketch.input(4, 5, 7), (3, 0, 0, 2, 3, 1))
     y = sketch.conv(x, 6, (3, 3), groups=3)
     sketch.output(sketch.gather(y, (5, 1, 1, 4)))
+
+
+def _left_out(sketch: Sketch) -> None:
+    y = sketch.norm(sketch.conv(sketch.input(4, 5, 7), 8, (3, 3), groups=2))
+    sketch.output(sketch.conv(sketch.gather(y, (7, 2, 5, 0)), 6, (1, 1), groups=2))
+
+
+def _to_space(sketch: Sketch, mode: Any, gathered: bool = False) -> None:
+    y = sketch.conv(sketch.input(4, 3, 5), 12, (1, 1), groups=2)
+    if gathered:
+        y = sketch.gather(y, sketch.permutation(12))
+    sketch.output(sketch.conv(sketch.one(DepthToSpace(2, mode), y), 6, (2, 2), groups=3))
 
 
 def _of_a_transposed(sketch: Sketch) -> None:
