@@ -18,7 +18,7 @@ the layer that has zeros there, and what that changes is measured and reported.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +74,8 @@ class DiscoverGroups(Pass[Blocks]):
 
     skip: tuple[str, ...] = ()
     """patterns of layer names that are skipped"""
+
+    reads_values: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold < float("inf"):

@@ -30,10 +30,11 @@ from ..rewriting import (
 )
 from ..running.alone import alone
 from ..running.inputs import ExampleInputs
+from ..running.weightless import without_values
 from ..state.map import StateDictMap
 from ..state.reversed_map import map_from_dict
 from ..targets import target_named
-from ..tracing import ExportedModule
+from ..tracing import ExportedModule, Program
 from ..version import TORCH_BEFORE, TORCH_FROM
 
 
@@ -120,6 +121,11 @@ def survey(
     """As `find`, with how it was found."""
     pipeline = make_pipeline(passes, target)
     program = pipeline.opened(model, inputs, way=way, read_only=True)
+    with without_values(program.model):
+        return _surveyed(pipeline, program)
+
+
+def _surveyed(pipeline: Pipeline, program: Program) -> Survey:
     assert program.inputs is not None
     store = Store(program, {})
     found: dict[object, Site | UnreadableSite] = {}

@@ -130,6 +130,9 @@ class Pass(ABC, Generic[Description]):
     moves_quantisation: ClassVar[bool] = False
     """Whether the quantisation of what goes in and of what comes out goes along, in files."""
 
+    reads_values: ClassVar[bool] = False
+    """Whether what becomes of a site rests on the numbers in its weights."""
+
     def plan(self, conv: Convolution) -> Branches | FormPlan | Skip:
         """How to execute `conv`: split into branches, or by blocks of its weight."""
         raise NotImplementedError(f"{self.pass_name()} has no plan without torch")

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import MismatchError, UsageError
+from ..errors import MismatchError, ModelError, UsageError
 from ..running.alone import alone
 from ..running.guess import infer_inputs
 from ..running.inputs import ExampleInputs
 from ..running.totals import Complexity, totals
+from ..running.weightless import is_weightless, on_meta, without_values
 from ..tracing import Program, inputs_of, module_of, open_model
 from ..version import __version__
 from .checking import Progress, check_program, require_ok
@@ -94,16 +95,25 @@ class Pipeline:
     ) -> Program:
         """`model` as the passes want to see it, with notes on its inputs; see `open_model`."""
         given, said = module_of(model)
-        example, notes = example_inputs(given, inputs_of(model) if inputs is None else inputs)
-        program = open_model(
-            given,
-            example,
-            way=way,
-            inplace=inplace,
-            read_only=read_only,
-            whole=self.needs_graph,
-            leaves=self.keeps_whole,
-        )
+        reading = [each.pass_name() for each in self.passes if each.reads_values]
+        if reading and is_weightless(given):
+            raise ModelError(
+                f"{reading[0]} looks at the numbers of the weights, and {type(given).__name__} has "
+                "none (its tensors lie on the device meta): load them first"
+            )
+        with without_values(given):
+            example, notes = example_inputs(given, inputs_of(model) if inputs is None else inputs)
+            if is_weightless(given):
+                example = example.map(on_meta)
+            program = open_model(
+                given,
+                example,
+                way=way,
+                inplace=inplace,
+                read_only=read_only,
+                whole=self.needs_graph,
+                leaves=self.keeps_whole,
+            )
         program.notes = (*program.notes, *said, *notes)
         return program
 
@@ -116,6 +126,10 @@ class Pipeline:
         self, program: Program, *, verify: bool = True, progress: Progress | None = None
     ) -> Result:
         """Apply the passes to an opened program."""
+        with without_values(program.model):
+            return self._run(program, verify=verify, progress=progress)
+
+    def _run(self, program: Program, *, verify: bool, progress: Progress | None) -> Result:
         stages = Stages(program, verify=verify, progress=progress)
         for pass_ in self.passes:
             stages.run(pass_)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 TITLES = ("site", "kind", "before", "after", "branches", "check")
 UNSEEN = "*"
 _GAP = "  "
+ALONE = "Each site was checked on its own; the model has no values to compare."
 
 
 def check_word(site: RewrittenSite) -> str:
@@ -80,10 +81,18 @@ def obstacles(report: Report) -> list[str]:
     return [f"the target: {line}" for line in told_together(report.obstacles)]
 
 
+def checked_alone(report: Report) -> bool:
+    """Whether each site has a verdict and the whole model, which has no values, has none."""
+    judged = bool(report.sites) and all(site.verdict is not None for site in report.sites)
+    return judged and report.model is None
+
+
 def verdict(report: Report) -> str:
     """Whether the function is the same."""
     if not report.verified:
-        return "Not checked." if report.ok else "NOT the same function."
+        if not report.ok:
+            return "NOT the same function."
+        return ALONE if checked_alone(report) else "Not checked."
     if not report.ok:
         return "NOT the same function."
     own = report.model is not None and not report.model.wide

@@ -12,6 +12,7 @@ from ..files.archive import Archive, Calls, check_replaceable, write
 from ..files.atomic import whole_file
 from ..nn.marks import fold_of
 from ..plan.channel_order import NOTE_FILE
+from ..running.alone import alone
 from ..state.map import StateDictMap
 from ..tracing import CannotTrace, Program, export_program
 from ..verify import compare_models
@@ -43,6 +44,7 @@ class Result:
             f"  {verdict(self.report)}"
         )
 
+    @alone
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the model as plain data that `groupfx.load` reads without trust.
 

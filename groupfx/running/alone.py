@@ -18,6 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import fx, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -43,7 +44,8 @@ def alone(function: Callable[P, T]) -> Callable[P, T]:
 @contextlib.contextmanager
 def shielded() -> Iterator[None]:
     """Without what the caller has switched on for the code around us."""
-    with contextlib.ExitStack() as stack:
+    # A model may be made under FakeTensorMode; what is made of it here is not fake.
+    with unset_fake_temporarily(), contextlib.ExitStack() as stack:
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))

@@ -77,7 +77,7 @@ def _generators_unchanged() -> Iterator[None]:
 
 def _put_back(buffer: Tensor, value: Tensor) -> None:
     same = buffer.shape == value.shape and buffer.dtype == value.dtype
-    if same and torch.equal(buffer, value):
+    if same and (buffer.is_meta or torch.equal(buffer, value)):
         return
     with torch.no_grad():
         if same:

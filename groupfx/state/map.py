@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InternalError, UsageError
+from ..running.weightless import make_room
 from . import (
     Entry,
     Fit,
@@ -113,7 +114,7 @@ class StateDictMap:
         """Load a checkpoint of the original into the rewritten model: all of it or nothing.
 
         Names that DataParallel, `torch.compile` or a training framework changed are read as those
-        of the network, as the command line reads them.
+        of the network, as the command line reads them. What lies on `meta` gets memory first.
 
         `strict=False` accepts missing and unexpected keys, and tells them. Raises UsageError where
         keys are missing or unexpected; in both modes where a shape differs, and where the
@@ -127,7 +128,9 @@ class StateDictMap:
         if strangers:
             raise InternalError(f"the map and its model differ: {listed(strangers, 'in the map')}")
         fit = self._require_fit(state_dict, own, strict=strict)
-        model.load_state_dict(self._tensors_of(state_dict), strict=False)
+        tensors = self._tensors_of(state_dict)
+        make_room(model, tensors)
+        model.load_state_dict(tensors, strict=False)
         return LoadResult(fit.missing, fit.unexpected)
 
     def convert(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from torch import nn
 
 from ..errors import UsageError
 from ..running.inputs import ExampleInputs
+from ..running.weightless import without_fakes
 from .exporting import as_exported_module
 
 
@@ -23,7 +24,8 @@ def module_of(model: object) -> tuple[nn.Module, tuple[str, ...]]:
     if kind.__name__ == "OptimizedModule" and kind.__module__.startswith("torch._dynamo"):
         inner: Any = model
         return inner._orig_mod, ("the model inside of torch.compile: compile the result again",)
-    return model, ()
+    plain = without_fakes(model)
+    return plain, () if plain is model else ("its tensors are fake: the result's lie on meta",)
 
 
 def inputs_of(model: object) -> ExampleInputs | None:

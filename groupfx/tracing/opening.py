@@ -124,8 +124,6 @@ def _refuse_lazy(model: nn.Module) -> None:
             raise ModelError(
                 f"{name} has no shape yet (a lazy module): run the model once, then rewrite it"
             )
-        if parameter.is_meta:
-            raise ModelError(f"{name} has no values (it lies on the device meta): load them first")
 
 
 @dataclass

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..state import Entry, Picked, Rows, coverage
 from .measures import identical
-from .region import RegionCopy, RegionState
+from .region import RegionCopy, RegionState, drawn
 
 Draw = Callable[[str, Tensor], object]
 """Writes numbers into a tensor of the original, given its full name."""
@@ -116,7 +116,9 @@ class Carrier(TensorMap):
         with torch.no_grad():
             for side in (self._original, self._rewritten):
                 for name, tensor in side.tensors.items():
-                    tensor.data = side.originals[name].detach().cpu().to(tensor.dtype, copy=True)
+                    own = side.originals[name].detach()
+                    own = drawn(own) if own.is_meta else own.cpu()
+                    tensor.data = own.to(tensor.dtype, copy=True)
 
     def randomize(self, generator: torch.Generator) -> None:
         """Give both copies the same random parameters and floating buffers.
@@ -139,8 +141,9 @@ class Carrier(TensorMap):
                     continue
                 done.add(id(tensor))
                 draw(name, tensor)
-                if not _only_rows(self._by_key.get(name, [])):
-                    tensor.mul_(self._original.originals[name].to(tensor.device) != 0)
+                own = self._original.originals[name]
+                if not _only_rows(self._by_key.get(name, [])) and not own.is_meta:
+                    tensor.mul_(own.to(tensor.device) != 0)
             for name, entry in self.pairs():
                 tensor = self._rewritten.tensors[name]
                 if not self.is_free(name, tensor):

@@ -44,6 +44,8 @@ class StructureMismatchError(Exception):
 def difference(original: Tensor, candidate: Tensor) -> Difference:
     """Compare a candidate with a reference in the reference's own dtype; see the module's text.
 
+    Tensors without values (on `meta`) differ in nothing else.
+
     Integers and bools must be equal; they have no range to overflow.
     """
     if original.shape != candidate.shape:
@@ -53,6 +55,8 @@ def difference(original: Tensor, candidate: Tensor) -> Difference:
         return Difference(
             float("inf"), 0.0, f"has dtype {candidate.dtype} instead of {original.dtype}"
         )
+    if original.is_meta or candidate.is_meta:
+        return Difference(0.0, 0.0)
     original, candidate = real(original), real(candidate)
     if not original.is_floating_point():
         return _exact_difference(original, candidate)
@@ -67,9 +71,11 @@ def difference(original: Tensor, candidate: Tensor) -> Difference:
 
 
 def identical(original: Tensor, candidate: Tensor) -> bool:
-    """Same shape, dtype and values; NaN equals NaN."""
+    """Same shape, dtype and values; NaN equals NaN. On `meta` there are no values to differ."""
     if original.shape != candidate.shape or original.dtype != candidate.dtype:
         return False
+    if original.is_meta or candidate.is_meta:
+        return original.is_meta and candidate.is_meta
     original, candidate = real(original), real(candidate)
     if torch.equal(original, candidate):
         return True

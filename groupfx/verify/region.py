@@ -280,8 +280,17 @@ def _twin(part: Any, memo: dict[int, Any]) -> Any:
     return twin
 
 
+def drawn(tensor: Tensor) -> Tensor:
+    """Numbers for a tensor that has none: the same for the same shape."""
+    generator = torch.Generator().manual_seed(tensor.numel())
+    if tensor.is_floating_point() or tensor.is_complex():
+        # Positive, for it may be a variance.
+        return torch.rand(tensor.shape, generator=generator).add_(0.5).to(tensor.dtype)
+    return torch.zeros(tensor.shape, dtype=tensor.dtype)
+
+
 def _copied(tensor: Tensor, *, narrow: bool) -> Tensor:
-    value = tensor.detach().cpu()
+    value = drawn(tensor) if tensor.is_meta else tensor.detach().cpu()
     value = value.clone() if narrow or widen(value) is value else widen(value)
     if not isinstance(tensor, nn.Parameter):
         return value

@@ -111,6 +111,8 @@ def _tensor(tensor: Tensor, native: bool) -> Hashable:
 
 
 def _bytes(tensor: Tensor) -> bytes:
+    if tensor.is_meta:
+        return b""
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 

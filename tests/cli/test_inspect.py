@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import groupfx
 from groupfx.cli.commands.inspect import SCHEMA as INSPECT_SCHEMA
@@ -167,3 +168,16 @@ def test_inspect_and_rewrite_agree_on_what_is_taken(cli: Cli, tmp_path: Path) ->
     report = check_json(cli("rewrite", *argv).out, REPORT_SCHEMA)
     taken = [site["name"] for site in found if site["taken"]]
     assert taken == [site["name"] for site in report["sites"]]
+
+
+def test_a_model_without_values_is_inspected_and_rewritten_and_not_vouched_for(
+    cli: Cli, tmp_path: Path
+) -> None:
+    model = nn.Sequential(nn.Conv2d(4, 6, 3, groups=2)).to("meta")
+    torch.save(model, tmp_path / "net.pt")
+    assert cli("inspect", "net.pt", "--input-shape", "2,4,7,11").row("0")[1] == "grouped"
+    run = cli("rewrite", "net.pt", "--input-shape", "2,4,7,11")
+    assert run.code == 0
+    assert "the model has no values" in run.out
+    assert "Each site was checked on its own" in run.out
+    assert "Same function" not in run.out

@@ -10,9 +10,11 @@ from ...folding.fold import Fold
 from ...plan.notes import Note
 from ...rewriting import Report, RewrittenSite
 from ...rewriting.report_text import (
+    ALONE,
     TITLES,
     UNSEEN,
     check_word,
+    checked_alone,
     obstacles,
     operations,
     site_row,
@@ -215,6 +217,11 @@ def _show_verdict(screen: Screen, report: Report) -> None:
     if not report.sites:
         return
     screen.line()
+    if checked_alone(report) and report.ok:
+        screen.line(Text(ALONE, style="yellow"))
+        for line in (*_site_counts(report), *_outside(report)):
+            screen.paragraph(line, indent="  ")
+        return
     if report.model is None and report.ok:
         show_not_checked(screen)
         return

@@ -20,6 +20,7 @@ from ...merging.graph import PlannedSite
 from ...merging.sites import Merged, merge_sites
 from ...plan.channel_order import AS_THEY_WERE, ChannelOrders
 from ...running.inputs import ExampleInputs, in_order
+from ...running.weightless import is_weightless
 from ...tracing import CannotTrace
 from ...tracing.exporting import export_program
 from .constant_folding import fold_constants
@@ -95,6 +96,11 @@ def trace_model(model: nn.Module, inputs: ExampleInputs, dynamic: Dynamic) -> Tr
 
     Raises `ModelError` where `torch.export` does not take it, with the reason.
     """
+    if is_weightless(model):
+        raise ModelError(
+            f"{type(model).__name__} has no values (its tensors lie on the device meta), and an "
+            "ONNX file holds them: load them first"
+        )
     merged = merge_sites(model, inputs)
     with warnings.catch_warnings():
         # An old `weight_norm` or a pruning assigns its weight in each call; nothing is lost.
