@@ -13,12 +13,13 @@ import onnx_ir as ir
 
 from ...folding.wiring import Operation, Parameter, Value
 from ..graph.conv_nodes import FIRST_IR_WITH_DEFAULTS, constant_of
+from ..quantised.tensors import is_dequantize, is_quantize
 from .channel_operators import Numbers, Seen, rule_of
 
 # Of the others, the first input is the tensor, and the rest sizes, axes and parameters.
 _OF_ALL_INPUTS = frozenset({"barrier", "binary", "concat", "product"})
 
-_DERIVED = frozenset({"Cast", "DequantizeLinear", "Identity", "Transpose"})
+_DERIVED = frozenset({"Cast", "DequantizeLinear", "Identity", "QuantizeLinear", "Transpose"})
 """What makes another tensor of a constant whose elements each come from one of it."""
 _AS_IT_LIES = _DERIVED - {"Transpose"}
 _BYTE = 8
@@ -79,22 +80,26 @@ class OnnxRules:
             shape, fixed = tuple(tensor.shape.numpy()), self._why_fixed(root, tensor)
             return Parameter(root, shape, fixed, nonzero=partial(_nonzero, tensor))
         node = value.producer()
-        made = None if node is None or node.domain or not node.inputs else node.op_type
+        made = None if node is None or not _is_known(node) or not node.inputs else node.op_type
         if node is None or made not in _DERIVED:
             return None
         source = self.stored(node.inputs[0])
         if source is None or made in ("Identity", "Cast"):
             return source
-        return _turned(node, source) if made == "Transpose" else self._dequantized(node, source)
+        return _turned(node, source) if made == "Transpose" else self._scaled(node, source)
 
-    def _dequantized(self, node: ir.Node, source: Parameter) -> Parameter | None:
+    def _scaled(self, node: ir.Node, source: Parameter) -> Parameter | None:
+        """What is quantised or dequantised; both, where it is by the same scales."""
         given = [self.stored(value) for value in node.inputs[1:] if value is not None]
         scales = [p for p in given if p is not None and math.prod(p.shape) > 1]
-        if None in given or source.along or any(len(p.shape) != 1 for p in scales):
+        if None in given or any(len(p.shape) != 1 for p in scales):
             return None
         dim = node.attributes.get_int("axis", 1) % max(1, len(source.shape))
+        along = tuple((scale, dim) for scale in scales)
+        if source.along and source.along != along:
+            return None
         # A number that is 0 is not 0 where the zero point is another.
-        return replace(source, along=tuple((scale, dim) for scale in scales), nonzero=None)
+        return replace(source, along=along, nonzero=None)
 
     def _why_fixed(self, value: ir.Value, tensor: ir.TensorProtocol | None = None) -> str | None:
         """Why a constant must stay as it is, although the main graph's nodes follow."""
@@ -119,7 +124,7 @@ class OnnxRules:
     def _rule(
         self, node: ir.Node, inputs: Mapping[int, Value | Parameter]
     ) -> tuple[str, Numbers] | None:
-        if node.domain not in ("", "ai.onnx") or not _known(node, inputs, self._shapes):
+        if not _is_known(node) or not _known(node, inputs, self._shapes):
             return None
         shapes = tuple(None if v is None else inputs[k].shape for k, v in enumerate(node.inputs))
         seen = Seen(
@@ -129,6 +134,11 @@ class OnnxRules:
             tuple(self._shapes.get(v.name or "", ()) for v in node.outputs),
         )
         return rule_of(seen, {k: p for k, p in inputs.items() if isinstance(p, Parameter)})
+
+
+def _is_known(node: ir.Node) -> bool:
+    """Whether it is an operator of onnx, or one of ONNX Runtime's that means the same."""
+    return node.domain in ("", "ai.onnx") or is_quantize(node) or is_dequantize(node)
 
 
 def _nonzero(tensor: ir.TensorProtocol) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -37,7 +37,7 @@ from ..graph.metadata import mark, mark_of
 from ..graph.unused import remove_unused
 from ..quantised.convs import SPLIT, bias_of, weight_of
 from ..quantised.joining import is_rounded_again, joined_scaling, rounds_again, said_of_scales
-from ..quantised.tensors import QuantisedTensor, is_stored, scaling, sizes_of
+from ..quantised.tensors import QuantisedTensor, axis_of, is_stored, scaling, sizes_of
 from .channel_rules import OnnxRules, Shapes, root_of
 from .splitting import Names, take_over
 
@@ -129,7 +129,8 @@ def _chain(part: QuantisedTensor) -> Hashable:
     if part.node is None:
         return ()
     attributes = {a.name: _attribute(a) for a in part.node.attributes.values() if a.name != "axis"}
-    maker = part.stored.producer()
+    read = part.node.inputs[0]
+    maker = None if read is None else read.producer()
     before = None if maker is None else scaling(maker)
     inner = () if before is None else (said_of_scales(before), _chain(before))
     return part.node.domain, part.node.op_type, tuple(sorted(attributes.items())), inner
@@ -207,6 +208,7 @@ class _Merging:
         self.name = merged_name(plan)
         self.opset = model.opset_imports.get("", 1)
         self.nodes: list[ir.Node] = []
+        self.scales: dict[tuple[ir.Value, ...], ir.Value] = {}
 
     def run(self) -> None:
         """Make the nodes, put them in, and let the last one take the place of the concatenation."""
@@ -308,7 +310,8 @@ class _Merging:
         inner = self._stored([cast(ir.Value, node.inputs[0]) for node in nodes])
         scales, axis = self._scales(found)
         attributes = dict(nodes[0].attributes)
-        if axis is not None:
+        rank = len(sizes_of(root_of(found[0].stored)) or (1,))
+        if axis is not None and axis_of(nodes[0]) % rank != axis:
             attributes["axis"] = ir.AttrInt64("axis", axis)
         wanted = joint_name([node.name or "" for node in nodes])
         node = ir.Node(
@@ -325,8 +328,11 @@ class _Merging:
         for role, array in (("scale", made.scale), ("zero_point", made.zero_point)):
             own = [cast(ir.Value, getattr(part, role)) for part in parts]
             if array is not None and made.axis == 0:
-                name = joint_name([value.name or self.name for value in own])
-                values.append(constant(self.graph, self.names.value(name), array))
+                # What is quantised and dequantised by one scale goes on sharing it.
+                if tuple(own) not in self.scales:
+                    name = self.names.value(joint_name([held.name or self.name for held in own]))
+                    self.scales[tuple(own)] = constant(self.graph, name, array)
+                values.append(self.scales[tuple(own)])
             elif own[0] is not None:
                 values.append(own[0])
         return values, made.axis

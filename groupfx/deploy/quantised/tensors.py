@@ -174,10 +174,15 @@ def kind_of(value: ir.Value | None) -> ir.DataType | None:
     return ir.DataType(wanted) if zero is None else kind_of(zero)
 
 
+def axis_of(node: ir.Node) -> int:
+    """The axis that a quantization names, or the default."""
+    return node.attributes.get_int("axis", _DEFAULT_AXIS)
+
+
 def _read(node: ir.Node, stored: ir.Value) -> QuantisedTensor:
     scale, zero_point = input_of(node, 1), input_of(node, 2)
     block = node.attributes.get_int("block_size", 0)
-    axis = node.attributes.get_int("axis", _DEFAULT_AXIS)
+    axis = axis_of(node)
     if not block and _size(scale) == 1:
         return QuantisedTensor(stored, scale, zero_point, node=node)
     rank = _rank(stored)
