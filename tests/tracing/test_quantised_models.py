@@ -160,6 +160,17 @@ def test_the_way_that_works_for_packed_weights(
 
 
 @pytest.mark.long
+def test_the_file_is_the_float_network_to_the_noise_of_its_steps(tmp_path: Path) -> None:
+    model, path = eager(), tmp_path / "model.onnx"
+    quiet(lambda: torch.onnx.export(model, (X,), str(path), dynamo=False))
+    exact = nn.Sequential(nn.Identity(), network(), nn.Identity()).eval()
+    found = groupfx.validate(exact, path, (X,))
+    assert found.ok, found.blame
+    assert {site.name for site in found.noise} == {"1.0", "1.2"}
+    assert found.yardstick == "quantisation noise"
+
+
+@pytest.mark.long
 def test_the_way_that_works_for_a_graph(tmp_path: Path) -> None:
     model, path = pt2e(), tmp_path / "model.onnx"
     groupfx.export(model, (X,), path)

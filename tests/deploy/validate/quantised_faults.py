@@ -51,7 +51,7 @@ class _Operands:
     transposed: bool
 
 
-class _File:
+class File:
     """A quantised file whose initialisers can be written."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -122,7 +122,7 @@ class _File:
                     yield made.name, node.input[1], node.input[2]
 
 
-Change = Callable[[_File, np.random.Generator], tuple[set[str], set[str]] | None]
+Change = Callable[[File, np.random.Generator], tuple[set[str], set[str]] | None]
 """Writes a fault into a file: the sites and the kinds that are right; None where there is none."""
 
 
@@ -131,7 +131,7 @@ def _differ(one: float, other: float) -> bool:
     return low > 0 and high / low > _TELLING
 
 
-def neighbours_scale(file: _File, draw: np.random.Generator) -> tuple[set[str], set[str]] | None:
+def neighbours_scale(file: File, draw: np.random.Generator) -> tuple[set[str], set[str]] | None:
     """One channel of a weight has the scale of the next one."""
     found = [c for c in file.convs() if c.weight_scale and file.array(c.weight_scale).size > 1]
     if not found:
@@ -148,7 +148,7 @@ def neighbours_scale(file: _File, draw: np.random.Generator) -> tuple[set[str], 
     return {conv.site}, {"scale"}
 
 
-def other_sites_scale(file: _File, draw: np.random.Generator) -> tuple[set[str], set[str]] | None:
+def other_sites_scale(file: File, draw: np.random.Generator) -> tuple[set[str], set[str]] | None:
     """The scale of one site's weight is that of another's."""
     found = [c for c in file.convs() if c.weight_scale]
     order = draw.permutation(len(found))
@@ -166,7 +166,7 @@ def other_sites_scale(file: _File, draw: np.random.Generator) -> tuple[set[str],
     return None
 
 
-def scales_not_cut(file: _File, draw: np.random.Generator) -> tuple[set[str], set[str]] | None:
+def scales_not_cut(file: File, draw: np.random.Generator) -> tuple[set[str], set[str]] | None:
     """Each group has the scales of the first."""
     found = [
         c
@@ -187,7 +187,7 @@ def scales_not_cut(file: _File, draw: np.random.Generator) -> tuple[set[str], se
     return {conv.site}, {"scale"}
 
 
-def weight_zero_lost(file: _File, draw: np.random.Generator) -> tuple[set[str], set[str]] | None:
+def weight_zero_lost(file: File, draw: np.random.Generator) -> tuple[set[str], set[str]] | None:
     """The zero points of a weight are 0."""
     found = [c for c in file.convs() if c.weight_zero and file.array(c.weight_zero).any()]
     if not found:
@@ -198,7 +198,7 @@ def weight_zero_lost(file: _File, draw: np.random.Generator) -> tuple[set[str], 
     return {conv.site}, {"zero point"}
 
 
-def channels_swapped(file: _File, draw: np.random.Generator) -> tuple[set[str], set[str]] | None:
+def channels_swapped(file: File, draw: np.random.Generator) -> tuple[set[str], set[str]] | None:
     """Two channels of a weight have changed places, their scales have not."""
     found = [c for c in file.convs() if not c.transposed]
     if not found:
@@ -211,7 +211,7 @@ def channels_swapped(file: _File, draw: np.random.Generator) -> tuple[set[str], 
     return {conv.site}, {"weight"}
 
 
-def other_sites_weight(file: _File, draw: np.random.Generator) -> tuple[set[str], set[str]] | None:
+def other_sites_weight(file: File, draw: np.random.Generator) -> tuple[set[str], set[str]] | None:
     """The numbers of one site are those of another."""
     found = list(file.convs())
     order = draw.permutation(len(found))
@@ -224,7 +224,7 @@ def other_sites_weight(file: _File, draw: np.random.Generator) -> tuple[set[str]
     return None
 
 
-def read_zero_lost(file: _File, draw: np.random.Generator) -> tuple[set[str], set[str]] | None:
+def read_zero_lost(file: File, draw: np.random.Generator) -> tuple[set[str], set[str]] | None:
     """What reads a value for a convolution has lost its zero point."""
     found = [p for p in file.pairs() if file.array(p[1].input[p[3]]).any()]
     if not found:
@@ -236,7 +236,7 @@ def read_zero_lost(file: _File, draw: np.random.Generator) -> tuple[set[str], se
 
 
 def read_scale_of_another(
-    file: _File, draw: np.random.Generator
+    file: File, draw: np.random.Generator
 ) -> tuple[set[str], set[str]] | None:
     """What reads a value for a convolution has the scale of another value."""
     found = list(file.pairs())
@@ -251,7 +251,7 @@ def read_scale_of_another(
     return {site}, {"scale"}
 
 
-def biases_swapped(file: _File, draw: np.random.Generator) -> tuple[set[str], set[str]] | None:
+def biases_swapped(file: File, draw: np.random.Generator) -> tuple[set[str], set[str]] | None:
     """Two channels of a bias have changed places."""
     found = [c for c in file.convs() if c.bias]
     if not found:
@@ -267,7 +267,7 @@ def biases_swapped(file: _File, draw: np.random.Generator) -> tuple[set[str], se
     return {conv.site}, {"bias"}
 
 
-def scale_not_finite(file: _File, draw: np.random.Generator) -> tuple[set[str], set[str]] | None:
+def scale_not_finite(file: File, draw: np.random.Generator) -> tuple[set[str], set[str]] | None:
     """One scale of a weight is no number."""
     found = [c for c in file.convs() if c.weight_scale]
     if not found:
@@ -280,7 +280,7 @@ def scale_not_finite(file: _File, draw: np.random.Generator) -> tuple[set[str], 
     return {conv.site}, {"not finite"}
 
 
-def range_of_another(file: _File, draw: np.random.Generator) -> tuple[set[str], set[str]] | None:
+def range_of_another(file: File, draw: np.random.Generator) -> tuple[set[str], set[str]] | None:
     """Both ends of what a site gives have the scale of something else, 4 to 30 times off."""
     found = list(file.results())
     if not found:
@@ -325,7 +325,7 @@ def faulty_files(seed: int, count: int, *, each: int = 4) -> Iterator[Faulty]:
         for _ in range(3 * each):
             change = CHANGES[number % len(CHANGES)]
             number += 1
-            file = _File(honest)
+            file = File(honest)
             right = change(file, draw)
             if right is None:
                 continue

@@ -100,7 +100,7 @@ class _Net:
         self.tensors[f"{name}.bias"] = self.draw.normal(0, 0.2, outs).astype(np.float32)
         kind = "ConvTranspose" if transposed else "Conv"
         inputs = [self.value, f"{name}.weight", f"{name}.bias"]
-        self._node(kind, inputs, name, group=groups, pads=[kernel // 2] * 4)
+        self.node(kind, inputs, name, group=groups, pads=[kernel // 2] * 4)
         self.channels = outs
 
     def norm(self) -> None:
@@ -110,18 +110,18 @@ class _Net:
             array = self.draw.normal(mean, spread, self.channels)
             array = np.maximum(array, 0.3) if role in ("var", "weight") else array
             self.tensors[f"{name}.{role}"] = array.astype(np.float32)
-        self._node("BatchNormalization", [self.value, *(f"{name}.{r}" for r in roles)], name)
+        self.node("BatchNormalization", [self.value, *(f"{name}.{r}" for r in roles)], name)
 
     def activation(self) -> None:
         kind = str(self.draw.choice(["Relu", "Relu", "Clip", "none"]))
         name = f"act{len(self.nodes)}"
         if kind == "Clip":
             self.tensors["zero"], self.tensors["six"] = np.float32(0), np.float32(6)
-            self._node("Clip", [self.value, "zero", "six"], name)
+            self.node("Clip", [self.value, "zero", "six"], name)
         elif kind == "Relu":
-            self._node("Relu", [self.value], name)
+            self.node("Relu", [self.value], name)
 
-    def _node(self, kind: str, inputs: list[str], name: str, **attributes: Any) -> None:
+    def node(self, kind: str, inputs: list[str], name: str, **attributes: Any) -> None:
         self.nodes.append(helper.make_node(kind, inputs, [f"{name}.out"], name=name, **attributes))
         self.value = f"{name}.out"
 
@@ -139,12 +139,59 @@ def drawn_net(draw: np.random.Generator, opset: int, *, norms: bool) -> onnx.Mod
         if norms and draw.random() < 0.5:
             net.norm()
         net.activation()
+    return _model(net, opset)
+
+
+def wide_net(draw: np.random.Generator, opset: int) -> onnx.ModelProto:
+    """Any of what a network has between its convolutions: sums, pools, other activations, norms.
+
+    Some end in a Gemm.
+    """
+    net = _Net(draw)
+    net.conv(8, 3)
+    net.activation()
+    for place in range(int(draw.integers(2, 8))):
+        _layer(net, str(draw.choice(_LAYERS)), place)
+    if draw.random() < 0.5:
+        net.node("GlobalAveragePool", [net.value], "mean")
+        net.node("Flatten", [net.value], "flat")
+        net.tensors["head.weight"] = draw.normal(size=(5, 8)).astype(np.float32)
+        net.tensors["head.bias"] = draw.normal(size=5).astype(np.float32)
+        net.node("Gemm", [net.value, "head.weight", "head.bias"], "head", transB=1)
+    return onnx.shape_inference.infer_shapes(_model(net, opset))
+
+
+_WINDOW = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+_FUNCTIONS: dict[str, dict[str, Any]] = {
+    "MaxPool": _WINDOW,
+    "AveragePool": _WINDOW,
+    "HardSwish": {},
+    "Sigmoid": {},
+    "LeakyRelu": {"alpha": 0.1},
+}
+_LAYERS = ("dense", "grouped", "depthwise", "point", "residual", "norm", *_FUNCTIONS)
+
+
+def _layer(net: _Net, kind: str, place: int) -> None:
+    if kind == "norm":
+        net.norm()
+    elif kind in _FUNCTIONS:
+        net.node(kind, [net.value], f"layer{place}", **_FUNCTIONS[kind])
+    else:
+        before = net.value
+        net.conv(8, 1 if kind == "point" else 3, {"grouped": 2, "depthwise": 8}.get(kind, 1))
+        net.activation()
+        if kind == "residual":
+            net.node("Add", [before, net.value], f"layer{place}")
+
+
+def _model(net: _Net, opset: int) -> onnx.ModelProto:
     net.nodes[-1].output[0] = "y"
     graph = helper.make_graph(
         net.nodes,
         "net",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, SIZE, SIZE])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 8, SIZE, SIZE])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
         [numpy_helper.from_array(np.asarray(a), name) for name, a in net.tensors.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,28 @@ from torch import nn
 
 import groupfx
 from groupfx.deploy import OnnxSide, Validation, ValidationOptions, validate_sides
+from groupfx.deploy.forms.rewrite_onnx import rewrite_graph
+from groupfx.deploy.graph.files import proto_of
 from groupfx.deploy.validate.quantised.belonging import check_weight
 from groupfx.deploy.validate.quantised.rows import FloatRows, Rows
 from groupfx.errors import MismatchError, UsageError
+from groupfx.passes import SplitGroupedConv
 from tests.cli.runs import Cli, check_json
-from tests.deploy.validate.quantised_faults import CHANGES, Faulty, faulty_files, honest_file
-from tests.deploy.validate.quantised_files import Scheme, drawn_net, images_of, quantised
+from tests.deploy.validate.quantised_faults import (
+    CHANGES,
+    Faulty,
+    File,
+    faulty_files,
+    honest_file,
+)
+from tests.deploy.validate.quantised_files import (
+    Scheme,
+    drawn_net,
+    drawn_scheme,
+    images_of,
+    quantised,
+    wide_net,
+)
 
 
 @pytest.fixture
@@ -145,6 +162,32 @@ def test_fifty_honest_files(first: int) -> None:
             for site in found.noise:
                 assert site.ratio < 0.6
                 assert drawn or site.saturated < 0.01
+
+
+@pytest.mark.long
+def test_fifty_honest_files_of_other_networks() -> None:
+    """With sums, pools, norms and other activations between, and 16 bits of activations too."""
+    for seed in range(50):
+        draw = np.random.default_rng(seed)
+        scheme = drawn_scheme(draw)
+        if seed % 7 == 0:
+            scheme = Scheme(opset=21, activations=QuantType.QUInt16)
+        elif scheme.opset < 17:  # HardSwish and its like are younger
+            scheme = replace(scheme, opset=17)
+        model = wide_net(draw, scheme.opset)
+        found = compared(model, quantised(model, scheme, seed), drawn=bool(seed % 2))
+        assert found.ok, (seed, str(scheme), found.blame)
+
+
+def test_without_names_convolutions_are_paired_in_order() -> None:
+    model = drawn_net(np.random.default_rng(2), 17, norms=True)
+    file = quantised(model, Scheme())
+    for node in file.graph.node:
+        node.name = ""
+    found = compared(model, file)
+    assert found.ok
+    assert len(found.noise) == sum("Conv" in node.op_type for node in model.graph.node)
+    assert any("paired with the float ones in order" in note for note in found.notes)
 
 
 # The weight alone
@@ -338,3 +381,56 @@ def test_pairs_around_floats_are_operators_as_others() -> None:
     for place, node in enumerate(nodes):
         rounding.graph.node.insert(place, node)
     assert compared(model, rounding).yardstick == "rounding"
+
+
+# Files that were split
+
+
+def split(model: onnx.ModelProto, **options: object) -> onnx.ModelProto | None:
+    """The file with its grouped convolutions split; None where it has none."""
+    made = rewrite_graph(ir.from_proto(model), [SplitGroupedConv(depthwise="split", **options)])
+    return proto_of(made.model) if made.sites else None
+
+
+def split_files(
+    seeds: Iterable[int], **options: object
+) -> Iterator[tuple[int, onnx.ModelProto, File]]:
+    for seed in seeds:
+        model, file, _ = honest_file(seed)
+        branches = split(file, **options)
+        if branches is not None:
+            yield seed, model, File(branches)
+
+
+def branch_scales(file: File) -> list[list[str]]:
+    """The names of the weight scales of each site that was split, which differ in numbers."""
+    names: dict[str, list[str]] = {}
+    for conv in file.convs():
+        site, dot, number = conv.site.rpartition(".")
+        if dot and number.isdigit() and conv.weight_scale and conv.weight_scale in file.held:
+            names.setdefault(site, []).append(conv.weight_scale)
+    return [found for found in names.values() if len(set(found)) > 1]
+
+
+@pytest.mark.parametrize("branches", [None, 2])
+def test_a_split_file_is_as_honest_as_before(branches: int | None) -> None:
+    found = [(s, m, f) for s, m, f in split_files(range(8), branches=branches)]
+    assert len(found) > 2
+    for seed, model, file in found:
+        verdict = compared(model, file.model)
+        assert verdict.ok, (seed, verdict.blame)
+        assert not verdict.notes
+
+
+@pytest.mark.parametrize("seed", [13, 36, 46])
+def test_a_branch_with_the_scales_of_the_first(seed: int) -> None:
+    """What a rewrite would do that cuts the weight, and not its scales."""
+    ((_, model, file),) = split_files([seed])
+    (names, *_) = branch_scales(file)
+    scales = [file.array(name) for name in names[:2]]
+    assert np.ptp(scales[1] / scales[0]) > 0.2
+    file.write(names[1], scales[0])
+    fault = compared(model, file.model).noise[0].fault
+    assert fault is not None
+    assert fault.kind == "scale"
+    assert "that there belongs to channels 0" in fault.text

@@ -260,7 +260,7 @@ class _QuantisedComparison:
         if worst is None:
             return None
         runs = self.noises[judged.site.name]
-        typical = min(noise.typical for run in runs for noise in run)
+        typical = min(max(noise.typical for noise in run) for run in runs)
         ranges = range_fault(judged.site, runs) if self.feeds.own else None
         found = bias_fault(judged, typical) or ranges
         if found is not None:

@@ -80,7 +80,7 @@ def bias_fault(judged: Judged, typical: float) -> Fault | None:
     if not np.isfinite(bias).all():
         return Fault("not finite", "the bias is not finite")
     off, steps = np.abs(bias - own), judged.site.bias_steps
-    far = off > _NOISES * typical
+    far = off > np.maximum(_NOISES * typical, steps)
     elsewhere = [_held_by(k, bias, own, steps) for k in range(len(own))]
     moved = np.array([place is not None for place in elsewhere])
     wrong = np.flatnonzero(far | moved)
@@ -118,33 +118,38 @@ def _factors(bias: FloatVector, own: FloatVector, least: float) -> FloatVector:
 
 
 def range_fault(site: QuantisedSite, runs: Sequence[Sequence[Noise]]) -> Fault | None:
-    """A range of what a site gives that does not fit its values, in any run."""
-    for place, part in enumerate(site.parts):
-        noises = [run[place] for run in runs]
-        if not noises:
-            continue
-        result = part.conv.result
-        least = min(noises, key=lambda noise: noise.saturated)
-        if least.saturated > _MOST_SATURATED:
-            zero = 0.0 if result is None else zero_of(result)
-            below = least.below > least.above
-            told = f"{least.saturated:.1%} of what it gives is beyond the range of its scale"
-            if below and zero == least.lowest:
-                return Fault(
-                    "zero point",
-                    f"{told}, below: its zero point, {zero:g}, leaves no room for negative values",
-                    stated=False,
-                )
-            return Fault("range", f"{told}, {'below' if below else 'above'}", stated=False)
-        most = max(noise.used for noise in noises)
-        if 0 < most < _LEAST_USED:
+    """A range of what a site gives that does not fit its values, in any run.
+
+    The branches of a split site share a range, which one of them may use little of.
+    """
+    if not runs:
+        return None
+    least = min(runs, key=_saturated)
+    share, below = _saturated(least), sum(n.below for n in least) > sum(n.above for n in least)
+    if share > _MOST_SATURATED:
+        told = f"{share:.1%} of what it gives is beyond the range of its scale"
+        result = site.parts[0].conv.result
+        zero = 0.0 if result is None else zero_of(result)
+        if below and zero == least[0].lowest:
             return Fault(
-                "range",
-                f"what it gives takes up {most:.1%} of the range of its scale at most: "
-                f"{-math.log2(most):.1f} bits are lost",
+                "zero point",
+                f"{told}, below: its zero point, {zero:g}, leaves no room for negative values",
                 stated=False,
             )
+        return Fault("range", f"{told}, {'below' if below else 'above'}", stated=False)
+    most = max(noise.used for run in runs for noise in run)
+    if 0 < most < _LEAST_USED:
+        return Fault(
+            "range",
+            f"what it gives takes up {most:.1%} of the range of its scale at most: "
+            f"{-math.log2(most):.1f} bits are lost",
+            stated=False,
+        )
     return None
+
+
+def _saturated(run: Sequence[Noise]) -> float:
+    return sum(noise.saturated for noise in run) / len(run)
 
 
 def activation_ends(reference: Side) -> Bounds:

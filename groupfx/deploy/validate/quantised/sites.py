@@ -13,7 +13,6 @@ import onnx_ir as ir
 from ...graph.conv_nodes import CONVS, WHOLE, conv_nodes
 from ...graph.metadata import mark_of
 from ...quantised.convs import QuantisedConv, quantised_conv
-from ...quantised.tensors import is_dequantize
 from ..onnx_sites import some_names
 from ..site_functions import SiteFunction
 from .dynamic import DynamicEnd, dynamic_end
@@ -23,7 +22,8 @@ _ADDED = "_quant"
 """What ONNX Runtime's quantiser puts behind the name of an operator on whole numbers."""
 
 _BEHIND = frozenset({"BatchNormalization", "Clip", "Relu"})
-_NEARBY = 2
+_PASSED = frozenset({"Concat", "DequantizeLinear", "Identity", "QuantizeLinear"})
+"""What stands between a convolution, or one of its branches, and an activation."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,9 @@ class SitePart:
         result = self.conv.result
         value = self.conv.conv.node.outputs[0] if result is None else result.stored
         value = value if self.end is None else self.end.value
-        for _ in range(_NEARBY):
-            uses = tuple(value.uses())
-            if len(uses) != 1 or not is_dequantize(uses[0].node):
-                break
+        while len(uses := tuple(value.uses())) == 1 and uses[0].node.op_type in _PASSED:
             value = uses[0].node.outputs[0]
-        return any(use.node.op_type in _BEHIND for use in value.uses())
+        return any(use.node.op_type in _BEHIND for use in uses)
 
     @property
     def bits(self) -> int:
