@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from .around import Around, absorbed_bins
 from .blocks import BlockStructure
 from .cost import OnnxRuntime, Work
 from .eager import Eager
@@ -43,40 +44,56 @@ class Choice:
         return self.time / self.untouched
 
 
-def choose(structure: BlockStructure, *works: Work, machine: Machine | None = None) -> Choice:
+def choose(
+    structure: BlockStructure,
+    *works: Work,
+    machine: Machine | None = None,
+    around: Around | None = None,
+) -> Choice:
     """The form of learned groups that is expected to be fastest in ONNX Runtime.
 
     Dense, the mask folded into the weight, is taken unless another form saves a share that the
     model can be trusted for: in each of `works`, which differ in their batch. The times of the
-    choice are those of the first of them.
+    choice are those of the first of them. Where layers `around` the site can bring its channels in
+    order, that is weighed as well.
     """
-    dense = [
-        OnnxRuntime(work, machine or Machine(), read_channels=structure.in_channels)
-        for work in works
-    ]
+    dense = _prices(structure, works, machine)
     # As if the other layers shrank as much as this one.
     share = structure.exact_macs / structure.dense_macs
     smaller = [replace(price, share=share) for price in dense]
     found = dict(each for price in smaller for each in recipes(structure, price))
-    return _best(structure, "dense", dense, smaller, found.items())
+    candidates = [_candidate(structure, *each, smaller) for each in found.items()]
+    candidates += _absorbed(structure, smaller, around)
+    return _best(_candidate(structure, "dense", recipe_plan("dense", structure), dense), candidates)
 
 
 def choose_groups(
-    structure: BlockStructure, *works: Work, machine: Machine | None = None
+    structure: BlockStructure,
+    *works: Work,
+    machine: Machine | None = None,
+    around: Around | None = None,
 ) -> Choice:
     """The form of groups that an author wrote, which stay as they are unless another saves enough.
 
     They are merged into fewer, or one, with zeros between them: more products, in the blocked
-    layout.
+    layout. Where layers `around` the site take channels of zeros along, numbers of groups are
+    merged that have no such divisor.
     """
-    prices = [
-        OnnxRuntime(work, machine or Machine(), read_channels=structure.in_channels)
-        for work in works
-    ]
+    prices = _prices(structure, works, machine)
     block = prices[0].block
     merged = [f"merge {by}" for by in merge_counts(structure, block)] if block else []
     found = ((recipe, recipe_plan(recipe, structure)) for recipe in (*merged, "dense"))
-    return _best(structure, "grouped", prices, prices, found)
+    candidates = [_candidate(structure, *each, prices) for each in found]
+    candidates += _absorbed(structure, prices, around) if block else []
+    there = recipe_plan("grouped", structure)
+    return _best(_candidate(structure, "grouped", there, prices), candidates)
+
+
+def _prices(
+    structure: BlockStructure, works: Sequence[Work], machine: Machine | None
+) -> list[OnnxRuntime]:
+    channels, own = structure.in_channels, machine or Machine()
+    return [OnnxRuntime(work, own, read_channels=channels) for work in works]
 
 
 def choose_eager(structure: BlockStructure, work: Work) -> Choice:
@@ -85,11 +102,13 @@ def choose_eager(structure: BlockStructure, work: Work) -> Choice:
     That is one of `groupfx.plan.forms`; dense, the mask folded into the weight, where no other
     saves enough.
     """
-    prices = [Eager(work)]
     plain = (form for form in FORMS if form != "grouped" or structure.equal)
-    found = ((form, recipe_plan(form, structure)) for form in plain)
+    dense, *others = (
+        _candidate(structure, form, recipe_plan(form, structure), [Eager(work)])
+        for form in ("dense", *plain)
+    )
     least = _LEAST_POINTWISE_SAVING if work.taps == 1 else _LEAST_EAGER_SAVING
-    return _best(structure, "dense", prices, prices, found, least)
+    return _best(dense, others, least)
 
 
 class Price(Protocol):
@@ -102,37 +121,59 @@ class Price(Protocol):
         """Microseconds of its convolutions alone."""
 
 
-def _best(
-    structure: BlockStructure,
-    untouched: str,
-    prices: Sequence[Price],
-    others: Sequence[Price],
-    candidates: Iterable[tuple[str, FormPlan]],
-    least: float = _LEAST_SAVING,
-) -> Choice:
-    """What takes least, if that saves enough of what `untouched` does, by each of the prices.
+@dataclass(frozen=True)
+class _Candidate:
+    """Microseconds of a form, and of its convolutions alone, for each price."""
 
-    They are those of what is there and, one by one, those of `others`.
+    recipe: str
+    plan: FormPlan
+    times: tuple[float, ...]
+    products: tuple[float, ...]
+
+
+def _candidate(
+    structure: BlockStructure, recipe: str, plan: FormPlan, prices: Sequence[Price]
+) -> _Candidate:
+    times = tuple(price.site(plan, structure.in_channels) for price in prices)
+    return _Candidate(recipe, plan, times, tuple(price.products(plan) for price in prices))
+
+
+def _absorbed(
+    structure: BlockStructure, prices: Sequence[OnnxRuntime], around: Around | None
+) -> Iterator[_Candidate]:
+    """What the layers around make possible, in the blocked layout and, without padding, in the
+    plain one.
     """
-    channels = structure.in_channels
-    there = recipe_plan(untouched, structure)
-    times = [price.site(there, channels) for price in prices]
-    best, ratio = Choice(untouched, there, times[0], times[0]), 1.0
-    for recipe, plan in candidates:
-        own = [price.site(plan, channels) for price in others]
-        both = list(zip(others, own, times, strict=True))
-        if not all(_pays(price, plan, new, old, least) for price, new, old in both):
-            continue
-        found = math.prod(new / old for _, new, old in both)
-        if found < ratio:
-            best, ratio = Choice(recipe, plan, own[0], times[0]), found
-    return best
+    if around is None:
+        return
+    for width in dict.fromkeys((prices[0].block or 1, 1)):
+        for absorbed in absorbed_bins(structure, width):
+            plan = absorbed.layout(structure).in_order(None)
+            times = tuple(around.cost(price, structure, absorbed) for price in prices)
+            products = tuple(price.products(plan) for price in prices)
+            yield _Candidate(str(absorbed), absorbed.plan(structure), times, products)
 
 
-def _pays(price: Price, plan: FormPlan, new: float, old: float, least: float) -> bool:
-    """Whether a site of `new` microseconds is surely faster than one of `old`."""
-    unsure = _OF_MOVES * max(new - price.products(plan), 0.0)
-    return old - new >= max(least * old, _LEAST_MICROSECONDS, unsure)
+def _best(
+    there: _Candidate, candidates: Iterable[_Candidate], least: float = _LEAST_SAVING
+) -> Choice:
+    """What takes least, if that saves enough of what is there, by each of the prices."""
+    best, ratio = there, 1.0
+    for candidate in candidates:
+        both = list(zip(candidate.times, there.times, strict=True))
+        pay = (
+            _pays(new, old, new - products, least)
+            for (new, old), products in zip(both, candidate.products, strict=True)
+        )
+        found = math.prod(new / old for new, old in both)
+        if found < ratio and all(pay):
+            best, ratio = candidate, found
+    return Choice(best.recipe, best.plan, best.times[0], there.times[0])
+
+
+def _pays(new: float, old: float, moved: float, least: float) -> bool:
+    """Whether a site of `new` microseconds, with what is `moved`, is surely faster than `old`."""
+    return old - new >= max(least * old, _LEAST_MICROSECONDS, _OF_MOVES * moved)
 
 
 def expectation(choices: Sequence[Choice]) -> str:

@@ -33,7 +33,7 @@ from .gathers import GatherPlan, plan_gather
 PlainForm = Literal["dense", "grouped", "bucketed", "padded", "split"]
 FORMS: tuple[PlainForm, ...] = get_args(PlainForm)
 
-BinForm = Way | Literal["mixed"]
+BinForm = Way | Literal["mixed", "absorbed"]
 """Forms that need to know what a convolution costs; see `groupfx.plan.packing`."""
 
 Form = PlainForm | BinForm

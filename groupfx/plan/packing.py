@@ -53,14 +53,13 @@ def pack_bins(
         return None
     search = _Search(price, ways)
     carried = search.chosen(search.best(structure.blocks))
+    return Binned(search.width, tuple((way, places(structure, bins)) for bins, way in carried))
+
+
+def places(structure: BlockStructure, bins: Bins) -> tuple[tuple[int, ...], ...]:
+    """The places of the blocks of each bin."""
     home = {row: place for place, block in enumerate(structure.blocks) for row in block.outputs}
-    return Binned(
-        search.width,
-        tuple(
-            (way, tuple(tuple(sorted({home[row] for row in b.outputs})) for b in bins))
-            for bins, way in carried
-        ),
-    )
+    return tuple(tuple(sorted({home[row] for row in bin_.outputs})) for bin_ in bins)
 
 
 _Carried = tuple[Bins, Way]
@@ -79,7 +78,7 @@ class _Search:
         """The partition of `blocks` that costs least."""
         if len(blocks) <= _MOST_EXACT:
             return self._exact(blocks)
-        bins = min(self._packings(blocks), key=self.cost)
+        bins = min(packings(blocks, self.width), key=self.cost)
         if len(bins) <= _MOST_EXACT:
             return self._exact(bins)
         return self._improved(bins) if len(bins) <= _MOST_IMPROVED else bins
@@ -152,20 +151,8 @@ class _Search:
         def cost(parts: tuple[int, ...]) -> float:
             return self._cost([alone[part] for part in parts], [aligned[part] for part in parts])
 
-        best = min(_partitions(len(bins) - 1), key=cost)
+        best = min(partitions(len(blocks)), key=cost)
         return tuple(merge(_members(blocks, part)) for part in best)
-
-    def _packings(self, blocks: Bins) -> Iterator[Bins]:
-        """First-fit packings, largest block first, into bins of several sizes."""
-        order = sorted(blocks, key=lambda block: -sum(block.shape))
-        inputs = sum(len(block.inputs) for block in blocks)
-        outputs = sum(len(block.outputs) for block in blocks)
-        yield blocks
-        size = self.width
-        while size < 2 * max(inputs, outputs):
-            for room in {(size, size), (size, _scaled(size, outputs / inputs, self.width))}:
-                yield _first_fit(order, room)
-            size += max(self.width, size // 2 // self.width * self.width)
 
     def _improved(self, bins: Bins) -> Bins:
         """Merge pairs of bins as long as that pays."""
@@ -182,12 +169,29 @@ class _Search:
         return bins
 
 
+def packings(blocks: Bins, width: int) -> Iterator[Bins]:
+    """First-fit packings, largest block first, into bins of several sizes."""
+    order = sorted(blocks, key=lambda block: -sum(block.shape))
+    inputs = sum(len(block.inputs) for block in blocks)
+    outputs = sum(len(block.outputs) for block in blocks)
+    yield blocks
+    size = width
+    while size < 2 * max(inputs, outputs):
+        for room in {(size, size), (size, _scaled(size, outputs / inputs, width))}:
+            yield _first_fit(order, room)
+        size += max(width, size // 2 // width * width)
+
+
 def _members(blocks: Bins, chosen: int) -> list[Block]:
     return [block for place, block in enumerate(blocks) if chosen >> place & 1]
 
 
-def _partitions(members: int) -> Iterator[tuple[int, ...]]:
-    """All partitions of a set, given as bits."""
+def partitions(number: int) -> Iterator[tuple[int, ...]]:
+    """All partitions of so many members; a part is given as bits."""
+    yield from _parts((1 << number) - 1)
+
+
+def _parts(members: int) -> Iterator[tuple[int, ...]]:
     if not members:
         yield ()
         return
@@ -196,7 +200,7 @@ def _partitions(members: int) -> Iterator[tuple[int, ...]]:
     chosen = others
     while True:
         part = chosen | first
-        for rest in _partitions(members ^ part):
+        for rest in _parts(members ^ part):
             yield (part, *rest)
         if not chosen:
             return

@@ -4,6 +4,8 @@
     merge 4                                            each 4 groups of a grouped convolution as one
     bins of 16: merged 0+3 1+2; accumulated 4          two bins of two blocks each, in one grouped
                                                        convolution; then block 4
+    absorbed 16: 0+3 1+2                               two bins, whose channels the layers around
+                                                       bring in order (`groupfx.plan.absorbed`)
 
 A recipe knows blocks by their places and nothing of channels or times: on another site with blocks
 of the same sizes it means the same.
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from ..errors import UsageError
+from .absorbed import Absorbed
 from .binned import WAYS, Way
 from .blocks import Block, BlockStructure
 from .channels import Slice
@@ -113,6 +116,9 @@ def recipe_plan(recipe: str, structure: BlockStructure) -> FormPlan:
     """What `recipe` makes of the blocks. Raises UsageError where it does not fit them."""
     if recipe in FORMS:
         return plan(structure, recipe)
+    absorbed = Absorbed.read(recipe)
+    if absorbed is not None:
+        return absorbed.plan(structure)
     merged = _MERGE.fullmatch(recipe)
     if merged is not None:
         return _merged_groups(structure, int(merged[1]))

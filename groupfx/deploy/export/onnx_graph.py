@@ -30,6 +30,7 @@ from ...plan.channel_order import AS_THEY_WERE
 from ...plan.forms import FormPlan
 from ...running.alone import beside
 from ...version import __version__
+from ..forms.absorbing import absorb
 from ..forms.fastest import Blocks, Fastest, fastest_forms
 from ..forms.forming import apply_form
 from ..forms.splitting import split_conv
@@ -89,7 +90,8 @@ def onnx_graph(traced: TracedModel, opset: int, *, forms: SiteForms = "planned")
         chosen = fastest.forms
     if forms == "whole":
         chosen = {}
-    _apply_forms(model, chosen)
+    done = absorb(model, fastest.absorbed, chosen) if fastest is not None else frozenset()
+    _apply_forms(model, {name: form for name, form in chosen.items() if name not in done})
     if opset < written:
         lower_opset(model, opset)
     keep_pads_of_pools(model, opset)

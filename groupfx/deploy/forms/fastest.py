@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import onnx_ir as ir
 
+from ...plan.absorbed import Absorbed
 from ...plan.blocks import BlockStructure
 from ...plan.choice import Choice, choose, choose_groups, forms_text
 from ...plan.cost import OnnxRuntime, Work
 from ...plan.forms import FormPlan, plan
 from ...plan.machine import Machine
 from ..graph.conv_nodes import ConvNode, Shapes, conv_nodes
+from .absorbing import AbsorbedSite, surroundings
 
 Blocks = Callable[[ConvNode], BlockStructure | None]
 """The blocks of a convolution that learned its groups; None for every other."""
@@ -30,6 +33,7 @@ _OF_OPEN = (1, 16)
 class Fastest:
     """The forms of sites, and what all convolutions of the model are expected to take.
 
+    `absorbed` are those for which the layers around change too, by name, with their blocks.
     `learned` has every site that learned its groups, `merged` those of the groups that an author
     wrote which are to be merged, and `kept` the number of the others. `ratio` is the expected time
     by that of the same model with every mask folded into its weight, and groups as they were
@@ -40,11 +44,19 @@ class Fastest:
     merged: Mapping[str, FormPlan]
     kept: int
     ratio: float | None
+    absorbed: Mapping[str, AbsorbedSite] = field(default_factory=dict)
 
     @property
     def forms(self) -> Mapping[str, FormPlan]:
         """Every form by the name of its site."""
         return {**self.learned, **self.merged}
+
+    def describe(self, name: str) -> str:
+        """The form of a site in one line."""
+        plan = self.forms[name]
+        if name not in self.absorbed:
+            return plan.describe()
+        return f"{plan.form}: {plan.convs[0].describe()}; the layers around bring its channels"
 
     def about(self, conv: ConvNode) -> bool:
         """Whether a form was to be chosen for a convolution, or it has groups of any kind."""
@@ -87,33 +99,51 @@ def fastest_forms(
     convs, _ = conv_nodes(model, shapes)
     weights = sum(conv.weight_tensor.nbytes for conv in convs if conv.weight_tensor is not None)
     batches = _batches(model)
-    learned, merged, kept = dict[str, FormPlan](), dict[str, FormPlan](), 0
+    works_of = partial(_works, weights=weights, shapes=shapes or {}, batches=batches)
+    learned = {
+        conv.name: plan(structure, "dense")
+        for conv in convs
+        if (structure := blocks(conv)) is not None
+    }
+    authors = {conv.name for conv in convs if conv.name not in learned and _has_groups(conv)}
+    structures = {conv.name: found for conv in convs if (found := _structure(conv, blocks))}
+    around = surroundings(model, structures, shapes, works_of)
+    choices: dict[str, Choice] = {}
     time = untouched = 0.0
     for conv in convs:
-        spec, structure = conv.spec, blocks(conv)
-        works = _works(conv, weights, shapes or {}, batches)
-        choice: Choice | None = None
-        if structure is not None:
-            learned[conv.name] = plan(structure, "dense")
-            if works and structure.blocks:
-                choice = choose(structure, *works, machine=machine)
-        elif _has_groups(conv):
-            kept += 1
-            if works and conv.constant:
-                groups = BlockStructure.of_groups(spec.in_channels, spec.out_channels, spec.groups)
-                choice = choose_groups(groups, *works, machine=machine)
-        elif works:
+        name, works = conv.name, works_of(conv)
+        structure = structures.get(name)
+        if works and structure is not None and structure.blocks:
+            weigh = choose if name in learned else choose_groups
+            choice = weigh(structure, *works, machine=machine, around=around.get(name))
+            choices[name] = choice
+            time, untouched = time + choice.time, untouched + choice.untouched
+        elif works and name not in learned and name not in authors:
+            spec = conv.spec
             price = OnnxRuntime(works[0], machine)
             own = price.conv(spec.in_channels, spec.out_channels, spec.groups)
             time, untouched = time + own, untouched + own
-        if choice is None:
-            continue
-        time, untouched = time + choice.time, untouched + choice.untouched
-        if structure is not None:
-            learned[conv.name] = choice.plan
-        elif choice.recipe != "grouped":
-            merged[conv.name], kept = choice.plan, kept - 1
-    return Fastest(learned, merged, kept, time / untouched if untouched else None)
+    learned |= {name: choice.plan for name, choice in choices.items() if name in learned}
+    merged = {
+        name: choice.plan
+        for name, choice in choices.items()
+        if name in authors and choice.recipe != "grouped"
+    }
+    absorbed = {
+        name: (structures[name], taken)
+        for name, choice in choices.items()
+        if (taken := Absorbed.read(choice.recipe)) is not None
+    }
+    ratio = time / untouched if untouched else None
+    return Fastest(learned, merged, len(authors) - len(merged), ratio, absorbed)
+
+
+def _structure(conv: ConvNode, blocks: Blocks) -> BlockStructure | None:
+    """The blocks of a site, learned ones or the groups that an author wrote."""
+    learned, spec = blocks(conv), conv.spec
+    if learned is not None or not _has_groups(conv) or not conv.constant:
+        return learned
+    return BlockStructure.of_groups(spec.in_channels, spec.out_channels, spec.groups)
 
 
 def _has_groups(conv: ConvNode) -> bool:

@@ -55,7 +55,7 @@ class _Emission:
         self.old = conv.node
         weight, bias = conv.weight_array(), conv.bias_array()
         assert weight is not None
-        self.weight = _dense(weight, conv.spec.groups)
+        self.weight = dense_weight(weight, conv.spec.groups)
         self.bias = bias
         self.nodes: list[ir.Node] = []
 
@@ -208,7 +208,7 @@ class _Emission:
         return constant(self.graph, f"{self.conv.name}.{name}", array)
 
 
-def _dense(weight: Array, groups: int) -> Array:
+def dense_weight(weight: Array, groups: int) -> Array:
     """The weight of the convolution without groups that computes the same: zeros outside them."""
     if groups == 1:
         return weight

@@ -45,6 +45,7 @@ from ..quantised.convs import SPLIT, Pairs, pairs_around, quantised_conv
 from ..quantised.kernels import bias_rounded_in_branches, kernels_lost, quantised_weights
 from ..quantised.misfits import misfit
 from ..quantised.tensors import is_stored
+from .absorbing import absorb
 from .fastest import Fastest, fastest_forms
 from .folding import carry_out, problem_of
 from .forming import apply_form
@@ -190,7 +191,14 @@ def rewrite_graph(
     chosen = None
     if fastest:
         chosen = fastest_forms(work, zero_blocks, shapes)
-        sites += [_in_fastest(work, conv, chosen, shapes) for conv in convs if chosen.about(conv)]
+        about = [conv for conv in convs if chosen.about(conv)]
+        sites += [_in_fastest(conv, chosen, shapes) for conv in about]
+        done = absorb(work, chosen.absorbed, chosen.forms, shapes)
+        taken = {site.name for site in sites if site.reason is None} - done
+        for conv in about:
+            if conv.name in taken:
+                apply_form(work, conv, chosen.forms[conv.name])
+        shapes = static_shapes(work) if done else shapes
     elif not passes:
         sites = [_declined(conv, _NO_PASS, shapes) for conv in convs if conv.spec.groups > 1]
     sites += [_left(node) for node in left]
@@ -216,14 +224,12 @@ def rewrite_graph(
     )
 
 
-def _in_fastest(model: ir.Model, conv: ConvNode, chosen: Fastest, shapes: Shapes) -> OnnxSite:
-    """Execute a convolution in the form chosen for it, or leave it as it is."""
+def _in_fastest(conv: ConvNode, chosen: Fastest, shapes: Shapes) -> OnnxSite:
+    """The site of a convolution that is to have the form chosen for it, or is left as it is."""
     plan = chosen.forms.get(conv.name)
     if plan is None or (conv.spec.groups == 1 and plan.form == "dense"):
         return _declined(conv, _NOT_FASTER, shapes)
-    site = _taken(conv, shapes, plan.describe(), len(plan.convs))
-    apply_form(model, conv, plan)
-    return site
+    return _taken(conv, shapes, chosen.describe(conv.name), len(plan.convs))
 
 
 def _require_sites(

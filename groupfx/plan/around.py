@@ -1,0 +1,98 @@
+"""What it costs that the layers around a site bring its channels in an order of its own.
+
+They make channels of padding too: a convolution has as many filters more, a depthwise one, and who
+reads them as many inputs more. On ONNX Runtime that is nothing where whole blocks of channels are
+computed anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from .absorbed import Absorbed, Layout
+from .binned.piece import padded
+from .blocks import BlockStructure
+from .channel_order import Order
+from .cost import OnnxRuntime, Work
+from .packing import packings, partitions, places
+
+_MOST_EXACT = 8
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A convolution beside a site: it has the site's channels as `inputs`, as `outputs`, or both,
+    as a depthwise one does; a number stands for others, None for the site's.
+    """
+
+    inputs: int | None
+    outputs: int | None
+    work: Work
+
+    def cost(self, price: OnnxRuntime, channels: int) -> float:
+        """Microseconds with so many channels of the site."""
+        own = replace(price, work=replace(self.work, batch=price.work.batch))
+        if self.inputs is None and self.outputs is None:
+            return own.conv(channels, channels, channels)
+        inputs, outputs = (channels if n is None else n for n in (self.inputs, self.outputs))
+        return own.conv(inputs, outputs, 1)
+
+
+@dataclass(frozen=True)
+class Around:
+    """The convolutions that take part in what a site reads, and in what it gives.
+
+    `outputs` is None where the site's outputs must be as they were.
+    """
+
+    inputs: tuple[Neighbour, ...]
+    outputs: tuple[Neighbour, ...] | None = None
+
+    def order(self, layout: Layout) -> Order | None:
+        """In which order the outputs of a site may stay; None for as they were."""
+        return None if self.outputs is None else layout.outputs
+
+    def cost(self, price: OnnxRuntime, structure: BlockStructure, absorbed: Absorbed) -> float:
+        """Microseconds of the site, and of what the layers around it have to do more."""
+        layout = absorbed.layout(structure)
+        reads, writes = len(layout.inputs), len(layout.outputs)
+        total = price.site(layout.in_order(self.order(layout)), reads)
+        sides = [(self.inputs, reads, structure.in_channels)]
+        sides += [(self.outputs or (), writes, structure.out_channels)]
+        return total + sum(
+            near.cost(price, now) - near.cost(price, before)
+            for beside, now, before in sides
+            for near in beside
+        )
+
+
+def absorbed_bins(structure: BlockStructure, width: int) -> tuple[Absorbed, ...]:
+    """For each number of bins those with the fewest products, and those with the fewest inputs."""
+    if width < 1 or not structure.partition or len(structure.blocks) < 2:
+        return ()
+    found: dict[tuple[int, bool], tuple[int, tuple[tuple[int, ...], ...]]] = {}
+    for bins in _candidates(structure, width):
+        number = len(bins)
+        inputs, outputs = (
+            padded(max(sum(structure.shapes[p][side] for p in b) for b in bins), width)
+            for side in (0, 1)
+        )
+        for size in (inputs * outputs, inputs):
+            key = (number, size == inputs)
+            if number > 1 and (key not in found or size < found[key][0]):
+                found[key] = size, bins
+    return tuple(Absorbed(width, bins) for bins in dict.fromkeys(b for _, b in found.values()))
+
+
+def _candidates(structure: BlockStructure, width: int) -> Iterator[tuple[tuple[int, ...], ...]]:
+    number = len(structure.blocks)
+    if structure.equal:
+        # Neighbours, so that as few channels as can be change their place.
+        for by in range(1, number):
+            yield tuple(tuple(range(number)[at : at + by]) for at in range(0, number, by))
+    elif number <= _MOST_EXACT:
+        for parts in partitions(number):
+            yield tuple(tuple(p for p in range(number) if part >> p & 1) for part in parts)
+    else:
+        yield from (places(structure, bins) for bins in packings(structure.blocks, width))
