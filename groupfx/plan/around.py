@@ -56,11 +56,14 @@ class Around:
     def cost(self, price: OnnxRuntime, structure: BlockStructure, absorbed: Absorbed) -> float:
         """Microseconds of the site, and of what the layers around it have to do more."""
         layout = absorbed.layout(structure)
-        reads, writes = len(layout.inputs), len(layout.outputs)
-        total = price.site(layout.in_order(self.order(layout)), reads)
-        sides = [(self.inputs, reads, structure.in_channels)]
-        sides += [(self.outputs or (), writes, structure.out_channels)]
-        return total + sum(
+        own = price.site(layout.in_order(self.order(layout)), len(layout.inputs))
+        return own + self.beside(price, structure, layout)
+
+    def beside(self, price: OnnxRuntime, structure: BlockStructure, layout: Layout) -> float:
+        """Microseconds that the layers around take more than without padding."""
+        sides = [(self.inputs, len(layout.inputs), structure.in_channels)]
+        sides += [(self.outputs or (), len(layout.outputs), structure.out_channels)]
+        return sum(
             near.cost(price, now) - near.cost(price, before)
             for beside, now, before in sides
             for near in beside

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from ..convs.spec import ConvSpec
+from ..deploy.forms.absorbing import absorb, surroundings
 from ..deploy.forms.forming import apply_form
 from ..deploy.forms.static_shapes import static_shapes
 from ..deploy.forms.zero_blocks import zero_blocks
 from ..deploy.graph.conv_nodes import ConvNode, conv_nodes
 from ..deploy.graph.metadata import mark
+from ..plan.absorbed import Absorbed
+from ..plan.around import Around
 from ..plan.blocks import BlockStructure
-from ..plan.cost import Work
+from ..plan.cost import OnnxRuntime, Work
+from ..plan.machine import Machine
 from ..plan.recipes import recipe_plan
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
@@ -26,7 +30,7 @@ class TunedSite:
     """A convolution of blocks: groups that the author wrote, or those that zeros leave.
 
     `untouched` is the recipe of the convolution as it stands. Sites of one `signature` take the
-    same time on the same machine.
+    same time on the same machine. `around` are the layers that may bring its channels in order.
     """
 
     name: str
@@ -34,6 +38,19 @@ class TunedSite:
     work: Work
     signature: str
     untouched: str
+    around: Around | None = None
+
+    def price(self, machine: Machine) -> OnnxRuntime:
+        """What the cost model says of it."""
+        return OnnxRuntime(self.work, machine, read_channels=self.structure.in_channels)
+
+    def beside(self, recipe: str, machine: Machine) -> float:
+        """Microseconds that a recipe adds to the layers around, which no profile tells of it."""
+        absorbed = Absorbed.read(recipe)
+        if absorbed is None or self.around is None:
+            return 0.0
+        layout = absorbed.layout(self.structure)
+        return self.around.beside(self.price(machine), self.structure, layout)
 
 
 def tunable_sites(
@@ -43,17 +60,21 @@ def tunable_sites(
     shapes = static_shapes(model, inputs)
     convs, _ = conv_nodes(model)
     weights = sum(conv.weight_tensor.nbytes for conv in convs if conv.weight_tensor is not None)
+    blocks = {conv.name: found for conv in convs if (found := _blocks(conv)) is not None}
+    around = surroundings(
+        model, blocks, shapes, lambda conv: _works(conv, _ends(conv, shapes), weights)
+    )
     sites: list[TunedSite] = []
     unknown: list[str] = []
     for conv in convs:
-        structure = _blocks(conv)
+        structure, ends = blocks.get(conv.name), _ends(conv, shapes)
         if structure is None:
             continue
-        read, written = (shapes.get(_name(v)) for v in (conv.node.inputs[0], conv.node.outputs[0]))
-        if read is None or written is None or 0 in (*read, *written):
+        works = _works(conv, ends, weights)
+        if ends is None or not works:
             unknown.append(conv.name)
         else:
-            sites.append(_site(conv, structure, read, written, weights))
+            sites.append(_site(conv, structure, ends, works[0], around.get(conv.name)))
     return tuple(sites), tuple(unknown)
 
 
@@ -64,23 +85,39 @@ def with_recipes(model: ir.Model, recipes: Mapping[str, str]) -> ir.Model:
     """
     work = model.clone()
     convs, _ = conv_nodes(work)
+    blocks = {conv.name: found for conv in convs if (found := _blocks(conv)) is not None}
+    absorbed = {
+        name: (structure, taken)
+        for name, structure in blocks.items()
+        if (taken := Absorbed.read(recipes.get(name, ""))) is not None
+    }
     for conv in convs:
-        recipe, structure = recipes.get(conv.name), _blocks(conv)
         mark(conv.node, conv.name)
-        if recipe is not None and structure is not None and recipe != _untouched(conv):
-            apply_form(work, conv, recipe_plan(recipe, structure))
+    done = absorb(work, absorbed, blocks)
+    for conv in convs:
+        recipe = recipes.get(conv.name)
+        if recipe in (None, _untouched(conv)) or conv.name in done or conv.name not in blocks:
+            continue
+        assert recipe is not None
+        apply_form(work, conv, recipe_plan(recipe, blocks[conv.name]))
     return work
 
 
-def _site(
-    conv: ConvNode,
-    structure: BlockStructure,
-    read: tuple[int, ...],
-    written: tuple[int, ...],
-    weights: int,
-) -> TunedSite:
+_Ends = tuple[tuple[int, ...], tuple[int, ...]]
+"""The shapes of what a convolution reads and gives."""
+
+
+def _ends(conv: ConvNode, shapes: Mapping[str, tuple[int, ...]]) -> _Ends | None:
+    read, written = (shapes.get(_name(v)) for v in (conv.node.inputs[0], conv.node.outputs[0]))
+    return None if read is None or written is None or 0 in (*read, *written) else (read, written)
+
+
+def _works(conv: ConvNode, ends: _Ends | None, weights: int) -> Sequence[Work]:
+    """What a convolution has to do; nothing where its sizes are not known."""
     tensor, spec = conv.weight_tensor, conv.spec
-    assert tensor is not None
+    if ends is None or tensor is None:
+        return ()
+    read, written = ends
     work = Work(
         math.prod(spec.kernel_size),
         math.prod(written[2:]),
@@ -89,12 +126,23 @@ def _site(
         model_weights=weights,
         blocked=spec.dims == 2 and tensor.dtype == ir.DataType.FLOAT,
     )
+    return (work,)
+
+
+def _site(
+    conv: ConvNode, structure: BlockStructure, ends: _Ends, work: Work, around: Around | None
+) -> TunedSite:
+    tensor, spec = conv.weight_tensor, conv.spec
+    assert tensor is not None
     untouched = _untouched(conv)
-    told = signature(spec, tensor.dtype.name.lower(), structure, read, written)
+    told = signature(spec, tensor.dtype.name.lower(), structure, *ends)
     users = sorted({node.op_type for node in conv.node.outputs[0].consumers()})
     # What the runtime may fuse.
     told = f"{told}, into {' '.join(users) or 'the output'}"
-    return TunedSite(conv.name, structure, work, told, untouched)
+    if around is not None:
+        kept = "" if around.outputs is None else " and outputs"
+        told = f"{told}, inputs{kept} in any order"
+    return TunedSite(conv.name, structure, work, told, untouched, around)
 
 
 def signature(

@@ -43,7 +43,7 @@ Progress = Callable[[int, int], None]
 _MARGIN = 0.04
 # Shares of the budget.
 _OF_PROFILING, _OF_RACING = 0.6, 0.35
-_MOST_SECONDS_A_VARIANT, _MOST_SECONDS_OF_A_RACE = 1.5, 30.0
+_MOST_SECONDS_A_VARIANT, _MOST_SECONDS_OF_A_RACE = 1.0, 15.0
 # Where every site was measured before, a user waits for the race alone.
 _MOST_SECONDS_FROM_CACHE = 7.0
 _ASSEMBLED, _VARIANT, _EXPECTED = "assembled", "best variant", "by the cost model"
@@ -275,10 +275,12 @@ class _Work:
         """Write down what each kind of site took: the mean over sites of one signature, and over
         variants.
         """
+        machine = machine_of(cache.machine)
         for site in self.sites:
             if site.name in times:
-                key = (site.signature, self._recipe(site, variant))
-                self.seen.setdefault(key, []).append(times[site.name])
+                recipe = self._recipe(site, variant)
+                time = times[site.name] + site.beside(recipe, machine)
+                self.seen.setdefault((site.signature, recipe), []).append(time)
         for (signature, recipe), own in self.seen.items():
             cache.times.setdefault(signature, {})[recipe] = round(sum(own) / len(own), 3)
         cache.save()

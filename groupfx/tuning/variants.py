@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from ..plan.around import absorbed_bins
 from ..plan.binned import Way
 from ..plan.choice import choose, choose_groups, recipes
 from ..plan.cost import OnnxRuntime
@@ -15,6 +16,7 @@ from ..plan.recipes import recipe_plan
 from .sites import TunedSite
 
 MOST_VARIANTS = 10
+_MOST_ABSORBED = 3
 # The cost model is right to about a tenth; what it calls so much slower is not tried.
 _HOPELESS = 1.5
 _WAYS: tuple[tuple[Way, ...], ...] = (
@@ -45,27 +47,43 @@ class SiteChoices:
 def site_choices(site: TunedSite, machine: Machine) -> SiteChoices:
     """The recipes that are worth trying at `site`, and the model's own choice."""
     channels = site.structure.in_channels
-    price = OnnxRuntime(site.work, machine, read_channels=channels)
+    price = site.price(machine)
     untouched = recipe_plan(site.untouched, site.structure)
     base = price.site(untouched, channels)
     plans: dict[FormPlan, str] = {untouched: site.untouched}
     for recipe, plan in _candidates(site, machine):
         plans.setdefault(plan, recipe)
-    priced = sorted(
-        (price.site(plan, channels), recipe)
+    times = {
+        recipe: price.site(plan, channels)
         for plan, recipe in plans.items()
         if recipe != site.untouched
-    )
+    }
+    priced = sorted((time, recipe) for recipe, time in (times | _absorbed(site, price)).items())
     kept = tuple(recipe for time, recipe in priced if time <= _HOPELESS * base)
     choice = (choose if site.untouched == "dense" else choose_groups)(
-        site.structure, site.work, machine=machine
+        site.structure, site.work, machine=machine, around=site.around
     )
     return SiteChoices(site, kept, choice.recipe, choice.time, base)
 
 
+def _absorbed(site: TunedSite, price: OnnxRuntime) -> dict[str, float]:
+    """The best ways to have its channels brought in order, and what each is expected to take."""
+    if site.around is None:
+        return {}
+    structure, learned = site.structure, site.untouched == "dense"
+    share = structure.exact_macs / structure.dense_macs if learned else 1.0
+    smaller = replace(price, share=share)
+    found = {
+        str(absorbed): site.around.cost(smaller, structure, absorbed)
+        for width in dict.fromkeys((price.block or 1, 1))
+        for absorbed in absorbed_bins(structure, width)
+    }
+    return dict(sorted(found.items(), key=lambda item: item[1])[:_MOST_ABSORBED])
+
+
 def _candidates(site: TunedSite, machine: Machine) -> Iterator[tuple[str, FormPlan]]:
     structure = site.structure
-    price = OnnxRuntime(site.work, machine, read_channels=structure.in_channels)
+    price = site.price(machine)
     smaller = replace(price, share=structure.exact_macs / structure.dense_macs)
     yield from recipes(structure, smaller)
     if site.untouched == "grouped":
