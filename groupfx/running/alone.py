@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 P = ParamSpec("P")
@@ -65,26 +65,43 @@ def beside(model: nn.Module) -> Iterator[None]:
     writes notes into a global of the exporter's, and either of them ends with KeyError 'custom'. It
     also switches mkldnn off for all threads, which rounds otherwise. So where there are other
     threads, that it runs is said to this one alone, and mkldnn stays on unless the model needs it
-    off: recurrent layers, which have an operator of mkldnn's own.
+    off: recurrent layers, which have an operator of mkldnn's own. That it is on must not be seen in
+    the graph: whether a convolution would run in it depends on its batch, which would be bounded.
     """
     if threading.active_count() == 1:
         yield
         return
     here, exporting = threading.get_ident(), torch.compiler.is_exporting
     trace: Any = import_module("torch.export._trace")
-    switching = trace._ignore_backend_decomps
+    switching, choosing = trace._ignore_backend_decomps, torch._C._select_conv_backend
 
     def is_exporting() -> bool:
         return threading.get_ident() == here and exporting()
 
+    def of_the_example(data: Tensor, weight: Tensor, **options: Any) -> Any:
+        return choosing(_without_symbols(data), _without_symbols(weight), **options)
+
     torch.compiler.is_exporting = is_exporting
+    torch._C._select_conv_backend = of_the_example
     if not _is_recurrent(model):
         trace._ignore_backend_decomps = contextlib.nullcontext
     try:
         yield
     finally:
         torch.compiler.is_exporting = exporting
+        torch._C._select_conv_backend = choosing
         trace._ignore_backend_decomps = switching
+
+
+def _without_symbols(tensor: Tensor) -> Tensor:
+    """One like it, of the sizes that its open ones have in the example."""
+    if all(isinstance(n, int) for n in (*tensor.shape, *tensor.stride())):
+        return tensor
+    sizes, strides = (
+        [n if isinstance(n, int) else int(n.node.hint) for n in numbers]
+        for numbers in (tensor.shape, tensor.stride())
+    )
+    return torch.empty_strided(sizes, strides, dtype=tensor.dtype, device=tensor.device)
 
 
 _RECURRENT = re.compile(r"aten[.:]+(\w*_)?(lstm|gru|rnn)\b|aten[.:]+rnn_")

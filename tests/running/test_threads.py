@@ -113,6 +113,20 @@ def test_that_torch_exports_is_said_to_this_thread_alone() -> None:
     assert torch.compiler.is_exporting is exporting
 
 
+def test_an_export_beside_another_thread_bounds_no_batch() -> None:
+    """Whether a convolution runs in mkldnn depends on a batch of 16, and mkldnn stays on."""
+    stop = threading.Event()
+    conv = nn.Conv2d(4, 4, 1, groups=2)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(stop.wait, 60)
+        try:
+            program = export_program(conv, ExampleInputs.of(torch.randn(2, 4, 5, 6)))
+        finally:
+            stop.set()
+    batch = torch.randn(20, 4, 7, 8)
+    torch.testing.assert_close(program.module()(batch), conv(batch))
+
+
 def test_a_recurrent_model_is_exported_beside_another_thread(tmp_path: Path) -> None:
     """Where mkldnn has an operator of its own, which no file holds, it must be off."""
 
