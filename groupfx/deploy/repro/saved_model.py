@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,8 +38,19 @@ class SavedModel:
     files: Mapping[str, bytes]
     code: str
     run: Callable[[Sequence[Array], bool], Array]
+    role: str
     modes: tuple[bool, ...] = (False,)
     needs: str = "torch"
+
+    def channels(self, first: int, last: int) -> SavedModel:
+        """The same with these channels of its output alone."""
+        role, run = self.role, self.run
+        code = (
+            f"{self.code}\n\nall_of_{role} = {role}\n\n\n"
+            f"def {role}(inputs, optimised):\n"
+            f"    return all_of_{role}(inputs, optimised)[:, {first}:{last}]\n"
+        )
+        return replace(self, code=code, run=lambda inputs, mode: run(inputs, mode)[:, first:last])
 
 
 # ONNX
@@ -84,7 +95,7 @@ def onnx_part(
         f"def {role}(inputs, optimised):\n"
         f'    return run_onnx("{role}.onnx", {names!r}, inputs, optimised)\n'
     )
-    return SavedModel({f"{role}.onnx": data}, code, run, (False, True), "onnxruntime")
+    return SavedModel({f"{role}.onnx": data}, code, run, role, (False, True), "onnxruntime")
 
 
 # torch
@@ -114,7 +125,7 @@ def layer_part(role: str, function: SiteFunction, given: Array) -> SavedModel:
         wide = torch.from_numpy(np.array(array, dtype=np.float64))
         return function.value(wide).numpy()
 
-    return SavedModel({f"{role}.npz": npz(tensors)}, code, run)
+    return SavedModel({f"{role}.npz": npz(tensors)}, code, run, role)
 
 
 def _convolution(function: SiteFunction, sizes: Sequence[int]) -> list[str]:
@@ -186,7 +197,7 @@ def graph_part(
         return found
 
     held = {name: _plain(tensor) for name, tensor in tensors.items()}
-    return SavedModel({f"{role}.npz": npz(held)}, code, run)
+    return SavedModel({f"{role}.npz": npz(held)}, code, run, role)
 
 
 def _needed(end: fx.Node, given: set[fx.Node]) -> list[fx.Node]:

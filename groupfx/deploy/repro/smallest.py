@@ -1,4 +1,5 @@
-"""The smallest part of two sides that still differs: a site, an operator, or all of an output.
+"""The smallest part of two sides that still differs: a branch of a site, a site, an operator, or
+all of an output.
 
 Each part is run before it is taken: what does not differ on its own is no part to show.
 """
@@ -15,11 +16,11 @@ import numpy.typing as npt
 
 from ...errors import GroupfxError
 from ...verify.bounds import rounding_bound
-from ...verify.yardstick import underflow
+from ...verify.yardstick import rms, rms_limit, underflow
+from ..graph.channel_order import arranged
 from ..running.runtime import Session
 from ..validate.difference import Difference
-from ..validate.onnx_sites import candidate_regions
-from ..validate.output_checks import OutputRun, check_output
+from ..validate.onnx_sites import Region, candidate_regions
 from ..validate.sides import OnnxSide, Side
 from ..validate.site_checks import wide_tensor
 from ..validate.site_functions import SiteFunction
@@ -49,22 +50,25 @@ class Repro:
     @property
     def differs(self) -> bool:
         """Whether the candidate, alone, still gives something else."""
-        return any(
-            difference(
-                self.candidate.run(self.inputs, mode), self.expected, self.allowed, self.allowed_rms
-            )
-            is not None
-            for mode in self.candidate.modes
-        )
+        return self._differs(self.candidate)
+
+    @property
+    def refuted(self) -> bool:
+        """Whether the reference, alone, gives something else too: then nothing is shown."""
+        return self.reference is not None and self._differs(self.reference)
+
+    def _differs(self, side: SavedModel) -> bool:
+        bounds = self.expected, self.allowed, self.allowed_rms
+        return any(difference(side.run(self.inputs, m), *bounds) is not None for m in side.modes)
 
 
 def smallest(found: Difference) -> Repro | None:
     """The first of the parts, from the smallest, that differs alone; None where none does."""
-    for attempt in (_of_site, _of_operator, _of_output):
+    for attempt in (_of_branch, _of_site, _of_operator, _of_output):
         # What cannot be taken out of its model, or does not run alone, is shown as a larger part.
-        with contextlib.suppress(GroupfxError, RuntimeError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(GroupfxError, RuntimeError, ValueError, LookupError, TypeError):
             repro = attempt(found)
-            if repro is not None and repro.differs:
+            if repro is not None and repro.differs and not repro.refuted:
                 return _of_one_row(repro)
     return None
 
@@ -84,7 +88,7 @@ def _of_one_row(repro: Repro) -> Repro:
             allowed=bounds,
         )
         with contextlib.suppress(GroupfxError, RuntimeError, ValueError):
-            if single.differs:
+            if single.differs and not single.refuted:
                 return single
     return repro
 
@@ -92,36 +96,85 @@ def _of_one_row(repro: Repro) -> Repro:
 # A site
 
 
+def _of_branch(found: Difference) -> Repro | None:
+    """The one branch of a split site that gives the wrong channel."""
+    whole, side = _of_site(found), found.candidate
+    if whole is None or found.site is None or not isinstance(side, OnnxSide):
+        return None
+    check, _, region = found.site
+    joined = next((n for n in side.model.graph if region.end in [v.name for v in n.outputs]), None)
+    if joined is None or joined.op_type != "Concat" or joined.attributes.get_int("axis", 0) != 1:
+        return None
+    names = [value.name or "" for value in joined.inputs if value is not None]
+    feeds = side.own(found.own(found.runs[check.run or ""]))
+    made = Session(side.model, "off", source=side.source, also=names).run(feeds, names)
+    first = 0
+    for name in names:
+        last = first + made[name].shape[1]
+        if first <= check.index[1] < last:
+            break
+        first = last
+    return replace(
+        whole,
+        what=f"the branch of {whole.what} that gives its channels {first} to {last - 1}",
+        candidate=onnx_part("candidate", side.model, [region.start], name, whole.inputs),
+        reference=None if whole.reference is None else whole.reference.channels(first, last),
+        expected=whole.expected[:, first:last],
+        allowed=whole.allowed[:, first:last],
+        allowed_rms=whole.allowed_rms[first:last],
+    )
+
+
 def _of_site(found: Difference) -> Repro | None:
     if found.site is None or found.site[0].run not in found.runs:
         return None
     check, function, region = found.site
-    if region.problem is not None or function.orders != region.orders:
+    if region.problem is not None:
         return None
     feeds = found.own(found.runs[check.run or ""])
     (start,) = _values(found.candidate, [region.start], feeds, function)
-    x = wide_tensor(start)
+    expected, elements, channels = _bounded(found, function, region, start)
+    moved = function.orders != region.orders
+    ends = [end for end in (region.end, region.behind_norm) if end is not None]
+    repros = [
+        Repro(
+            f"the site {check.name}",
+            _part("candidate", found.candidate, [region.start], end, [start]),
+            # It would take its channels in another order.
+            None if moved else _reference_site(found.reference, function, start),
+            (start,),
+            expected,
+            elements,
+            channels,
+        )
+        for end in ends
+    ]
+    # The reference may have folded a BatchNorm that the candidate has behind: both must be wrong.
+    return repros[0] if all(repro.differs for repro in repros) else None
+
+
+def _bounded(
+    found: Difference, function: SiteFunction, region: Region, start: Array
+) -> tuple[Array, Array, Array]:
+    """What the site should give from `start`, and what is allowed: an element, and a channel.
+
+    In the order that the candidate's channels have; those that only it has may be anything.
+    """
+    spec, (have, want) = function.spec, (region.orders, function.orders)
+    x = wide_tensor(arranged(start, have.input, want.input, spec.in_channels).array)
     expected, magnitudes = function.value(x), function.magnitudes(x, found.dtype)
     floor = underflow(found.dtype)
     elements = rounding_bound(magnitudes, function.terms, found.dtype) + floor
     axes = [axis for axis in range(expected.dim()) if axis != 1]
     unit = float(np.finfo(_numpy(found)).eps) / 2
     channels = function.factor() * unit * magnitudes.square().mean(dim=axes).sqrt() + floor
-    ends = [end for end in (region.end, region.behind_norm) if end is not None]
-    repros = [
-        Repro(
-            f"the site {check.name}",
-            _part("candidate", found.candidate, [region.start], end, [start]),
-            _reference_site(found.reference, function, start),
-            (start,),
-            expected.numpy(),
-            elements.numpy(),
-            channels.numpy(),
-        )
-        for end in ends
+    made = [
+        arranged(array.numpy(), want.output, have.output, spec.out_channels)
+        for array in (expected, elements, channels[None])
     ]
-    # The reference may have folded a BatchNorm that the candidate has behind: both must be wrong.
-    return repros[0] if all(repro.differs for repro in repros) else None
+    for bound in made[1:]:
+        bound.array[:, ~bound.there] = np.inf
+    return made[0].array, made[1].array, made[2].array[0]
 
 
 def _numpy(found: Difference) -> str:
@@ -203,13 +256,18 @@ def _judged(
     found: Difference,
 ) -> Repro:
     """By the rule for outputs: 4 times the error of the reference in the candidate's dtype."""
-    original, own = reference.run(given, False), candidate.run(given, False)
-    run = OutputRun("repro", True, wide, original.astype(own.dtype), own)
-    check = check_output("output", "", [run], found.dtype)
     exact = wide.dtype.kind != "f"
-    limit = 0.0 if exact else max(check.limit, 0.0)
+    limit = 0.0 if exact else _limit(wide, reference.run(given, False), found)
     free = np.array(0.0 if exact else np.inf)
     return Repro(what, candidate, reference, tuple(given), wide, free, np.array(limit))
+
+
+def _limit(wide: Array, original: Array, found: Difference) -> float:
+    """What the root mean square of an error may be, by the error of the reference itself."""
+    finite = np.isfinite(wide) & np.isfinite(original)
+    apart = rms(original[finite].astype(np.float64) - wide[finite])
+    peak = float(np.abs(wide[finite]).max(initial=0.0))
+    return rms_limit(apart, peak, found.dtype, ordinary=True)
 
 
 # All of an output
@@ -232,11 +290,14 @@ def _of_output(found: Difference) -> Repro | None:
             mine = [found.reference.own(feeds)[each] for each in found.inputs]
         reference = _whole("reference", found.reference, name, mine)
     wide = found.reference.wide(feeds)[name]
-    absolute, exact = check.limit_is_absolute, wide.dtype.kind != "f"
-    allowed = np.array(check.limit if absolute else 0.0 if exact else np.inf)
-    rms = np.array(np.inf if absolute else check.limit)
     what = f"the output {check.name}"
-    return Repro(what, candidate, reference, tuple(given), wide, allowed, rms)
+    if check.limit_is_absolute or wide.dtype.kind != "f":
+        allowed, limit = np.array(check.limit), np.array(np.inf)
+        return Repro(what, candidate, reference, tuple(given), wide, allowed, limit)
+    native = found.reference.native(feeds, found.dtype)[name]
+    # Where the shape is another, nobody has measured what is allowed.
+    limit = np.array(max(check.limit, _limit(wide, native, found)))
+    return Repro(what, candidate, reference, tuple(given), wide, np.array(np.inf), limit)
 
 
 def _whole(role: str, side: Side, output: str, given: Sequence[Array]) -> SavedModel:

@@ -225,3 +225,87 @@ def test_the_judge_of_the_script(
 ) -> None:
     expected = np.array([[1.0, 2.0]])
     assert (difference(np.array(found), expected, allowed, rms) is None) == ok
+
+
+def with_weight(file: Path, to: Path, shape: tuple[int, ...], place: int) -> Path:
+    """A copy of an ONNX file in which one of its weights of a shape is a little off."""
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(file)
+    weights = [t for t in model.graph.initializer if tuple(t.dims) == shape]
+    weight = weights[place % len(weights)]
+    array = numpy_helper.to_array(weight).copy()
+    array[0] *= np.asarray(1.02, dtype=array.dtype)
+    weight.CopyFrom(numpy_helper.from_array(array, weight.name))
+    onnx.save(model, to)
+    return to
+
+
+def test_of_a_split_site_it_is_the_wrong_branch_alone(tmp_path: Path) -> None:
+    right = conv_file(tmp_path / "a.onnx", 1.0)
+    split = tmp_path / "split.onnx"
+    groupfx.rewrite_onnx(right, split, verify=False)
+    off = with_weight(split, tmp_path / "off.onnx", (3, 2, 3, 3), 1)
+    script = groupfx.validate(right, off).save_repro(tmp_path / "repro")
+    assert script is not None
+    import onnx
+
+    kept = onnx.load(script.with_name("candidate.onnx"))
+    assert [n.op_type for n in kept.graph.node].count("Conv") == 1
+    assert "Concat" not in {n.op_type for n in kept.graph.node}
+    assert "gives its channels 3 to 5" in script.read_text()
+    done = run(script)
+    assert done.returncode == 1, done.stderr
+    assert "reference (optimised): as expected" in done.stdout
+
+
+class MovedByAFold(nn.Module):
+    """Channels in another order, which a fold moves into the convolutions around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(7)
+        self.first, self.last = nn.Conv2d(4, 6, 1, groups=2), nn.Conv2d(6, 3, 1)
+        self.deep = nn.Conv2d(6, 6, 3, padding=1, groups=6)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        y = y.unflatten(1, (2, 3)).transpose(1, 2).flatten(1, 2)
+        return self.last(torch.relu(self.deep(y)))
+
+
+@pytest.mark.long
+def test_channels_that_a_fold_has_moved_are_judged_where_they_lie(tmp_path: Path) -> None:
+    net, x = MovedByAFold(), inputs()
+    folded = groupfx.rewrite(net, x, passes=["fold-permutations"])
+    groupfx.export(folded, x, tmp_path / "fold.onnx")
+    off = with_weight(tmp_path / "fold.onnx", tmp_path / "off.onnx", (6, 1, 3, 3), 0)
+    found = groupfx.validate(net, off, x)
+    assert found.difference is not None
+    assert found.difference.site is not None
+    assert found.difference.site[2].orders.output is not None
+    script = found.save_repro(tmp_path / "repro")
+    assert script is not None
+    assert "the site deep" in script.read_text()
+    done = run(script)
+    assert done.returncode == 1, done.stderr
+    assert "at [0, 0, " in done.stdout
+    # As the right file has it, channel by channel.
+    right = groupfx.validate(off, tmp_path / "fold.onnx").save_repro(tmp_path / "back")
+    assert right is not None
+    script.with_name("candidate.onnx").write_bytes(right.with_name("candidate.onnx").read_bytes())
+    assert run(script).returncode == 0
+
+
+@pytest.mark.long
+def test_an_output_of_another_shape(tmp_path: Path) -> None:
+    net, x = DownAndUp(), inputs()
+    short = DownAndUp(lambda y: torch.relu(y)[:, :, :-1])
+    script = groupfx.validate(short, net, x).save_repro(tmp_path / "repro")
+    assert script is not None
+    done = run(script)
+    assert done.returncode == 1, done.stdout
+    assert "reference: as expected" in done.stdout
+    assert "has the shape" in done.stdout
