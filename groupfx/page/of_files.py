@@ -119,7 +119,8 @@ def with_validation(page: Page, validation: Validation) -> Page:
         if compared.tone == "bad":
             verdict = compared.verdict
         before = row.before if row.before != Side() else compared.before
-        measured = replace(row, before=before, ratio=compared.ratio)
+        blocks = row.structure or compared.structure
+        measured = replace(row, before=before, ratio=compared.ratio, structure=blocks)
         rows.append(replace(measured, facts=facts, tone=tone, verdict=verdict))
     rows += compares.values()
     worst = alone if page.tone != "bad" or alone.tone == "bad" else page

@@ -27,6 +27,7 @@ def page_of_validation(validation: Validation) -> Page:
             validated_row(check),
             before=Side.of(before.get(check.name, ())),
             after=Side.of(after.get(check.name, ())),
+            structure=validation.blocks.get(check.name),
         )
         for check in validation.sites
     ]

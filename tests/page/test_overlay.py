@@ -12,6 +12,8 @@ import pytest
 import groupfx
 from groupfx.deploy import Validation
 from groupfx.errors import FileError
+from groupfx.page import page_of
+from groupfx.plan.blocks import BlockStructure
 from tests.deploy.validate.small_files import conv_file
 
 
@@ -68,3 +70,12 @@ def test_an_overlay_of_nothing(files: tuple[Path, Path], found: Validation, tmp_
         groupfx.write_overlay(found, tmp_path / "none.onnx", tmp_path / "over.json")
     with pytest.raises(FileError, match="no-folder"):
         groupfx.write_overlay(found, files[1], tmp_path / "no-folder" / "over.json")
+
+
+def test_a_validation_shows_operations_of_both_sides_and_the_groups(found: Validation) -> None:
+    first, second = page_of(found).sites
+    assert [p.label for p in first.before.pieces] == ["Conv 4->6 /2, 3x3"]
+    assert [p.label for p in first.after.pieces] == ["Conv 4->6 /2, 3x3"]
+    assert first.structure == BlockStructure.of_groups(4, 6, 2)
+    assert second.structure is None  # dense
+    assert (first.tone, second.tone) == ("bad", "close")

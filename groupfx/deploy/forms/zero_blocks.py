@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from ...plan.blocks import MIN_SAVING, BlockStructure, find_blocks
@@ -18,7 +21,11 @@ def zero_blocks(conv: ConvNode) -> BlockStructure | None:
         return None
     if tensor.dtype not in _FLOATS:
         return None
-    weight = tensor.numpy()
+    return blocks_of_weight(tensor.numpy())
+
+
+def blocks_of_weight(weight: npt.NDArray[Any]) -> BlockStructure | None:
+    """The blocks of a dense weight `[out, in, *kernel]`; None where there are next to no zeros."""
     mask = (weight != 0).reshape(*weight.shape[:2], -1).any(axis=2)
     if np.all(mask) or not np.any(mask):
         return None

@@ -10,9 +10,11 @@ import torch
 
 from ...errors import kind_and_line
 from ...merging.sites import noted_orders
+from ...plan.blocks import BlockStructure
 from ...report.pieces import Piece, conv_label
 from ...tracing import CannotTrace
 from ..forms.site_drawings import site_pieces
+from ..forms.zero_blocks import blocks_of_weight
 from ..running.runtime import Session
 from .drawn_batches import has_large_rows
 from .locating import locate
@@ -131,6 +133,18 @@ class SiteWork:
         known = [site_pieces(s.model) if isinstance(s, OnnxSide) else None for s in sides]
         as_layers = {function.name: _layers(function) for function in self._functions}
         return known[0] or as_layers, known[1] or {}
+
+    def blocks(self) -> Mapping[str, BlockStructure]:
+        """The blocks of the weight of each site of the reference that has several."""
+        found = ((function.name, _blocks(function)) for function in self._functions)
+        return {name: blocks for name, blocks in found if blocks is not None}
+
+
+def _blocks(function: SiteFunction) -> BlockStructure | None:
+    spec = function.spec
+    if spec.groups > 1:
+        return BlockStructure.of_groups(spec.in_channels, spec.out_channels, spec.groups)
+    return None if spec.transposed else blocks_of_weight(function.weight.numpy())
 
 
 def _layers(function: SiteFunction) -> tuple[Piece, ...]:

@@ -206,6 +206,7 @@ class _Comparison:
             operators=operators.checks,
             guessed=self.guessed,
             pieces=sites.pieces(),
+            blocks=sites.blocks(),
             difference=self._difference(sites, operators, outputs, done) if wrong else None,
         )
 

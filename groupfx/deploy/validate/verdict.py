@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...errors import MismatchError, NotComparableError
+from ...plan.blocks import BlockStructure
 from ...report.pieces import Piece
 from .difference import Difference
 from .operator_checks import OperatorCheck
@@ -46,7 +47,8 @@ class Validation:
     `unseen` is what was not compared. `blame` says in words where a difference comes from, or why
     the two cannot be compared; None where they are the same. `guessed` are sizes of the inputs,
     such as `224x224`, that nobody gave and nothing tells. `pieces` are the operations of the sites
-    in the reference and in the candidate, for a drawing. `difference` keeps two sides that differ.
+    in the reference and in the candidate, and `blocks` the blocks of their weights in the
+    reference, for a drawing. `difference` keeps two sides that differ.
     """
 
     verdict: Verdict
@@ -65,6 +67,7 @@ class Validation:
     operators: tuple[OperatorCheck, ...] = ()
     guessed: str | None = None
     pieces: tuple[Pieces, Pieces] = field(default=({}, {}), repr=False, compare=False)
+    blocks: Mapping[str, BlockStructure] = field(default_factory=dict, repr=False, compare=False)
     difference: Difference | None = field(default=None, repr=False, compare=False)
     yardstick: str = ROUNDING
     noise: tuple[SiteNoise, ...] = ()
