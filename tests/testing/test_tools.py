@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import groupfx.cli.commands.conformance as command
-from groupfx.errors import MissingDependencyError, UsageError
+from groupfx.errors import MissingDependencyError, ModelError, UsageError
 from groupfx.testing import Adapter, Case, all_cases, conformance
 from groupfx.testing.adapters import _FILES, adapter_for, adapter_names
 from tests.cli.runs import Cli, check_json
@@ -47,7 +47,8 @@ def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
 
 
 def _here(tool: str, cases: object, seconds: float, progress: object) -> object:
-    return conformance(adapter_for(tool), cases, progress=progress)  # type: ignore[arg-type]
+    adapter = command.adapter_for(tool)
+    return conformance(adapter, cases, progress=progress)  # type: ignore[arg-type]
 
 
 @pytest.mark.long
@@ -61,6 +62,15 @@ def test_a_tool_that_dies_or_hangs_costs_one_case(tmp_path: Path) -> None:
     assert result.judged[2].reason == "no answer after 5 s"
     assert result.judged[3].reason == "ValueError: no"
     assert not result.ok
+
+
+@pytest.mark.long
+def test_a_tool_that_does_not_start_is_told_as_such(tmp_path: Path) -> None:
+    (tmp_path / "dead.py").write_text("import os\nprint('no licence')\nos._exit(3)\n")
+    with pytest.raises(ModelError, match="cannot be started: exit code 3: no licence"):
+        conformance(f"{tmp_path}/dead.py:tool", [ONE])
+    with pytest.raises(MissingDependencyError, match="needs onnxslim"):
+        conformance("onnxslim", [ONE])
 
 
 def test_a_converter_is_a_command_line(tmp_path: Path) -> None:
@@ -154,6 +164,7 @@ def test_a_tool_that_is_not_installed(cli: Cli, monkeypatch: pytest.MonkeyPatch)
     tools = {"gone": missing, "onnxruntime-off": adapter_for("onnxruntime-off")}
     monkeypatch.setattr(command, "adapter_for", tools.__getitem__)
     monkeypatch.setattr(command, "adapter_names", lambda: tuple(tools))
+    monkeypatch.setattr(command, "require_known", tools.__getitem__)
     assert cli("conformance", "gone").code == 3
     done = cli("conformance", "all", "--kind", "residual")
     assert done.code == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 from ...errors import FileError, MissingDependencyError, UsageError
 from ...report.junit import JunitCase, Kind, junit_xml
 from ...testing import Case, Conformance, all_cases, conformance
-from ...testing.adapters import adapter_for, adapter_names
+from ...testing.adapters import adapter_for, adapter_names, require_known
 from ...testing.conformance.judging import Verdict
 from ...testing.conformance.saving import save_cases
 from ..input.conformance import ConformanceCommand
@@ -72,18 +72,20 @@ def _chosen(options: ConformanceCommand) -> tuple[Case, ...]:
 
 
 def _tools(given: Sequence[str], screen: Screen) -> list[str]:
-    """The tools to run; of `all`, those that are installed. Others must be."""
+    """The tools to run; of `all`, those that are installed."""
     tools: list[str] = []
     for tool in given:
-        for name in adapter_names() if tool == ALL else (tool,):
+        if tool != ALL:
+            require_known(tool)
+            tools.append(tool)
+            continue
+        for name in adapter_names():
             try:
                 adapter_for(name).versions()
             except MissingDependencyError as error:
-                if tool != ALL:
-                    raise
                 screen.warn(f"skipped: {error}")
-                continue
-            tools.append(name)
+            else:
+                tools.append(name)
     return list(dict.fromkeys(tools))
 
 

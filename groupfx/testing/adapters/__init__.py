@@ -50,21 +50,28 @@ def adapter_names() -> tuple[str, ...]:
     return tuple(name for names in _FILES.values() for name in names)
 
 
+def require_known(tool: str) -> None:
+    """Raise `UsageError` for what cannot be a tool, before anything of it is imported."""
+    if is_command(tool):
+        command_adapter(tool)
+    elif tool not in adapter_names() and ":" not in tool:
+        raise UsageError(
+            f"there is no adapter {tool!r}: name one of {', '.join(adapter_names())}; one of yours "
+            "as module:attribute or file.py:attribute; or a command line with {model}"
+        )
+
+
 def adapter_for(tool: str) -> Adapter:
     """The adapter of a name, of `module:attribute` or `file.py:attribute`, or of a command line.
 
     Raises `UsageError` for anything else, `MissingDependencyError` where its package is missing.
     """
+    require_known(tool)
     if is_command(tool):
         return command_adapter(tool)
     for file, names in _FILES.items():
         if tool in names:
             return _built_in(file, tool)
-    if ":" not in tool:
-        raise UsageError(
-            f"there is no adapter {tool!r}: name one of {', '.join(adapter_names())}; one of yours "
-            "as module:attribute or file.py:attribute; or a command line with {model}"
-        )
     found = named(tool, "TOOL")
     if not isinstance(found, Adapter):
         raise UsageError(f"{tool} is a {type(found).__name__}, not a groupfx.testing.Adapter")

@@ -8,7 +8,7 @@ nothing wrong.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
@@ -46,6 +46,21 @@ class Adapter:
     def versions(self) -> dict[str, str]:
         """The version of each package. Raises MissingDependencyError where one is missing."""
         return {package: _version(package, self.name) for package in self.packages}
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a tool says of itself: `takes` are the names of the cases that it is for."""
+
+    name: str
+    versions: Mapping[str, str]
+    takes: frozenset[str]
+
+    @classmethod
+    def by(cls, adapter: Adapter, cases: Iterable[Case]) -> Told:
+        """What an adapter says. Raises `MissingDependencyError`."""
+        takes = frozenset(case.name for case in cases if adapter.takes(case))
+        return cls(adapter.name, adapter.versions(), takes)
 
 
 def _version(package: str, tool: str) -> str:

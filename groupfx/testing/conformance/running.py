@@ -9,7 +9,7 @@ from typing import Any
 
 from ...errors import InternalError, UsageError
 from ..kit import Case, all_cases
-from .adapter import Adapter, Crashed
+from .adapter import Adapter, Crashed, Told
 from .judging import VERDICTS, WRONG, Judged, judge
 from .worker import OUTPUTS, Reply, Worker, reply_of
 
@@ -98,8 +98,9 @@ def conformance(
     installed.
     """
     started = time.perf_counter()
-    runs = _Here(tool) if isinstance(tool, Adapter) else _Apart(tool, seconds)
-    chosen = [case for case in (all_cases() if cases is None else cases) if runs.takes(case)]
+    given = all_cases() if cases is None else tuple(cases)
+    runs = _Here(tool, given) if isinstance(tool, Adapter) else _Apart(tool, given, seconds)
+    chosen = [case for case in given if case.name in runs.told.takes]
     judged = []
     try:
         for position, case in enumerate(chosen):
@@ -109,20 +110,17 @@ def conformance(
     finally:
         runs.close()
     passed = time.perf_counter() - started
-    return Conformance(runs.adapter.name, runs.versions, tuple(judged), passed)
+    return Conformance(runs.told.name, runs.told.versions, tuple(judged), passed)
 
 
 class _Here:
     """In this process, on cases of any origin."""
 
-    def __init__(self, adapter: Adapter) -> None:
-        self.adapter, self.versions = adapter, adapter.versions()
-
-    def takes(self, case: Case) -> bool:
-        return self.adapter.takes(case)
+    def __init__(self, adapter: Adapter, cases: Sequence[Case]) -> None:
+        self._adapter, self.told = adapter, Told.by(adapter, cases)
 
     def run(self, case: Case) -> Reply:
-        return reply_of(self.adapter, case)
+        return reply_of(self._adapter, case)
 
     def close(self) -> None:
         pass
@@ -131,19 +129,19 @@ class _Here:
 class _Apart:
     """In another process, and in a new one behind each that died or hung."""
 
-    def __init__(self, tool: str, seconds: float) -> None:
-        from ..adapters import adapter_for
+    def __init__(self, tool: str, cases: Sequence[Case], seconds: float) -> None:
+        from ..adapters import require_known
 
+        require_known(tool)
+        known = {case.name for case in all_cases()}
+        for case in cases:
+            if case.name not in known:
+                raise UsageError(
+                    f"{case.name} is no case of the kit: give an Adapter, not its name"
+                )
         self._tool, self._seconds = tool, seconds
-        self._worker: Worker | None = None
-        self.adapter = adapter_for(tool)
-        self.versions = self.adapter.versions()
-        self._known = {case.name for case in all_cases()}
-
-    def takes(self, case: Case) -> bool:
-        if case.name not in self._known:
-            raise UsageError(f"{case.name} is no case of the kit: give an Adapter, not its name")
-        return self.adapter.takes(case)
+        self._worker: Worker | None = Worker(tool)
+        self.told = self._worker.told
 
     def run(self, case: Case) -> Reply:
         try:

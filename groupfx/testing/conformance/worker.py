@@ -25,10 +25,10 @@ import numpy as np
 
 from ...errors import GroupfxError, InternalError, ModelError, UsageError, kind_and_line
 from ..kit import Case, all_cases
-from .adapter import Adapter, Crashed, NotJudged, Outputs, WrongResult
+from .adapter import Adapter, Crashed, NotJudged, Outputs, Told, WrongResult
 
 Reply = tuple[str, Any]
-OUTPUTS, ERROR = "outputs", "error"
+OUTPUTS, ERROR, TOLD = "outputs", "error", "told"
 _KINDS: tuple[tuple[type[Exception], str], ...] = (
     (WrongResult, "fail"),
     (NotJudged, "skipped"),
@@ -36,6 +36,8 @@ _KINDS: tuple[tuple[type[Exception], str], ...] = (
 )
 # Importing a large tool on a busy machine.
 START_SECONDS = 180.0
+# From the end of the connection to that of the process.
+_LAST_SECONDS = 10.0
 
 
 def reply_of(adapter: Adapter, case: Case) -> Reply:
@@ -59,7 +61,8 @@ def reply_of(adapter: Adapter, case: Case) -> Reply:
 class Worker:
     """One process. Raises `ModelError` where it does not start.
 
-    `run` raises `Crashed` or `TimeoutError`; after either it is of no use any more.
+    The tool is imported there alone, and says of itself what is `told`. `run` raises `Crashed` or
+    `TimeoutError`; after either it is of no use any more.
     """
 
     def __init__(self, tool: str) -> None:
@@ -76,14 +79,18 @@ class Worker:
         )
         theirs.close()
         self._pipe = Connection(ours.detach())
-        self._start(tool)
+        self.told = self._start(tool)
 
-    def _start(self, tool: str) -> None:
+    def _start(self, tool: str) -> Told:
         try:
-            self._reply(START_SECONDS)
+            told: Told = self._reply(START_SECONDS)[1]
         except (Crashed, TimeoutError) as error:
             self.close()
             raise ModelError(f"{tool} cannot be started: {error}") from error
+        except GroupfxError:
+            self.close()
+            raise
+        return told
 
     def run(self, case: Case, seconds: float) -> Reply:
         """The reply to a case."""
@@ -111,7 +118,10 @@ class Worker:
 
     def _end(self) -> str:
         """How the process ended, and the last thing that it said."""
-        code = self._process.wait()
+        try:
+            code = self._process.wait(_LAST_SECONDS)
+        except subprocess.TimeoutExpired:
+            return "it closed its end, and went on"
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").splitlines()
         said = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
@@ -135,7 +145,7 @@ def _serve(tool: str, pipe: Connection) -> None:
     cases = {case.name: case for case in all_cases()}
     try:
         adapter = adapter_for(tool)
-        pipe.send(("versions", adapter.versions()))
+        pipe.send((TOLD, Told.by(adapter, cases.values())))
         while True:
             pipe.send(reply_of(adapter, cases[pipe.recv()]))
     except GroupfxError as error:
