@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 _VERDICTS = ("pass", "fail", "refused", "crash", "time", "skipped")
 _WRONG = ("fail", "crash", "time")
 _LONGEST = 160
+_COLOUR = re.compile(r"(\x1b|\\x1b)\[\d*m")
 
 
 def condensed(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -50,7 +52,7 @@ def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _short(text: str) -> str:
-    line = " ".join(text.split())
+    line = " ".join(_COLOUR.sub("", text).split())
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
 
 
