@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import groupfx
-from groupfx.docs import generated, hooks, included
+from groupfx.docs import found, generated, hooks, included
 from groupfx.passes import pass_names
 from groupfx.schema import NAMES
 from groupfx.targets import targets
+from groupfx.testing import Adapter, Case, all_cases, conformance
+from groupfx.testing.adapters import adapter_names
 
 from .blocks import RUN, SILENT, blocks, run_page
 
@@ -119,6 +123,28 @@ def test_every_public_name_has_its_place() -> None:
     text = text_of(Path("api.md"))
     names = {*groupfx.__all__} - {"GroupfxError", "__version__"}
     assert {name for name in names if f"::: groupfx.{name}\n" not in text} == set()
+
+
+def test_what_was_found_is_of_this_kit_and_these_adapters() -> None:
+    document = json.loads((DOCS / "conformance.json").read_text(encoding="utf-8"))
+    names = {case.name for case in all_cases()}
+    assert {tool["tool"] for tool in document["tools"]} <= {*adapter_names()}
+    for tool in document["tools"]:
+        told = [each["case"] for each in (*tool["wrong"], *tool["refused"])]
+        assert {*told} <= names, f"{tool['tool']}: the kit has changed: run it again"
+        assert len(tool["wrong"]) == sum(tool["counts"][word] for word in ("fail", "crash", "time"))
+
+
+def test_what_is_written_down_of_a_run() -> None:
+    def refuse(case: Case) -> list[dict[str, np.ndarray]]:
+        raise ValueError("\x1b[31mno\x1b[0m  groups")
+
+    refused = conformance(Adapter("picky", refuse), all_cases()[:3]).to_dict()
+    (tool,) = found.condensed([{"tools": [refused]}])["tools"]
+    assert tool["refused"] == [
+        {"case": "grouped/1d-bias", "more": 2, "reason": "ValueError: no groups"}
+    ]
+    assert (tool["counts"]["refused"], tool["wrong"]) == (3, [])
 
 
 def test_links_of_included_text_lead_to_pages_or_name_files() -> None:
