@@ -190,6 +190,28 @@ def test_without_names_convolutions_are_paired_in_order() -> None:
     assert any("paired with the float ones in order" in note for note in found.notes)
 
 
+@pytest.mark.parametrize("qdq", [True, False])
+@pytest.mark.parametrize("change", ["shorter", "longer", "zero points", "bias"])
+def test_what_does_not_fit_is_named(qdq: bool, change: str) -> None:
+    model = drawn_net(np.random.default_rng(2), 17, norms=False)
+    file = File(quantised(model, Scheme(qdq=qdq)))
+    conv = list(file.convs())[1]
+    name = {"bias": conv.bias, "zero points": conv.weight_zero}.get(change, conv.weight_scale)
+    assert name is not None
+    held = file.array(name)
+    file.write(name, np.append(held, held[:1]) if change == "longer" else held[:-1])
+    found = compared(model, file.model)
+    assert found.verdict == "different"
+    if change == "bias":
+        return  # ONNX Runtime says so
+    fault = found.noise[0].fault
+    assert found.noise[0].name == conv.site
+    assert fault is not None
+    assert fault.kind == "shape"
+    assert f"{held.size + (1 if change == 'longer' else -1)} numbers, and its weight" in fault.text
+    assert any("was not run" in note for note in found.notes)
+
+
 # The weight alone
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from .rows import Array, FloatRows, Rows
 
-Kind = Literal["scale", "zero point", "weight", "bias", "not finite", "range", "noise"]
+Kind = Literal["scale", "zero point", "shape", "weight", "bias", "not finite", "range", "noise"]
 
 MOST_STEPS = 1.0
 """The root-mean-square error of a channel, in steps: a quantiser takes one of two neighbours."""

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from ....errors import kind_and_line
+from ....errors import ModelError, first_line, kind_and_line
 from ...graph.metadata import mark_of
 from ...quantised.tensors import dequantised, is_dequantize
 from ...running.runtime import Session
@@ -101,6 +101,9 @@ class _QuantisedComparison:
         self.failed: list[str] = []
 
     def run(self, progress: Progress | None) -> Validation:
+        if any(judged.site.misfit is not None for judged in self.judged.values()):
+            self.notes.append("the file was not run: its scales do not fit")
+            return self._verdict(())
         found, _ = runtimes_of(self.candidate, self.candidate.dtype)
         runtimes = {name: call for name, call in found.items() if name != EVALUATOR}
         names = self._inner_names()
@@ -109,7 +112,12 @@ class _QuantisedComparison:
             own = {other: feeds[mine] for mine, other in self.inputs.items()}
             wide = self.reference.wide(feeds)
             given = self.candidate.own(own)
-            share = self._look({**given, **session.run(given, names)})
+            try:
+                inner = session.run(given, names)
+            except ModelError as error:
+                self.failed.append(f"on {name}: {first_line(error)}")
+                continue
+            share = self._look({**given, **inner})
             for runtime, call in runtimes.items():
                 try:
                     self._note(runtime, name, wide, call(own), share)
@@ -173,7 +181,7 @@ class _QuantisedComparison:
             for site in found.values()
         ]
         checks = tuple(map(_as_check, sites))
-        require_outputs(self.atol, {name for name, _ in self.outputs})
+        require_outputs(self.atol, self.candidate.outputs)
         outputs = tuple(
             _as_output(name, runtime, max(runs, key=lambda run: run.ratio), self.atol.get(name))
             for (name, runtime), runs in sorted(self.outputs.items())
@@ -200,7 +208,7 @@ class _QuantisedComparison:
             worst_site=worst,
             blame=blame,
             unseen=unseen,
-            runs=tuple(name for name, _ in self.feeds.runs),
+            runs=tuple(name for name, _ in self.feeds.runs) if runtimes else (),
             runtimes=runtimes,
             notes=(*self.notes, *self.reference.notes, *self.candidate.notes),
             guessed=self.feeds.guessed,
@@ -253,6 +261,8 @@ class _QuantisedComparison:
         self, judged: Judged, pair: Fault | None, worst: Noise | None, made: SiteNoise
     ) -> Fault | None:
         """What is the matter with a site: what is known without running it comes first."""
+        if judged.site.misfit is not None:
+            return Fault("shape", judged.site.misfit)
         if judged.weight is not None and judged.weight.fault is not None:
             return judged.weight.fault
         if pair is not None:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from ...graph.conv_nodes import CONVS, WHOLE, conv_nodes
 from ...graph.metadata import mark_of
 from ...quantised.convs import QuantisedConv, quantised_conv
+from ...quantised.misfits import misfit
 from ..onnx_sites import some_names
 from ..site_functions import SiteFunction
 from .dynamic import DynamicEnd, dynamic_end
@@ -30,13 +31,15 @@ _PASSED = frozenset({"Concat", "DequantizeLinear", "Identity", "QuantizeLinear"}
 class SitePart:
     """One convolution of a site: all of it, or the groups of it that `function` is.
 
-    `rows` are None where they are computed. `end` says where what a ConvInteger sums is made reals.
+    `rows` are None where they are computed, or where `misfit` says that a scale or a zero point is
+    none of them. `end` says where what a ConvInteger sums is made reals.
     """
 
     conv: QuantisedConv
     function: SiteFunction
     rows: Rows | None
     end: DynamicEnd | None = None
+    misfit: str | None = None
 
     @property
     def leaves_activation(self) -> bool:
@@ -74,6 +77,11 @@ class QuantisedSite:
         """The numbers of all parts; None where some are computed."""
         found = [part.rows for part in self.parts if part.rows is not None]
         return joined(found) if len(found) == len(self.parts) else None
+
+    @property
+    def misfit(self) -> str | None:
+        """What does not fit in one of its parts, in words."""
+        return next((part.misfit for part in self.parts if part.misfit is not None), None)
 
     @property
     def bias(self) -> npt.NDArray[np.float64] | None:
@@ -145,8 +153,11 @@ def _placed(function: SiteFunction, convs: Sequence[QuantisedConv]) -> tuple[Sit
         if sizes != (own.in_channels, own.out_channels, own.kernel_size):
             return None
         end = dynamic_end(conv) if conv.layout == "ConvInteger" else None
-        rows = rows_of(conv.weight, own, None if end is None else end.scale)
-        found.append(SitePart(conv, part, rows, end))
+        # Blocks are no misfit here, where nothing is cut.
+        problem = None if conv.weight.block else misfit(conv.conv)
+        scale = None if end is None else end.scale
+        rows = rows_of(conv.weight, own, scale) if problem is None else None
+        found.append(SitePart(conv, part, rows, end, problem))
         first += groups
     return tuple(found) if first == spec.groups else None
 
