@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from .ratios import Heat
 
@@ -15,6 +16,19 @@ Clock = Callable[[], float]
 """Seconds since some moment."""
 
 Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Runs of one model in a row, the first of them not timed.
+
+    The first run finds the weights of the other models in the caches, as one does that has a
+    machine to itself only now and then; later ones find their own, as a model that serves alone.
+    """
+
+    untimed: int = 0
+    timed: int = 1
+
 
 HEATS, LEAST_HEATS = 8, 5
 _LEAST_ROUNDS = 2
@@ -40,8 +54,10 @@ def race(
     advance: Callable[[int, int], None] = lambda done, total: None,
     *,
     run: float = 0.0,
+    turn: Turn | None = None,
 ) -> list[Heat]:
-    """Seconds of each model in each round of each heat, as `clock` says; each runs twice a round.
+    """Seconds of each model in each round of each heat, as `clock` says; each has two turns a
+    round, by default of one run.
 
     `loads` make the models ready anew. There are as many rounds as go into `seconds` of `wall`, and
     no fewer than two a heat; models of which one `run` takes so long that these do not fit run in
@@ -53,7 +69,7 @@ def race(
     least = _LEAST_ROUNDS if whole else 1
     heats = []
     for heat in range(number):
-        heats.append(_heat(loads, heat, clock, seconds / number, wall, least))
+        heats.append(_heat(loads, heat, turn or Turn(), clock, seconds / number, wall, least))
         advance(heat + 1, number)
     return heats
 
@@ -61,6 +77,7 @@ def race(
 def _heat(
     loads: Sequence[Callable[[], Run]],
     number: int,
+    turn: Turn,
     clock: Clock,
     seconds: float,
     wall: Clock,
@@ -76,20 +93,23 @@ def _heat(
         runs[place] = loads[place]()
     order = [*there, *reversed(there)]
     before = wall()
-    _round(runs, order, clock)
+    _round(runs, order, clock, turn)
     took = max(wall() - before, 1e-9)
     left = seconds - (wall() - started)
     times: list[list[float]] = [[] for _ in loads]
     for _ in range(int(min(max(left / took, least), _MOST_ROUNDS))):
-        for place, own in enumerate(_round(runs, order, clock)):
+        for place, own in enumerate(_round(runs, order, clock, turn)):
             times[place].append(own)
     return times
 
 
-def _round(runs: dict[int, Run], order: Sequence[int], clock: Clock) -> list[float]:
+def _round(runs: dict[int, Run], order: Sequence[int], clock: Clock, turn: Turn) -> list[float]:
     times = [0.0] * len(runs)
     for place in order:
+        for _ in range(turn.untimed):
+            runs[place]()
         start = clock()
-        runs[place]()
+        for _ in range(turn.timed):
+            runs[place]()
         times[place] += clock() - start
     return times

@@ -10,6 +10,7 @@ process, and the figure to quote is the ratio: machines are shared and noisy.
 import argparse
 from collections.abc import Callable
 from functools import partial
+from math import inf
 from pathlib import Path
 
 import torch
@@ -65,6 +66,8 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help=f"of {', '.join(BENCHMARKS)} (all)")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that they run")
     parser.add_argument("--rows", default="", help="of speed-table: those where this is found")
+    parser.add_argument("--seconds", type=float, default=60, help="of speed-table: for each row")
+    parser.add_argument("--minutes", type=float, default=inf, help="of speed-table: in all")
     parser.add_argument("--kept", type=Path, help="of speed-table: rows that are done, as JSON")
     options = parser.parse_args()
     unknown = set(options.names) - set(BENCHMARKS)
@@ -74,7 +77,13 @@ def main() -> None:
         )
     console = Console()
     console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    table = partial(speed_table.run, pattern=options.rows, kept=options.kept)
+    table = partial(
+        speed_table.run,
+        pattern=options.rows,
+        kept=options.kept,
+        limit=options.seconds,
+        minutes=options.minutes,
+    )
     for name in options.names or BENCHMARKS:
         run = table if name == "speed-table" else BENCHMARKS[name]
         run(console, options.quick)
