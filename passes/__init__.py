@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .index_channels import IndexChannels
     from .keep_outputs import KeepOutputs
     from .lift_functions import LiftFunctions
+    from .lift_operators import LiftOperators
     from .merge_concats import MergeConcats
     from .merge_parallel_conv import MergeParallelConv
     from .part_norms import PartNorms
@@ -45,6 +46,7 @@ PASSES: Mapping[str, str] = {
     "flatten-views": "groupfx.passes.flatten_views:FlattenViews",
     "part-norms": "groupfx.passes.part_norms:PartNorms",
     "pool-means": "groupfx.passes.pool_means:PoolMeans",
+    "lift-operators": "groupfx.passes.lift_operators:LiftOperators",
     "lift-functions": "groupfx.passes.lift_functions:LiftFunctions",
     "index-channels": "groupfx.passes.index_channels:IndexChannels",
     "merge-concats": "groupfx.passes.merge_concats:MergeConcats",
@@ -62,6 +64,7 @@ __all__ = [
     "IndexChannels",
     "KeepOutputs",
     "LiftFunctions",
+    "LiftOperators",
     "MergeConcats",
     "MergeParallelConv",
     "PartNorms",

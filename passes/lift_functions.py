@@ -82,5 +82,7 @@ class LiftFunctions(OperationPass):
             return Skip("nn.Upsample has no antialias")
         if has_node(tuple(given.values())):
             return Skip("its arguments are computed in forward; write them as numbers")
-        module = kind(**{name: each for name, each in given.items() if each is not None})
+        # A list of a graph is one that nothing may change, and no field of a module.
+        plain = {n: tuple(e) if isinstance(e, list) else e for n, e in given.items()}
+        module = kind(**{name: each for name, each in plain.items() if each is not None})
         return Spelling(f"nn.{kind.__name__}", (value,), lambda: place.call_module(module, value))

@@ -161,6 +161,14 @@ class Place:
         for path in self.store.paths_of(module):
             _put(self.root, path, None)
 
+    def drop_unread(self, path: str) -> None:
+        """Erase the nodes that read tensors of the module at `path` for nothing."""
+        for node in list(self.graph.nodes):
+            read = node.op == "get_attr" and str(node.target).rpartition(".")[0] == path
+            if read and not node.users:
+                self.fragment.forget(node)
+                self.graph.erase_node(node)
+
     def _made(self, node: fx.Node) -> fx.Node:
         for key in (LINE, "nn_module_stack"):
             if key in self.node.meta:
@@ -198,6 +206,10 @@ def _is_taken(root: nn.Module, path: str) -> bool:
 def shape_of(node: fx.Node) -> tuple[int, ...] | None:
     """Shape of a node's value on the example; None where it is no tensor."""
     shape = node.meta.get("shape")
+    if shape is None and isinstance(node.meta.get("val"), Tensor):
+        # A size that torch.export left open is a symbol; its hint is the size of the example.
+        sizes = node.meta["val"].shape
+        return tuple(n if isinstance(n, int) else int(n.node.hint) for n in sizes)
     return None if shape is None else tuple(shape)
 
 

@@ -121,9 +121,12 @@ def _finish(name: str, fragment: Fragment) -> None:
 
 
 def checked(
-    respelled: Collection[Respelled], entries: Mapping[str, Entry | Requirement]
+    respelled: Collection[Respelled],
+    entries: Mapping[str, Entry | Requirement],
+    *,
+    modes: bool = True,
 ) -> Iterator[Respelled]:
-    """Each with a verdict, but for what has no value."""
+    """Each with a verdict, but for what has no value; `modes`: the model has a train mode."""
     rows = {key: entry for key, entry in entries.items() if isinstance(entry, Entry)}
     proved: Proved = {}
     nodes: dict[int, dict[str, fx.Node]] = {}
@@ -132,11 +135,18 @@ def checked(
         if id(fragment) not in nodes:
             nodes[id(fragment)] = {node.name: node for node in fragment.reference.graph.nodes}
         known = nodes[id(fragment)]
-        yield replace(each, verdict=_verdict(each, known, rows, proved)) if each.valued else each
+        if each.valued:
+            each = replace(each, verdict=_verdict(each, known, rows, proved, modes=modes))
+        yield each
 
 
 def _verdict(
-    each: Respelled, nodes: Mapping[str, fx.Node], rows: Mapping[str, Entry], proved: Proved
+    each: Respelled,
+    nodes: Mapping[str, fx.Node],
+    rows: Mapping[str, Entry],
+    proved: Proved,
+    *,
+    modes: bool,
 ) -> SiteVerdict:
     fragment = each.fragment
     starts = [nodes[name] for name in each.starts]
@@ -148,4 +158,6 @@ def _verdict(
     reference = Region(fragment.reference, tuple(starts), nodes[each.end], fragment.original_key)
     working = Region(fragment.working, tuple(now), end, fragment.working_key)
     examples = [shape_of(node) for node in starts]
-    return compare_regions(reference, working, examples, exact=False, rows=rows, proved=proved)
+    return compare_regions(
+        reference, working, examples, exact=False, rows=rows, proved=proved, modes=modes
+    )

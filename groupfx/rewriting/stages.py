@@ -86,7 +86,9 @@ class Stages:
             replace(
                 result,
                 sites=tuple(map(self._named_as_given, islice(verdicts, len(result.sites)))),
-                respelled=tuple(checked(result.respelled, self._local)),
+                respelled=tuple(
+                    checked(result.respelled, self._local, modes=self.program.way != "export")
+                ),
             )
             for result in results
         ]

@@ -141,6 +141,10 @@ class _Operation:
         return obstacle(self.node, self.root, methods, reason, remedy, refused=refused)
 
     def _unknown(self) -> Iterator[Obstacle]:
+        target = self.node.target
+        if isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable:
+            reason = "it writes in place, and stays when the branch around it is taken out"
+            yield self._say((SUPERNET,), reason, "-p lift-operators", refused=False)
         if self.node.target in _SIZES or self.node.target is getattr:
             yield self._say(GRAPHS, "sizes that forward computes have no rule")
         elif _weighs(self.node):

@@ -110,6 +110,7 @@ def compare_regions(
     native: Collection[str] = (),
     seed: int = _SEED,
     proved: Proved | None = None,
+    modes: bool = True,
 ) -> SiteVerdict:
     """Prove that two regions compute the same function; see the text of this module.
 
@@ -129,6 +130,7 @@ def compare_regions(
         seed: of everything random.
         proved: what earlier calls with the same `seed` proved, to which this one adds: of a site
             that is built like one of them only the tensors are compared.
+        modes: whether there is a train mode to compare in, which an exported graph has not.
 
     Raises InternalError where a region is not closed: a value comes from outside its inputs.
     """
@@ -138,10 +140,10 @@ def compare_regions(
             f"the rewritten one {len(rewritten.inputs)}"
         )
     before, after = RegionState(original), RegionState(rewritten)
-    site = _Site(before, after, examples, exact, rows, native, seed)
+    site = _Site(before, after, examples, exact, rows, native, seed, modes)
     built = None
     if proved is not None and rows is not None:
-        built = structure_of(before, after, (*examples, exact, seed), rows, native)
+        built = structure_of(before, after, (*examples, exact, seed, modes), rows, native)
         known = proved.get(built)
         if known is not None and TensorMap(before, after, rows, native).problem() is None:
             return known
@@ -163,6 +165,7 @@ class _Site:
     rows: Mapping[str, Entry] | None
     native: Collection[str]
     seed: int
+    modes: bool = True
     found: SiteVerdict = field(default_factory=lambda: SiteVerdict(ok=False))
 
     def verdict(self) -> SiteVerdict:
@@ -286,6 +289,8 @@ class _Site:
         if whole and not (rounded.original.has_modes() or rounded.rewritten.has_modes()):
             rounded.train_ok = True
             return
+        if whole and not self.modes:
+            return
         values = sampler.values(sizes[0])
         if not whole:
             for size in sizes:
@@ -293,7 +298,8 @@ class _Site:
         rounded.unblind(values)
         if not whole:
             rounded.compare_gradients(values)
-        rounded.compare_train(values)
+        if self.modes:
+            rounded.compare_train(values)
 
     def _take(self, rounded: RoundedComparison, *, whole: bool) -> None:
         """Bring what the comparison within rounding found into the verdict."""

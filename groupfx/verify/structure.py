@@ -113,7 +113,8 @@ class GraphPair:
         for node in self.reference.graph.nodes:
             if node in self.outside:
                 yield from _node_changes(node, self.outside[node], alike)
-            elif node not in self.lost:
+            elif node not in self.lost and (node.users or node.op != "get_attr"):
+                # Of a tensor that was read for nothing, nothing is lost.
                 yield Change(node.name, "node", _call(node), "gone")
         for node in self._added():
             yield Change(node.name, "node", "not there", _call(node))
@@ -250,7 +251,7 @@ class TreePair:
         alike = Alike(modules=self._correspondence())
         ties = _Ties()
         for path, module in self._old.items():
-            if id(module) in self.owned.modules or self._is_emptied(module):
+            if id(module) in self.owned.modules or self._is_emptied(path, module):
                 continue
             other = self._new.get(path)
             if other is None or not _same_class(module, other):
@@ -269,16 +270,29 @@ class TreePair:
                 found.setdefault(id(module), []).append(self._new[path])
         return found
 
-    def _is_emptied(self, module: nn.Module) -> bool:
-        """Whether a holder held what sites took away and nothing else."""
-        parts = [tensor for _, _, tensor in _tensors(module)]
-        children = list(module._modules.values())
+    def _is_emptied(self, path: str, module: nn.Module) -> bool:
+        """Whether a holder held what sites took, and what is where it was, and nothing else."""
+        parts = {name: tensor for _, name, tensor in _tensors(module)}
+        children = module._modules
         if type(module) not in _HOLDERS or not (parts or children):
             return False
-        return all(part is None or id(part) in self.owned.tensors for part in parts) and all(
-            child is None or id(child) in self.owned.modules or self._is_emptied(child)
-            for child in children
+        return all(
+            part is None or id(part) in self.owned.tensors or self._is_kept(path, name, part)
+            for name, part in parts.items()
+        ) and all(
+            child is None
+            or id(child) in self.owned.modules
+            or self._is_emptied(joined(path, name), child)
+            for name, child in children.items()
         )
+
+    def _is_kept(self, path: str, name: str, tensor: Tensor) -> bool:
+        """Whether another module, that sites put there, has the tensor under its name."""
+        other = self._new.get(path)
+        if other is None or id(other) not in self.owned.made:
+            return False
+        held = {each: now for _, each, now in _tensors(other)}.get(name)
+        return held is not None and held.shape == tensor.shape and same_bits(held, tensor)
 
     def _field_changes(
         self, path: str, module: nn.Module, other: nn.Module, alike: Alike
