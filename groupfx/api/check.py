@@ -22,6 +22,7 @@ from ..running.alone import alone
 from ..targets import Judged, Subject, Target, target_named
 from ..targets.facts import Fact
 from ..toolchains import Obstacle
+from .models import rewritten_for
 
 if TYPE_CHECKING:
     from .onnx import OnnxResult
@@ -159,8 +160,14 @@ class _Torch:
         example = program.inputs
 
         def rewrite(passes: Sequence[Pass[Any]], verify: bool) -> Attempt:
-            result = Pipeline(passes)(
-                model, example, way=self.way, verify=verify, progress=self.progress
+            result = rewritten_for(
+                self.target,
+                Pipeline(passes),
+                model,
+                example,
+                way=self.way,
+                verify=verify,
+                progress=self.progress,
             )
             skipped = {site.name: site.reason for site in result.report.skipped}
             return Attempt(self.judgement(result.model, example), skipped, result)

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..convs.names import unnumbered
 from ..convs.spec import ConvSpec
-from ..errors import FileError, RewriteError, UsageError
+from ..errors import FileError, MismatchError, ModelError, RewriteError, UsageError
 from ..files.archive import apply, read
 from ..passes import make_pass
 from ..rewriting import (
@@ -33,7 +33,7 @@ from ..running.inputs import ExampleInputs
 from ..running.weightless import without_values
 from ..state.map import StateDictMap
 from ..state.reversed_map import map_from_dict
-from ..targets import target_named
+from ..targets import Target, target_named
 from ..tracing import ExportedModule, Program
 from ..version import TORCH_BEFORE, TORCH_FROM
 
@@ -233,14 +233,46 @@ def rewrite(
     an option names is refused, and `MismatchError` where the check fails (its `report` says where).
     """
     pipeline = make_pipeline(passes, target)
-    result = pipeline(model, inputs, way=way, inplace=inplace, verify=verify, progress=progress)
-    refuse_named(pipeline.passes, result.report.skipped)
     meant = None if target is None else target_named(target)
-    if meant is None or meant.grammar is None:
+    result = rewritten_for(
+        meant, pipeline, model, inputs, way=way, inplace=inplace, verify=verify, progress=progress
+    )
+    refuse_named(pipeline.passes, result.report.skipped)
+    return result
+
+
+def rewritten_for(
+    target: Target | None,
+    pipeline: Pipeline,
+    model: nn.Module,
+    inputs: object,
+    *,
+    way: str,
+    inplace: bool = False,
+    verify: bool,
+    progress: Progress | None,
+) -> Result:
+    """What the passes make of a model, judged by the target's grammar where it has one."""
+    result = pipeline(model, inputs, way=way, inplace=inplace, verify=verify, progress=progress)
+    if target is None or target.grammar is None:
         return result
-    inputs_ran = result.program.inputs
-    assert inputs_ran is not None
-    found = meant.obstacles(result.model, inputs_ran)
+    result = _judged(target, result)
+    if (way, inplace, result.report.way) != ("auto", False, "modules"):
+        return result
+    # What is no single graph, the toolchain cannot read either; what was exported, it may.
+    try:
+        exported = pipeline(model, inputs, way="export", verify=verify, progress=progress)
+    except (ModelError, MismatchError):
+        return result
+    exported = _judged(target, exported)
+    better = len(exported.report.obstacles or ()) < len(result.report.obstacles or ())
+    return exported if better else result
+
+
+def _judged(target: Target, result: Result) -> Result:
+    """The result, with what the target would refuse in it."""
+    assert result.program.inputs is not None
+    found = target.obstacles(result.model, result.program.inputs)
     return replace(result, report=replace(result.report, obstacles=found))
 
 

@@ -112,3 +112,23 @@ def test_the_norm_of_an_exported_site_goes_into_its_branches() -> None:
     (site,) = result.report.sites
     assert site.after.endswith("+ BatchNorm")
     assert site.notes == ()
+
+
+class ByTraining(nn.Module):
+    """Its forward asks for the mode, so that no trace is the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 1, groups=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv(x)) if self.training else self.conv(x)
+
+
+def test_what_the_toolchain_cannot_trace_is_exported_for_it() -> None:
+    result = groupfx.rewrite(ByTraining().eval(), (X,), target="plinio")
+    assert result.report.way == "export"
+    assert not any(each.operation == "the model" for each in result.report.obstacles or ())
+    assert groupfx.rewrite(ByTraining().eval(), (X,)).report.way == "modules"
+    found = groupfx.check(ByTraining().eval(), (X,), target="plinio")
+    assert (found.ok, found.last.ok) == (False, True)
