@@ -121,7 +121,8 @@ def _ended(server: subprocess.Popen[bytes]) -> None:
         server.wait()
 
 
-_PATIENCE = 10.0
+# One that still loads torch hears nothing.
+_PATIENCE = 1.0
 
 
 def serve(control: int, worker: str, *, onnx: bool) -> NoReturn:

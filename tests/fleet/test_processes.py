@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import closing
+from collections.abc import Sequence
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,6 +76,27 @@ def test_one_that_fails_ends_nothing_but_itself(cli: Cli, tmp_path: Path) -> Non
     )
 
 
+def end_soon(processes: Sequence[psutil.Process]) -> bool:
+    """Whether none of them runs after a moment; whoever inherits them may take its time to see."""
+
+    def runs(process: psutil.Process) -> bool:
+        with suppress(psutil.NoSuchProcess):
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return False
+
+    for _ in range(500):
+        if not any(map(runs, processes)):
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def servers() -> list[psutil.Process]:
+    """Those of this process that fork others; a cluster of another test has processes too."""
+    children = psutil.Process().children()
+    return [each for each in children if "groupfx.fleet.nursery" in " ".join(each.cmdline())]
+
+
 def cheap_models(folder: Path, number: int) -> Fleet:
     folder.mkdir()
     for place in range(number):
@@ -101,7 +123,7 @@ def test_a_fleet_that_is_asked_to_stop(tmp_path: Path) -> None:
 def test_no_process_outlives_its_fleet(tmp_path: Path) -> None:
     fleet = cheap_models(tmp_path / "models", 2)
     run_fleet(fleet, tmp_path / "out", engine=ENGINE)
-    assert not psutil.Process().children(recursive=True)
+    assert not servers()
 
 
 def test_the_rest_of_a_job_whose_process_ended_goes_on(tmp_path: Path) -> None:
@@ -148,7 +170,7 @@ def test_a_server_that_is_killed_is_started_again(tmp_path: Path) -> None:
 
     def told(result: object) -> None:
         if not killed:
-            (server,) = psutil.Process().children()
+            (server,) = servers()
             killed.append(server.pid)
             server.kill()
 
@@ -174,7 +196,7 @@ def test_what_a_model_started_ends_with_it(tmp_path: Path) -> None:
     found = run_fleet(fleet, tmp_path / "out", engine=ENGINE)
     assert found.ok
     pid = int((tmp_path / "models" / "pid").read_text())
-    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    assert not psutil.pid_exists(pid) or end_soon([psutil.Process(pid)])
 
 
 @pytest.mark.long
@@ -187,12 +209,11 @@ def test_a_runner_that_is_killed_loses_the_model_in_work_alone(tmp_path: Path) -
     seen: list[int] = []
     for _ in range(20):
         runner = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
-        time.sleep(moments.uniform(0.2, 2.0))
+        time.sleep(moments.uniform(0.3, 1.4))
         below = psutil.Process(runner.pid).children(recursive=True) if runner.poll() is None else []
         runner.kill()
         runner.wait()
-        _, alive = psutil.wait_procs(below, timeout=5)
-        assert not alive
+        assert end_soon(below)
         if not (out / "results.jsonl").exists():
             continue
         results = {each.name for each in read_results(out / "results.jsonl")[0]}
@@ -209,8 +230,12 @@ def test_a_runner_that_is_killed_loses_the_model_in_work_alone(tmp_path: Path) -
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_it_in_order(tmp_path: Path, number: int, code: int) -> None:
+@pytest.mark.parametrize(
+    # While torch is being loaded, and while a model is in work: its process is the server's.
+    ("number", "code", "processes"),
+    [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 2)],
+)
+def test_a_signal_ends_it_in_order(tmp_path: Path, number: int, code: int, processes: int) -> None:
     (tmp_path / "zoo.json").write_text(f'["{STUBS}:hangs", "gone.pt"]')
     runner = subprocess.Popen(
         [sys.executable, "-m", "groupfx", "zoo", tmp_path / "zoo.json", "-o", tmp_path / "out"],
@@ -222,9 +247,8 @@ def test_a_signal_ends_it_in_order(tmp_path: Path, number: int, code: int) -> No
         start_new_session=True,
     )
     process = psutil.Process(runner.pid)
-    # Until the model is in work: its process is one of the server's.
     for _ in range(600):
-        if len(process.children(recursive=True)) > 1:
+        if len(process.children(recursive=True)) >= processes:
             break
         time.sleep(0.1)
     below = process.children(recursive=True)
@@ -233,6 +257,5 @@ def test_a_signal_ends_it_in_order(tmp_path: Path, number: int, code: int) -> No
     assert runner.returncode == code, err
     assert "Run the same command again" in out
     assert "1 without a result" in out
-    _, alive = psutil.wait_procs(below, timeout=5)
-    assert not alive
+    assert end_soon(below)
     assert len(read_results(tmp_path / "out" / "results.jsonl")[0]) == 1
