@@ -52,12 +52,13 @@ class Runs(Protocol):
 class FleetOptions:
     """How a fleet runs.
 
-    `workers` at a time; `again` says which. `shard` is (place, number): every number-th model from
+    `workers` at a time: one a core, or one alone where models are tuned, whose times another would
+    disturb. `again` says which. `shard` is (place, number): every number-th model from
     the place-th on. `joined` are results of other runs, files or folders, which count as well.
     `scheduler` is the address of a Dask cluster, whose workers then do it.
     """
 
-    workers: int = field(default_factory=cores)
+    workers: int | None = None
     again: Again = "new"
     shard: tuple[int, int] | None = None
     joined: Sequence[Path] = ()
@@ -144,10 +145,10 @@ def run_fleet(
     without Dask.
     """
     options = options or FleetOptions()
-    if options.workers < 1:
+    if options.workers is not None and options.workers < 1:
         raise UsageError(f"workers={options.workers}: it must be at least 1")
     chosen = fleet if options.shard is None else fleet.shard(*options.shard)
-    engine = engine or _engine(options)
+    engine = engine or _engine(options, chosen)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -167,9 +168,10 @@ def _own_file(shard: tuple[int, int] | None) -> str:
     return f"{_RESULTS}{part}{_LINES}"
 
 
-def _engine(options: FleetOptions) -> Runs:
+def _engine(options: FleetOptions, fleet: Fleet) -> Runs:
     if options.scheduler is None:
-        engine: Runs = Engine.of(options.workers)
+        alone = any(isinstance(entry, Entry) and entry.work.tune for entry in fleet.entries)
+        engine: Runs = Engine.of(options.workers or (1 if alone else cores()))
         return engine
     from .cluster import Cluster
 

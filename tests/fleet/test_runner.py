@@ -63,7 +63,7 @@ class Fake:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fake:
     found = Fake()
-    monkeypatch.setattr(runner, "_engine", lambda options: found)
+    monkeypatch.setattr(runner, "_engine", lambda options, fleet: found)
     monkeypatch.chdir(tmp_path)
     return found
 
@@ -274,6 +274,17 @@ def test_checkpoints_of_one_network_go_together(fake: Fake) -> None:
 def test_options_that_make_no_sense() -> None:
     with pytest.raises(UsageError, match="workers=0"):
         run_fleet(Fleet(()), Path("out"), FleetOptions(workers=0))
+
+
+def test_what_is_measured_runs_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(runner, "cores", lambda: 5)
+    plain, tuned = (Entry(name="a", model=tmp_path, work=Work(tune=tune)) for tune in (False, True))
+    numbers = {
+        (models, asked): runner._engine(FleetOptions(workers=asked), Fleet(models)).workers
+        for models in ((plain,), (plain, tuned))
+        for asked in (None, 3)
+    }
+    assert [*numbers.values()] == [5, 3, 1, 3]
 
 
 NAMES = ["a", "a/b", "a%2Fb", "..", ".", "../x", "ü/é", "a\nb", "x" * 300, "x" * 301, "é" * 200]

@@ -127,15 +127,13 @@ def _options(options: ZooCommand) -> FleetOptions:
         raise UsageError("give one of --retry, --retry-environment and --again")
     if options.jobs is not None and options.jobs < 1:
         raise UsageError(f"--jobs {options.jobs}: it must be at least 1")
-    plain = FleetOptions(
+    return FleetOptions(
+        workers=options.jobs,
         again=chosen[0] if chosen else "new",  # type: ignore[arg-type]
         shard=None if options.shard is None else _shard(options.shard),
         joined=tuple(options.join or ()),
         scheduler=options.scheduler,
     )
-    if options.jobs is None:
-        return plain
-    return FleetOptions(**{**vars(plain), "workers": options.jobs})
 
 
 def _shard(text: str) -> tuple[int, int]:

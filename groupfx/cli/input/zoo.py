@@ -77,7 +77,8 @@ class ZooCommand:
         "-j",
         panel=_FLEET,
         metavar="N",
-        help="Models at a time, each in a process of its own.  [default: one a core]",
+        help="Models at a time, each in a process of its own.  [default: one a core; one alone "
+        "where models are tuned]",
     )
     scheduler: str | None = option(
         "--scheduler",
