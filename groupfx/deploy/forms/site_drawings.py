@@ -20,7 +20,23 @@ def site_nodes(model: ir.Model) -> Mapping[str, list[ir.Node]]:
 
     Where there is no mark, a convolution and the BatchNormalization behind it.
     """
-    convs = {conv.node: conv.name for conv in conv_nodes(model)[0]}
+    return _site_nodes(model, _convs(model))
+
+
+def site_pieces(model: ir.Model) -> Mapping[str, tuple[Piece, ...]]:
+    """The operations of each site."""
+    convs = _convs(model)
+    return {
+        name: pieces_of(nodes, _sources, lambda node: _label(node, convs))
+        for name, nodes in _site_nodes(model, convs).items()
+    }
+
+
+def _convs(model: ir.Model) -> Mapping[ir.Node, ConvNode]:
+    return {conv.node: conv for conv in conv_nodes(model)[0]}
+
+
+def _site_nodes(model: ir.Model, convs: Mapping[ir.Node, ConvNode]) -> Mapping[str, list[ir.Node]]:
     nodes: dict[str, list[ir.Node]] = defaultdict(list)
     for node in model.graph:
         found = mark_of(node)
@@ -28,17 +44,8 @@ def site_nodes(model: ir.Model) -> Mapping[str, list[ir.Node]]:
             nodes[found.site].append(node)
         elif node in convs:
             norm = norm_behind(node)
-            nodes[convs[node]] += [node, norm] if isinstance(norm, ir.Node) else [node]
+            nodes[convs[node].name] += [node, norm] if isinstance(norm, ir.Node) else [node]
     return nodes
-
-
-def site_pieces(model: ir.Model) -> Mapping[str, tuple[Piece, ...]]:
-    """The operations of each site."""
-    convs = {conv.node: conv for conv in conv_nodes(model)[0]}
-    return {
-        name: pieces_of(nodes, _sources, lambda node: _label(node, convs))
-        for name, nodes in site_nodes(model).items()
-    }
 
 
 def site_blocks(model: ir.Model) -> Mapping[str, BlockStructure]:
