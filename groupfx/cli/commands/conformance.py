@@ -39,7 +39,7 @@ def run_conformance(options: ConformanceCommand) -> int:
     screen = Screen.of(options.told, junit)
     cases = _chosen(options)
     if options.show:
-        show_tools(screen, adapter_names(), cases)
+        show_tools(screen, {name: _installed(name) for name in adapter_names()}, cases)
     if options.save is not None:
         _save(options.save, cases, screen)
     if not options.tools:
@@ -87,6 +87,14 @@ def _tools(given: Sequence[str], screen: Screen) -> list[str]:
             else:
                 tools.append(name)
     return list(dict.fromkeys(tools))
+
+
+def _installed(name: str) -> str:
+    try:
+        versions = adapter_for(name).versions()
+    except MissingDependencyError as error:
+        return str(error)
+    return ", ".join(f"{package} {number}" for package, number in versions.items())
 
 
 def _run(

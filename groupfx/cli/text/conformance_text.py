@@ -1,6 +1,6 @@
 """What `groupfx conformance` shows: kind by kind what came out, then what went wrong, and why."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from rich.text import Text
@@ -64,9 +64,12 @@ def _show_reasons(screen: Screen, cases: Sequence[Judged]) -> None:
         screen.line(f"  and {len(groups) - len(shown)} more reasons: -v shows them")
 
 
-def show_tools(screen: Screen, tools: Sequence[str], cases: Sequence[Case]) -> None:
-    """The tools that there are adapters for, and the kinds of cases."""
-    screen.paragraph(f"tools: {', '.join(tools)}")
+def show_tools(screen: Screen, tools: Mapping[str, str], cases: Sequence[Case]) -> None:
+    """The tools that there are adapters for, each with its versions or what is missing; the kinds
+    of cases.
+    """
+    screen.table(Table([Column("tool"), Column("versions")], [*tools.items()]))
+    screen.line()
     kinds = dict.fromkeys(case.kind for case in cases)
     counts = [[kind, str(sum(case.kind == kind for case in cases))] for kind in kinds]
     rows = [*counts, ["all", str(len(cases))]]
