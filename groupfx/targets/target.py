@@ -106,7 +106,7 @@ class Target:
 
     def _silence(self, topic: Topic, text: str) -> Fact:
         """What the facts leave open."""
-        return Fact(topic, "unknown", text, str(self.path), self.name, self.date)
+        return Fact(topic, "unknown", text, self.path.name, self.name, self.date)
 
     def methods_named(self, names: Sequence[str]) -> tuple[str, ...]:
         """The methods of these names, or that begin with them, in any case; all without names.
