@@ -58,7 +58,12 @@ def spoken_against(fact: Fact, path: Path) -> Path:
         ]
     kind, source = "ConvTranspose" if transposed else "Conv", "xd" if nodes else "x"
     fields = {"group": groups, "dilations": [dilation] * dims}
-    nodes.append(helper.make_node(kind, [source, "w"], ["y"], name="site", **fields))
+    quantised = bool(nodes)
+    result = "c" if quantised else "y"
+    nodes.append(helper.make_node(kind, [source, "w"], [result], name="site", **fields))
+    if quantised:
+        nodes.append(helper.make_node("QuantizeLinear", ["c", "xs", "xz"], ["cq"]))
+        nodes.append(helper.make_node("DequantizeLinear", ["cq", "xs", "xz"], ["y"]))
     values = [
         helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, size, *(3,) * dims])
         for name, size in (("x", inputs), ("y", outputs))
