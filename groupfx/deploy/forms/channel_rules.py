@@ -37,6 +37,7 @@ class OnnxRules:
         """`unpacked` says that numbers of less than a byte are taken out of it, and may move."""
         self._shapes = shapes
         self._unpacked = unpacked
+        self._fixed: dict[ir.Value, str | None] = {}
         self._opset = model.opset_imports.get("", 1)
         self._ir_version = model.ir_version
         self._graph = model.graph
@@ -77,7 +78,10 @@ class OnnxRules:
         tensor = constant_of(value, self._ir_version)
         if tensor is not None:
             root = root_of(value)
-            shape, fixed = tuple(tensor.shape.numpy()), self._why_fixed(root, tensor)
+            # A scale that thousands of nodes read is asked for at each of them.
+            if root not in self._fixed:
+                self._fixed[root] = self._why_fixed(root, tensor)
+            shape, fixed = tuple(tensor.shape.numpy()), self._fixed[root]
             return Parameter(root, shape, fixed, nonzero=partial(_nonzero, tensor))
         node = value.producer()
         made = None if node is None or not _is_known(node) or not node.inputs else node.op_type

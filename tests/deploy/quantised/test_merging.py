@@ -10,13 +10,16 @@ import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
+from groupfx.deploy.forms.merging import find_parallel
 from groupfx.deploy.forms.rewrite_onnx import OnnxRewrite, rewrite_graph
+from groupfx.deploy.forms.static_shapes import static_shapes
 from groupfx.deploy.quantised.convs import quantised_convs
 from groupfx.passes import MergeParallelConv
 from tests.deploy.quantised.drawn_cases import drawn_case
 from tests.deploy.quantised.kernels_run import whole_kernels
 from tests.deploy.quantised.quantised_files import QuantisedCase, quantised_file
 from tests.deploy.quantised.test_splitting import CASES, IN_FLOATS, require_same, split
+from tests.step_counts import steps_of
 
 
 def merge(proto: onnx.ModelProto) -> OnnxRewrite:
@@ -205,3 +208,16 @@ def test_scales_that_the_graph_computes_are_shared_or_left() -> None:
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     case = QuantisedCase(layout="ConvInteger", groups=2, inputs=2, outputs=3, size=9)
     require_came_back(case, proto)
+
+
+def steps_to_find(branches: int) -> int:
+    """What it takes to find so many branches, all of which read the scale of one input."""
+    case = QuantisedCase(groups=branches, inputs=1, outputs=1, kernel=(1,), bias=None, size=3)
+    model = split(quantised_file(case)).model
+    shapes = static_shapes(model)
+    return steps_of(lambda: len(list(find_parallel(model, shapes))))
+
+
+def test_a_scale_of_thousands_of_branches_costs_no_more_a_branch() -> None:
+    steps_to_find(2)
+    assert steps_to_find(64) <= 4.4 * steps_to_find(16)
