@@ -60,6 +60,10 @@ _PAIRS_STAY = (
     "its Q/DQ pairs stay around the branches: in them ONNX Runtime would round its bias, which is "
     "in floating point, to whole numbers, as it does not in the convolution in one piece"
 )
+_NOT_PADDED = (
+    "their weights are in whole numbers, and are not filled up with zeros: unequal=bucketed makes "
+    "a convolution for each size"
+)
 _NOT_FASTER = "no other form is expected to be faster"
 _NO_PASS = "the target leaves grouped convolutions as they are"
 
@@ -262,15 +266,18 @@ def _merge(model: ir.Model, pass_: RegionPass, shapes: Shapes) -> Iterator[OnnxS
 def _merged_site(
     found: ParallelConvs | Refusal, pass_: RegionPass, convs: Sequence[ConvNode]
 ) -> OnnxSite:
-    by_node = {conv.node: conv.spec for conv in convs}
+    by_node = {conv.node: conv for conv in convs}
     named = [branch.conv.name for branch in found.branches]
     name = joint_name(named)
-    specs = [
-        by_node[node] for b in found.branches if (node := cast(ir.Node, b.conv.node)) in by_node
-    ]
+    own = [by_node[node] for b in found.branches if (node := cast(ir.Node, b.conv.node)) in by_node]
+    specs = [conv.spec for conv in own]
     reason = pass_.declines((name, *named))
     if isinstance(found, Refusal):
         reason = found.reason
+    elif found.form.form == "padded" and any(map(quantised_conv, own)):
+        reason = _NOT_PADDED
+    else:
+        reason = next((text for conv in own if (text := misfit(conv)) is not None), reason)
     if len(specs) < len(named):
         reason = "one of them does not fit its weight"
     groups = sum(spec.groups for spec in specs)

@@ -221,3 +221,63 @@ def steps_to_find(branches: int) -> int:
 def test_a_scale_of_thousands_of_branches_costs_no_more_a_branch() -> None:
     steps_to_find(2)
     assert steps_to_find(64) <= 4.4 * steps_to_find(16)
+
+
+def unequal_branches() -> onnx.ModelProto:
+    """Three branches on parts of a value, of 4->6, 6->3 and 4->6 channels, with weights in int8."""
+    sizes, generator = ((4, 6), (6, 3), (4, 6)), np.random.default_rng(0)
+    parts = [f"x{k}" for k in range(3)]
+    held = {"cuts": np.array([size for size, _ in sizes])}
+    made = [helper.make_node("Split", ["x", "cuts"], parts, axis=1, name="cut")]
+    for k, (inputs, outputs) in enumerate(sizes):
+        held[f"w.{k}"] = generator.integers(-9, 9, (outputs, inputs, 3, 3)).astype(np.int8)
+        held[f"s.{k}"] = generator.uniform(0.1, 1, outputs).astype(np.float32)
+        names = [f"w.{k}", f"s.{k}"]
+        made += [
+            helper.make_node("DequantizeLinear", names, [f"d.{k}"], name=f"dq.{k}", axis=0),
+            helper.make_node("Conv", [f"x{k}", f"d.{k}"], [f"y.{k}"], name=f"conv.{k}"),
+        ]
+    made.append(helper.make_node("Concat", [f"y.{k}" for k in range(3)], ["y"], axis=1, name="cat"))
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        made, "unequal", [value("x", 1, ["N", 14, 5, 5])], [value("y", 1, ["N", 15, 3, 3])],
+        [numpy_helper.from_array(array, name) for name, array in held.items()],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_branches_of_two_sizes_become_two_convolutions_and_are_not_padded() -> None:
+    proto = unequal_branches()
+    made = rewrite_graph(ir.from_proto(proto), [MergeParallelConv(unequal="bucketed")])
+    found = list(quantised_convs(made.model))
+    assert [conv.conv.spec.groups for conv in found] == [2, 1]
+    case = QuantisedCase(groups=7, size=5)
+    require_same(case, proto, ir.to_proto(made.model))
+    padded = rewrite_graph(ir.from_proto(proto), [MergeParallelConv(unequal="padded")])
+    (left,) = padded.skipped
+    assert "are not filled up with zeros: unequal=bucketed" in (left.reason or "")
+
+
+def test_scales_that_do_not_fit_are_not_put_together() -> None:
+    after = ir.to_proto(split(quantised_file(QuantisedCase(bias=None))).model)
+    changed("w_scale.1", lambda scales: scales[:4])(after)
+    del after.graph.value_info[:]
+    made = rewrite_graph(ir.from_proto(after), [MergeParallelConv()])
+    (left,) = made.skipped
+    wanted = "DequantizeLinear 'dqw.1' has the scale 'w_scale.1' of 4 numbers, and its weight "
+    assert left.reason == f"{wanted}[5, 2, 3, 3] takes 5 along axis 0"
+
+
+def test_scales_of_blocks_are_not_put_together() -> None:
+    case = QuantisedCase(opset=21, bias=None, quantised_output=False)
+    after = ir.to_proto(split(quantised_file(case)).model)
+    for entry in after.graph.node:
+        if entry.name.startswith("dqw."):
+            del entry.attribute[:]
+            fields = {"axis": 1, "block_size": 2}
+            entry.attribute.extend(helper.make_attribute(*field) for field in fields.items())
+    for k in range(3):
+        changed(f"w_scale.{k}", lambda s: np.full((5, 1, 3, 3), 0.5, np.float32))(after)
+        changed(f"w_zero.{k}", lambda z: np.zeros((5, 1, 3, 3), np.int8))(after)
+    del after.graph.value_info[:]
+    assert not rewrite_graph(ir.from_proto(after), [MergeParallelConv()]).sites
