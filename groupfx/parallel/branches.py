@@ -134,7 +134,7 @@ class Reader:
             if op.rule == "convolution":
                 reads = tuple(self._reads(op.values[0]))
                 return Branch(op, reads, tuple(reversed(stages)), tuple(inner))
-            stage = _stage(op)
+            stage = stage_of(op)
             if stage is None:
                 return None
             stages.append(stage)
@@ -186,7 +186,7 @@ def _scales(op: Operation) -> list[Parameter]:
     return [held for held in given if held is not None and math.prod(held.shape) > 1]
 
 
-def _stage(op: Operation) -> Stage | None:
+def stage_of(op: Operation) -> Stage | None:
     """`op` as something behind a convolution that acts on each channel alone; None if it is not."""
     if len(op.values) != 1:
         return None

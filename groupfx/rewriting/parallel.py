@@ -21,9 +21,9 @@ from torch import Tensor, fx, nn
 
 from ..convs.calls import ConvCall, Stored, attribute, read_conv
 from ..convs.spec import BATCHNORMS, describe_branches, module_from_spec, rebuild
-from ..folding.wiring import Operation, Parameter, Value
+from ..folding.wiring import Operation, Parameter
 from ..nn.masked_conv import MASKED
-from ..parallel.branches import COMMUTATIVE, Branch, Stage, channel_dim
+from ..parallel.branches import COMMUTATIVE, Branch, Stage, stage_of
 from ..parallel.naming import joint_name
 from ..parallel.planning import Member, ParallelConvs, Refusal, parallel_convs
 from ..plan.forms import ConvPlan
@@ -118,14 +118,12 @@ class _Alike:
             return self._module(self.root.get_submodule(str(node.target)))
         if "dropout" in str(node.target) or "rrelu" in str(node.target):
             return None
-        said: dict[fx.Node, Hashable] = {}
-        for place, source in enumerate(node.all_input_nodes):
-            held = op.inputs.get(place)
-            if isinstance(held, Parameter) and source.op == "get_attr":
-                said[source] = self._beside(held, op)
-            elif isinstance(held, Value) and held.key is source:
-                said[source] = "the value"
-        if None in said.values() or len(said) < len(node.all_input_nodes):
+        beside = _beside(self.root, stage_of(op), node)
+        said: dict[fx.Node, Hashable] = {
+            source: self._stored(*held) for source, held in beside.items()
+        }
+        said |= dict.fromkeys((cast(fx.Node, v.key) for v in op.values.values()), "the value")
+        if None in said.values() or said.keys() != set(node.all_input_nodes):
             return None
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: repr(said[n]))
         function = op.numbers["function"]
@@ -133,10 +131,8 @@ class _Alike:
             return function, tuple(sorted(map(repr, args)))
         return node.op, node.target, _frozen(args), _frozen(kwargs)
 
-    def _beside(self, held: Parameter, op: Operation) -> Hashable:
+    def _stored(self, held: Parameter, dim: int | None) -> Hashable:
         """A stored tensor that a function reads beside its value: with an element a channel."""
-        (value,) = op.values.values()
-        dim = channel_dim(held, value)
         tensor = attribute(self.root, str(held.key))
         if dim is None or dim >= _MAPPED or max(held.shape[:dim], default=1) > 1:
             return None
@@ -170,6 +166,17 @@ class _Alike:
         tensors = [(n, t is None or (t.dtype, t.requires_grad, str(t.device))) for n, t in own]
         count = None if counter is None else int(counter)
         return type(module), _frozen(fields), tuple(tensors), count
+
+
+def _beside(
+    root: nn.Module, stage: Stage | None, node: fx.Node
+) -> dict[fx.Node, tuple[Parameter, int | None]]:
+    """The stored tensors that a node reads, and which dimension of each has the channels."""
+    held = () if stage is None else stage.parameters
+    tensors = {id(attribute(root, str(each[0].key))): each for each in held}
+    read = [n for n in node.all_input_nodes if n.op == "get_attr"]
+    found = {n: tensors.get(id(attribute(root, str(n.target)))) for n in read}
+    return {n: each for n, each in found.items() if each is not None}
 
 
 def _frozen(value: Any) -> Hashable:
@@ -318,9 +325,10 @@ class _Merging:
         first, node = stages[0].op, cast(fx.Node, stages[0].op.node)
         (old,) = first.values.values()
         taken = {cast(fx.Node, old.key): value}
-        for place, (parameter, dim) in enumerate(stages[0].parameters):
+        places = {held[0].key: place for place, held in enumerate(stages[0].parameters)}
+        for read, (parameter, dim) in _beside(self.root, stages[0], node).items():
+            place = places[parameter.key]
             keys = [str(stage.parameters[place][0].key) for stage in stages]
-            (read,) = (n for n in node.all_input_nodes if str(n.target) == str(parameter.key))
             taken[read] = self.graph.get_attr(self._place_tensor(keys, dim or 0))
         return self.graph.node_copy(node, lambda n: taken[n])
 

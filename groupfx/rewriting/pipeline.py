@@ -1,9 +1,11 @@
 """A sequence of passes over one model, from opening it to the checked result."""
 
+import contextlib
 import dataclasses
 import platform
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -105,17 +107,27 @@ class Pipeline:
             example, notes = example_inputs(given, inputs_of(model) if inputs is None else inputs)
             if is_weightless(given):
                 example = example.map(on_meta)
-            program = open_model(
+            opening = partial(
+                open_model,
                 given,
                 example,
-                way=way,
                 inplace=inplace,
                 read_only=read_only,
                 whole=self.needs_graph,
                 leaves=self.keeps_whole,
             )
+            program = opening(way=way)
+            if way == "auto" and program.way == "modules" and self._is_blind and not inplace:
+                # Nothing can be done module by module: one graph that is fixed to its mode can.
+                with contextlib.suppress(ModelError):
+                    program = opening(way="export")
         program.notes = (*program.notes, *said, *notes)
         return program
+
+    @property
+    def _is_blind(self) -> bool:
+        """Whether no pass has anything to do where there is no graph."""
+        return bool(self.passes) and all(isinstance(pass_, RegionPass) for pass_ in self.passes)
 
     def keeps_whole(self, module: nn.Module) -> bool:
         """Whether a pass wants to see a call of `module` where a trace would look into it."""

@@ -139,3 +139,32 @@ def test_models_that_were_split_by_hand(groups: int, inside: bool) -> None:
     conv = result.model.get_submodule("branches")
     assert isinstance(conv, nn.Conv1d)
     assert (conv.groups, conv.padding) == (groups, "same")
+
+
+class Looped(nn.Module):
+    """Branches as most people write them: a loop over modules and the parts of a chunk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(three())
+        self.norms = nn.ModuleList([nn.BatchNorm2d(6) for _ in range(3)])
+        for norm in self.norms:
+            nn.init.uniform_(norm.running_mean, -1, 1)
+            nn.init.uniform_(norm.weight, 0.5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = zip(self.convs, self.norms, x.chunk(3, 1), strict=True)
+        return torch.cat([norm(conv(part)).relu() for conv, norm, part in parts], 1)
+
+
+def test_a_loop_that_only_an_export_takes() -> None:
+    """Its norms are functions of stored tensors there."""
+    model = Looped().eval()
+    result = groupfx.rewrite(model, X, passes=[MergeParallelConv()])
+    assert [site.name for site in result.report.sites] == ["convs"]
+    assert result.report.ok
+    assert not groupfx.rewrite(model, X, passes=[MergeParallelConv()], way="modules").report.sites
+    state = result.model.state_dict()
+    assert {"convs.weight", "norms.weight", "norms.running_var"} <= state.keys()
+    back = result.state_dict_map.to_original()
+    assert all(torch.equal(back[key], value) for key, value in model.state_dict().items())
