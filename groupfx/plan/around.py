@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
-from .absorbed import Absorbed, Layout
+from .absorbed import Absorbed, Layout, Places
 from .binned.piece import padded
 from .blocks import BlockStructure
 from .channel_order import Order
@@ -18,6 +19,8 @@ from .cost import OnnxRuntime, Work
 from .packing import packings, partitions, places
 
 _MOST_EXACT = 8
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -72,30 +75,58 @@ class Around:
 
 def absorbed_bins(structure: BlockStructure, width: int) -> tuple[Absorbed, ...]:
     """For each number of bins those with the fewest products, and those with the fewest inputs."""
-    if width < 1 or not structure.partition or len(structure.blocks) < 2:
+    number = len(structure.blocks)
+    if width < 1 or not structure.partition or number < 2:
         return ()
-    found: dict[tuple[int, bool], tuple[int, tuple[tuple[int, ...], ...]]] = {}
+    if number <= _MOST_EXACT and not structure.equal:
+        return tuple(Absorbed(width, bins) for bins in _of_all(structure, width))
+    found = _Fewest[Places](width)
     for bins in _candidates(structure, width):
-        number = len(bins)
-        inputs, outputs = (
-            padded(max(sum(structure.shapes[p][side] for p in b) for b in bins), width)
-            for side in (0, 1)
-        )
-        for size in (inputs * outputs, inputs):
-            key = (number, size == inputs)
-            if number > 1 and (key not in found or size < found[key][0]):
-                found[key] = size, bins
-    return tuple(Absorbed(width, bins) for bins in dict.fromkeys(b for _, b in found.values()))
+        sides = ([sum(structure.shapes[p][side] for p in b) for b in bins] for side in (0, 1))
+        found.see(bins, *map(max, sides))
+    return tuple(Absorbed(width, bins) for bins in found.kept)
 
 
-def _candidates(structure: BlockStructure, width: int) -> Iterator[tuple[tuple[int, ...], ...]]:
+class _Fewest(Generic[T]):
+    """Of all bins that are seen, those that need least, for each number of bins."""
+
+    def __init__(self, width: int) -> None:
+        self._width = width
+        self._found: dict[tuple[int, int], tuple[int, tuple[T, ...]]] = {}
+
+    def see(self, bins: tuple[T, ...], inputs: int, outputs: int) -> None:
+        """Bins of at most so many inputs and outputs."""
+        columns = padded(inputs, self._width)
+        for kind, size in enumerate((columns * padded(outputs, self._width), columns)):
+            key = (len(bins), kind)
+            if len(bins) > 1 and (key not in self._found or size < self._found[key][0]):
+                self._found[key] = size, bins
+
+    @property
+    def kept(self) -> tuple[tuple[T, ...], ...]:
+        """Each once."""
+        return tuple(dict.fromkeys(bins for _, bins in self._found.values()))
+
+
+def _of_all(structure: BlockStructure, width: int) -> Iterator[tuple[Places, ...]]:
+    """The best of all partitions of few blocks."""
+    number = len(structure.blocks)
+    members = [tuple(p for p in range(number) if part >> p & 1) for part in range(1 << number)]
+    inputs, outputs = (
+        [sum(structure.shapes[p][side] for p in places) for places in members] for side in (0, 1)
+    )
+    found = _Fewest[int](width)
+    for parts in partitions(number):
+        found.see(parts, max(inputs[part] for part in parts), max(outputs[part] for part in parts))
+    for parts in found.kept:
+        yield tuple(members[part] for part in parts)
+
+
+def _candidates(structure: BlockStructure, width: int) -> Iterator[tuple[Places, ...]]:
     number = len(structure.blocks)
     if structure.equal:
         # Neighbours, so that as few channels as can be change their place.
         for by in range(1, number):
             yield tuple(tuple(range(number)[at : at + by]) for at in range(0, number, by))
-    elif number <= _MOST_EXACT:
-        for parts in partitions(number):
-            yield tuple(tuple(p for p in range(number) if part >> p & 1) for part in parts)
     else:
         yield from (places(structure, bins) for bins in packings(structure.blocks, width))

@@ -8,6 +8,7 @@ every partition is tried, for many first-fit packings of several sizes, the best
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import cache
 from typing import Protocol
 
 from .binned import WAYS, Pieces, Way
@@ -186,9 +187,10 @@ def _members(blocks: Bins, chosen: int) -> list[Block]:
     return [block for place, block in enumerate(blocks) if chosen >> place & 1]
 
 
-def partitions(number: int) -> Iterator[tuple[int, ...]]:
-    """All partitions of so many members; a part is given as bits."""
-    yield from _parts((1 << number) - 1)
+@cache
+def partitions(number: int) -> tuple[tuple[int, ...], ...]:
+    """All partitions of so few members; a part is given as bits."""
+    return tuple(_parts((1 << number) - 1))
 
 
 def _parts(members: int) -> Iterator[tuple[int, ...]]:
