@@ -88,17 +88,25 @@ class Cluster:
 def _client(address: str) -> Any:
     try:
         from distributed import Client
+        from distributed.comm.addressing import get_address_host_port
     except ImportError as error:
         raise MissingDependencyError.of("--scheduler needs", "Dask distributed", "dask") from error
     try:
+        # A client that could not even begin complains for long when it is given up.
+        get_address_host_port(address)
+    except ValueError as error:
+        raise UsageError(f"--scheduler {address!r} is no address: {error}; {_EXAMPLE}") from error
+    try:
         return Client(address, timeout=_PATIENCE, set_as_default=False)
     except Exception as error:
-        # An address that is none, a host that is not there, a port where something else listens.
+        # A host that is not there, a port where something else listens.
         raise UsageError(
             f"--scheduler {address}: no scheduler of Dask answers there within {_PATIENCE:g} s "
-            f"({kind_and_line(error)}); start one with 'dask scheduler', and give its address, "
-            "such as tcp://host:8786"
+            f"({kind_and_line(error)}); start one with 'dask scheduler', and {_EXAMPLE}"
         ) from error
+
+
+_EXAMPLE = "give its address, such as tcp://host:8786"
 
 
 def _outcomes(future: Any, job: Job) -> Iterator[tuple[Task, Outcome]]:

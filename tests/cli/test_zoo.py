@@ -78,6 +78,7 @@ REFUSED = {
     "join": (["nets", "--join", "gone"], "gone is neither a folder of results"),
     "file": (["nets", "-o", "bad.yaml"], "bad.yaml"),
     "nowhere": (["nets", "-o", "/proc/nothing"], "/proc/nothing cannot be made"),
+    "scheduler": (["nets", "--scheduler", "nonsense"], "--scheduler 'nonsense' is no address"),
     "json": (["nets", "--json", "gone/x.json"], "there is no folder gone"),
 }
 

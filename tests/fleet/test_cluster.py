@@ -102,8 +102,12 @@ def test_nobody_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(UsageError, match="no scheduler of Dask answers there"):
             Cluster.of(address)
-    with pytest.raises(UsageError, match="no scheduler of Dask answers there"):
-        Cluster.of("wat://nowhere")
+
+
+@pytest.mark.parametrize("address", ["nonsense", "wat://nowhere:1", "tcp://host", ""])
+def test_what_is_no_address(address: str) -> None:
+    with pytest.raises(UsageError, match=rf"--scheduler '{address}' is no address: "):
+        Cluster.of(address)
 
 
 def test_a_cluster_without_workers(scheduler: LocalCluster) -> None:
