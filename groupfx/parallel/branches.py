@@ -153,6 +153,11 @@ class Reader:
             if op.rule == "select" and op.numbers["dim"] == CHANNELS:
                 channels = np.asarray(op.numbers["reads"][place], dtype=np.intp)[read.channels]
                 front = read.front
+            elif (view := self._viewed(op)) is not None:
+                # `x.unflatten(1, (g, n))[:, k]`: the view itself is shared, and no part.
+                source, first = view
+                yield (read := Read(source, first + read.channels, read.front, read.parts))
+                continue
             elif op.numbers.get("whole", False):
                 # A cut of another axis that leaves nothing out, as an export writes them.
                 channels, front = read.channels, read.front
@@ -164,6 +169,23 @@ class Reader:
             (source,) = op.values.values()
             read = Read(source, channels, front, (*read.parts, read.value))
             yield read
+
+    def _viewed(self, op: Operation) -> tuple[Value, int] | None:
+        """The value whose channels a view sees as groups, and the first of the group picked."""
+        found = self.made.get(op.values[0].key) if op.rule == "pick" and 0 in op.values else None
+        if found is None or found[0].rule != "reshape" or op.numbers["dim"] != CHANNELS:
+            return None
+        view = found[0]
+        (source,) = view.values.values()
+        groups, each = op.values[0].shape[CHANNELS : CHANNELS + 2] or (0, 0)
+        before, after = source.shape, op.values[0].shape
+        if before != (*after[:CHANNELS], groups * each, *after[CHANNELS + 2 :]):
+            return None
+        said = view.numbers.get("sizes") or ()
+        others = [size for dim, size in enumerate(said) if dim not in (CHANNELS, CHANNELS + 1)]
+        if any(size not in (None, -1, 0) for size in others):
+            return None  # of one size of input alone
+        return source, int(op.numbers["picked"][0]) * each
 
 
 def _held(op: Operation) -> Iterator[Value | Parameter]:

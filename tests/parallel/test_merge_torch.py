@@ -35,6 +35,9 @@ SPELLINGS: dict[str, Parts] = {
     "torch-narrow": lambda x: [torch.narrow(x, 1, 4 * k, 4) for k in range(3)],
     "list": lambda x: [x[:, [4 * k, 4 * k + 1, 4 * k + 2, 4 * k + 3]] for k in range(3)],
     "slice-of-slice": lambda x: [x[:, :8][:, :4], x[:, :8][:, 4:], x[:, 8:]],
+    "unflatten": lambda x: [x.unflatten(1, (3, 4))[:, k] for k in range(3)],
+    "unbind": lambda x: [x.unflatten(1, (3, 4)).unbind(1)[k] for k in range(3)],
+    "view": lambda x: [x.view(x.size(0), 3, 4, x.size(2), -1).select(1, k) for k in range(3)],
     "padded-first": lambda x: [F.pad(x[:, 4 * k : 4 * k + 4], (1, 0, 2, 1)) for k in range(3)],
 }
 
@@ -61,7 +64,12 @@ def test_however_the_parts_are_written(parts: Parts) -> None:
     assert torch.equal(conv.weight, torch.cat([c.weight for c in model.convs]))
 
 
-@pytest.mark.parametrize("parts", SPELLINGS.values(), ids=SPELLINGS)
+VIEWS = {"unflatten", "unbind", "view"}
+"""An export says the sizes of a view: those of one input."""
+EXPORTED = {name: parts for name, parts in SPELLINGS.items() if name not in VIEWS}
+
+
+@pytest.mark.parametrize("parts", EXPORTED.values(), ids=EXPORTED)
 def test_in_an_exported_graph_too(parts: Parts) -> None:
     model = SideBySide(parts, three()).eval()
     result = groupfx.rewrite(model, X, passes=[MergeParallelConv()], way="export")
@@ -88,6 +96,23 @@ def test_every_kind_of_convolution(
     made = convs()
     dtype = next(made[0].parameters()).dtype
     merged(SideBySide(SPELLINGS["narrow"], made), torch.randn(2, 12, *sizes, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        lambda x: [x.view(2, 3, 4, 9, 7).select(1, k) for k in range(3)],
+        lambda x: [x.unflatten(1, (4, 3))[:, :, k] for k in range(3)],
+        lambda x: [x.unflatten(2, (3, 3))[:, :, k] for k in range(3)],
+    ],
+    ids=["of-one-size", "every-third-channel", "of-rows"],
+)
+def test_views_of_something_else_are_left(parts: Parts) -> None:
+    convs = three() if parts(X)[0].shape[1] == 4 else [nn.Conv2d(12, 6, (1, 3)) for _ in range(3)]
+    model = SideBySide(parts, convs).eval()
+    result = groupfx.rewrite(model, X, passes=[MergeParallelConv()])
+    assert result.report.ok
+    assert not result.report.sites
 
 
 def test_norms_and_activations_go_along() -> None:
