@@ -95,7 +95,8 @@ class Counted:
 
     `modules` by path; `functions` are calls of those wherever they stand, `unseen` what is
     neither, and `weights` the storages of the weights that functions were called with. `runs` are
-    the convolutions that were executed, `written` the parameters that forward writes to,
+    the convolutions that were executed, `lent_others` the modules that ran with other parameters
+    than their own (`functional_call`), `written` the parameters that forward writes to,
     `strangers` the ids of modules that it calls and does not hold, and `macs` the
     multiply-accumulates of all of that forward, for one sample.
     """
@@ -104,6 +105,7 @@ class Counted:
     functions: list[FunctionCalls]
     unseen: list[Unseen]
     weights: Set[int]
+    lent_others: Set[str]
     runs: int
     written: tuple[str, ...]
     strangers: Set[int]
@@ -149,6 +151,8 @@ class _Calls(TorchFunctionMode):
         self._stacks: dict[int, list[int]] = defaultdict(list)
         self.strangers: set[int] = set()
         self.weights: set[int] = set()
+        self.lent_others: set[str] = set()
+        self._own = {id(m): _held(m) for m in model.modules() if id(m) in self._sites}
         self._function: FunctionCalls | None = None
 
     @property
@@ -176,6 +180,8 @@ class _Calls(TorchFunctionMode):
         """A module starts."""
         if id(module) not in self._paths and threading.get_ident() == self._thread:
             self.strangers.add(id(module))
+        if _held(module) != self._own.get(id(module), _held(module)):
+            self.lent_others.add(self._sites[id(module)])
         self._running.append(id(module))
 
     def after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -224,6 +230,11 @@ class _Calls(TorchFunctionMode):
         return output
 
 
+def _held(module: nn.Module) -> list[int]:
+    """Which tensors its own parameters are."""
+    return [id(parameter) for parameter in module._parameters.values()]
+
+
 def _inside_hooks(calls: _Calls) -> Iterator[Any]:
     yield hooks.register_module_forward_pre_hook(calls.before)
     yield hooks.register_module_forward_hook(calls.after, with_kwargs=True)
@@ -253,6 +264,7 @@ def count_calls(model: nn.Module, inputs: ExampleInputs) -> Counted:
         functions=list(calls.functions.values()),
         unseen=list(_unseen(hidden)),
         weights=calls.weights,
+        lent_others=calls.lent_others,
         runs=len(runs.runs),
         written=kept.written(model),
         strangers=calls.strangers,

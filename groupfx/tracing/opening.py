@@ -223,7 +223,7 @@ class _Opener:
             if called.count == 0 and counted.lends_its_weight(module):
                 continue  # the site is the call of a function that reads it
             kept = any(name.startswith(f"{path}.") for name in counted.written)
-            kept |= called.more and not plain
+            kept |= (called.more and not plain) or path in counted.lent_others
             if inside and (kept or has_users_parametrization(module)):
                 # Somebody needs the layer itself: forward, or a class of the user's in it.
                 calls += inside

@@ -117,7 +117,7 @@ def paired_leaves(
     if isinstance(original, Tensor) and isinstance(candidate, Tensor):
         yield path, original, candidate
         return
-    if _type(original) is not _type(candidate):
+    if not _same_type(_type(original), _type(candidate)):
         raise StructureMismatchError(
             f"{path} is a {type(candidate).__name__} instead of a {type(original).__name__}"
         )
@@ -176,6 +176,14 @@ def _type(value: Any) -> type:
     """The type, with the read-only lists and dicts of torch.fx taken for what they stand for."""
     kind = type(value)
     return kind.__mro__[1] if kind.__module__.startswith("torch.fx") else kind
+
+
+def _same_type(one: type, other: type) -> bool:
+    """One class, or two named tuples of one name and fields: a forward may make it in each call."""
+    if one is other:
+        return True
+    names = [(k.__module__, k.__qualname__, getattr(k, "_fields", None)) for k in (one, other)]
+    return names[0] == names[1] and names[0][2] is not None
 
 
 def _listed(parts: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Traits of weights that a module holds and a function reads, and of what has no float64 kernel."""
 
+from collections import namedtuple
 from typing import Any
 
 import torch
@@ -60,3 +61,32 @@ class Float32TokensOnly(LentWeight):
 
     def forward(self, ids: Tensor) -> Tensor:
         return Float32Product.apply(self.conv(self.embed(ids).transpose(1, 2)))
+
+
+class OneLayer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(6, 6, 3, groups=3)
+
+
+@trait("modules", example=lambda: torch.randn(2, 6, 11))
+class LentAnotherWeight(OneLayer):
+    """As meta-learning and ensembles call a layer: with parameters that are not its own."""
+
+    def forward(self, x: Tensor, **_: Any) -> Tensor:
+        other = {"weight": self.conv.weight * 2}
+        return torch.func.functional_call(self.conv, other, (x,))
+
+
+@trait("modules", calls=2, example=lambda: torch.randn(2, 6, 11))
+class LentAnotherWeightOnce(OneLayer):
+    def forward(self, x: Tensor, **_: Any) -> Tensor:
+        other = {name: value + 1 for name, value in self.conv.named_parameters()}
+        return self.conv(x) + torch.func.functional_call(self.conv, other, (x,))
+
+
+@trait("modules", example=lambda: torch.randn(2, 6, 11))
+class NamedTupleOfEachCall(OneLayer):
+    def forward(self, x: Tensor, **_: Any) -> Any:
+        made = namedtuple("made", "y x")
+        return made(self.conv(x), x)
