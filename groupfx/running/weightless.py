@@ -21,6 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_any, tree_map
 
 from ..convs.names import joined
+from .inputs import ExampleInputs
+from .unchanged import evaluate, unchanged
 
 WHY = (
     "the model has no values (its tensors lie on the device meta): each site was compared on drawn "
@@ -95,3 +97,17 @@ def without_values(model: nn.Module) -> Iterator[None]:
         return
     with _OnMeta():  # type: ignore[no-untyped-call]
         yield
+
+
+def shapes_fit(model: nn.Module, inputs: ExampleInputs) -> bool:
+    """Whether `model` runs on inputs of these shapes, tried in eval mode and without any values.
+
+    Takes no time for arithmetic and no memory. False too where a forward asks for values.
+    """
+    with unchanged(model), torch.no_grad(), _OnMeta():  # type: ignore[no-untyped-call]
+        evaluate(model)
+        try:
+            inputs.map(on_meta).call(model)
+        except Exception:  # whatever a model raises on a size that it is not made for
+            return False
+    return True

@@ -17,9 +17,12 @@ from ..errors import GroupfxError, ModelError, kind_and_line
 from ..running.float64 import Float64, named_state, widen
 from ..running.inputs import ExampleInputs
 from ..running.unchanged import evaluate, unchanged
+from ..running.weightless import shapes_fit
 from .measures import StructureMismatchError, difference, identical, paired_leaves, plain_number
 
 _SEEDS = (11, 23, 47)
+# Below it, a part of an image is soon smaller than a kernel.
+_LARGE = 32
 
 
 @dataclass(frozen=True)
@@ -226,7 +229,8 @@ def _runs(
     first = inputs.map(widen) if original.wide else inputs
     if once and vary:
         # Where only the given sizes are taken, the given values are.
-        others = _varied(original, _SEEDS[2], _other_sizes(first, vary)[1][:-1])
+        choices = [*_smallest(first), *_other_sizes(first, vary)[1][:-1]]
+        others = _varied(original, _SEEDS[2], _possible(original.model, first, choices))
         if others is not None:
             yield others
             return
@@ -248,7 +252,7 @@ def _runs(
 
 
 def _varied(
-    original: Float64Runner, seed: int, choices: Sequence[ExampleInputs]
+    original: Float64Runner, seed: int, choices: Iterable[ExampleInputs]
 ) -> tuple[int, ExampleInputs, Any] | None:
     """Random inputs of the first size that the original takes, and its output for them."""
     generator = torch.Generator().manual_seed(seed)
@@ -293,6 +297,35 @@ def _other_sizes(inputs: ExampleInputs, vary: bool) -> tuple[list[ExampleInputs]
     single = inputs.with_batch(1 if batch != 1 else 2) if batch else inputs
     resized = [single.resized(sizes) for sizes in other_spatial(spatial)]
     return [larger, inputs], [*resized, single, inputs]
+
+
+def _smallest(inputs: ExampleInputs) -> Iterator[ExampleInputs]:
+    """One sample of about a ninth of the size, where that leaves enough to be seen."""
+    spatial = inputs.spatial
+    if not inputs.batch or min(spatial, default=0) < _LARGE:
+        return
+    single = inputs.with_batch(1)
+    for step in (1, 8, 16):
+        sizes = [size * (3, 2, 3)[at % 3] // 8 // step * step for at, size in enumerate(spatial)]
+        yield single.resized(tuple(max(size, step) for size in sizes))
+
+
+def _possible(
+    model: nn.Module, example: ExampleInputs, choices: Sequence[ExampleInputs]
+) -> Iterator[ExampleInputs]:
+    """Those of `choices` whose shapes `model` takes, as far as a run without values tells.
+
+    Not those that are much larger than the example: in three dimensions, 32 more are 24 times it.
+    """
+    most = 2 * _numbers(example)
+    tells = shapes_fit(model, example)
+    for choice in choices:
+        if _numbers(choice) <= most and (not tells or shapes_fit(model, choice)):
+            yield choice
+
+
+def _numbers(inputs: ExampleInputs) -> int:
+    return sum(tensor.numel() for tensor in inputs.tensors())
 
 
 def other_spatial(spatial: tuple[int, ...]) -> Iterator[tuple[int, ...]]:

@@ -254,6 +254,34 @@ def test_a_size_that_the_original_refuses_does_not_change_how_it_is_run() -> Non
     assert not compare_models(right, wrong, IMAGES, once=True).ok
 
 
+@pytest.mark.parametrize(
+    ("shape", "multiple", "expected"),
+    [
+        ((2, 1, 64, 48), 1, (1, 1, 24, 12)),
+        ((2, 1, 64, 64), 8, (1, 1, 24, 16)),
+        ((2, 1, 64, 96), 32, (1, 1, 32, 32)),
+        ((2, 1, 32, 32, 32), 32, (1, 1, 32, 32, 32)),
+    ],
+)
+def test_one_run_is_of_the_smallest_size_that_the_original_takes(
+    shape: tuple[int, ...], multiple: int, expected: tuple[int, ...]
+) -> None:
+    ran = []
+
+    def strided(x: Tensor) -> Tensor:
+        if any(size % multiple for size in x.shape[2:]):
+            raise ValueError(f"multiples of {multiple}")
+        if not x.is_meta:
+            ran.append(tuple(x.shape))
+        return x.mean(1)
+
+    model = Apply(strided)
+    verdict = compare_models(model, model, ExampleInputs.of(torch.ones(shape)), once=True)
+    assert verdict.ok
+    assert verdict.runs == ((expected,),)
+    assert ran == [expected] * 2, "no other size is computed with"
+
+
 def test_models_in_train_mode_are_compared_in_eval_mode() -> None:
     """Dropout and batch statistics would differ at random, or hide what differs."""
     model = nn.Sequential(nn.BatchNorm2d(4), nn.Dropout(), nn.Conv2d(4, 4, 1)).train()
