@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 
 from . import (
+    any_model,
     check_share,
     export_time,
     files,
@@ -39,6 +40,7 @@ from . import (
 )
 
 BENCHMARKS: dict[str, Callable[[Console, bool], None]] = {
+    "any-model": any_model.run,
     "rewrite-time": rewrite_time.run,
     "check-share": check_share.run,
     "peak-memory": peak_memory.run,
