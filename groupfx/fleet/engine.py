@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import selectors
 import signal
 import socket
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from ..errors import InternalError
+from ..errors import InternalError, UsageError
 from .failures import OF_A_PROCESS, Environment, Failure, FailureClass, Stage
 from .logs import Log
 from .nursery import Nursery
@@ -105,7 +107,12 @@ class Engine:
 
     @contextmanager
     def opened(self, *, onnx: bool) -> Iterator[OpenEngine]:
-        """The engine with its server, which takes seconds to start; `onnx`: to export."""
+        """The engine with its server, which takes seconds to start; `onnx`: to export.
+
+        Raises UsageError where the system cannot fork.
+        """
+        if not hasattr(os, "fork"):
+            raise UsageError(f"a fleet forks its processes, and {sys.platform} cannot")
         log = Log()
         with closing(log), Nursery.open(log, self.worker, onnx=onnx) as nursery:
             yield OpenEngine(self, nursery, log)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
+import sys
 import tempfile
 from dataclasses import dataclass, field
 from typing import IO
+
+if sys.platform != "win32":
+    import fcntl
 
 _FATAL = "Fatal Python error"
 _LAST_BYTES, _LAST_LETTERS = 20_000, 500

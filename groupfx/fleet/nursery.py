@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import resource
 import select
 import signal
 import socket
@@ -24,6 +23,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import NoReturn, Self
+
+if sys.platform != "win32":
+    import resource
 
 from .logs import Log
 from .processes import die_with_parent, kill_tree

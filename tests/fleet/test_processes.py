@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from groupfx.errors import InternalError
+from groupfx.errors import InternalError, UsageError
 from groupfx.fleet import Entry, Fleet, FleetOptions, logs, read_fleet, run_fleet
 from groupfx.fleet.logs import Log
 from groupfx.fleet.results import read_results
@@ -181,6 +181,13 @@ def test_a_server_that_is_killed_is_started_again(tmp_path: Path) -> None:
     assert [failure.environment for failure in failures] in (["lost worker"], [])
     again = FleetOptions(again="environment")
     assert run_fleet(fleet, tmp_path / "out", again, engine=ENGINE).ok
+
+
+def test_a_system_that_cannot_fork_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = cheap_models(tmp_path / "models", 1)
+    monkeypatch.delattr(os, "fork")
+    with pytest.raises(UsageError, match="a fleet forks its processes"):
+        run_fleet(fleet, tmp_path / "out", engine=ENGINE)
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
