@@ -5,6 +5,7 @@ Their arguments have the same places but where a reader below says otherwise.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -84,7 +85,10 @@ def _always(rule: str, **numbers: Any) -> Read:
 
 
 def _pool(call: Call) -> Found | None:
-    return "elementwise", {"dims": {*call.resized, *range(2, len(call.shape))}}
+    # Without a batch axis, all dimensions but the first are the window's.
+    named = re.search(r"(\d)d$", call.name)
+    first = 2 if named is None else len(call.shape) - int(named[1])
+    return "elementwise", {"dims": {*call.resized, *range(first, len(call.shape))}}
 
 
 def _equivariant(call: Call) -> Found | None:
@@ -97,6 +101,8 @@ def convolution(node: fx.Node, tensors: Tensors) -> Found | None:
     call = read_conv(node, tensors.module)
     if not isinstance(call, ConvCall) or call.output_size is not None:
         return None
+    if len(tensors.shape(call.input)) != call.spec.dims + 2:
+        return None  # without a batch axis, channels lie in dimension 0
     held: list[Parameter | None] = []
     for source in (call.weight, call.bias):
         found = None
@@ -288,7 +294,7 @@ def _size(call: Call) -> Found | None:
 
 def _pixel_shuffle(call: Call) -> Found | None:
     factor = call.argument(1, "upscale_factor", "downscale_factor")
-    if not isinstance(factor, int):
+    if not isinstance(factor, int) or len(call.shape) != 4:
         return None
     return "pixel shuffle", {"block": factor**2, "up": call.name == "pixel_shuffle"}
 

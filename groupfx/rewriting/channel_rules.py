@@ -39,19 +39,19 @@ _MODULES: Mapping[type[nn.Module], str] = {
         ),
         "relu",
     ),
-    **dict.fromkeys(
-        (
+    **{
+        kind: f"avg_pool{kind.__name__[-2:]}"
+        for kind in (
             nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
             nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d,
             nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d, nn.LPPool1d, nn.LPPool2d,
             nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d,
             nn.ConstantPad3d, nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d,
-            nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d, nn.Upsample,
-            nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d,
-        ),
-        "avg_pool2d",
-    ),
-    nn.Softmax2d: "softmax", nn.Flatten: "flatten", nn.Unflatten: "unflatten",
+            nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d,
+        )
+    },
+    **dict.fromkeys((nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d), "interpolate"),
+    nn.Flatten: "flatten", nn.Unflatten: "unflatten",
 }  # fmt: skip
 
 _SOFTMAXES = (nn.Softmax, nn.LogSoftmax, nn.Softmin)
@@ -61,9 +61,8 @@ _CHANNEL_MODULES = (
     nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle,
 )  # fmt: skip
 
-_PER_CHANNEL = (
-    *BATCHNORMS, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
-)  # fmt: skip
+_INSTANCE_NORMS = nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d
+_PER_CHANNEL = (*BATCHNORMS, nn.SyncBatchNorm, *_INSTANCE_NORMS)
 
 
 def tensor_keys(module: nn.Module) -> dict[int, str]:
@@ -281,6 +280,10 @@ class TorchRules:
             dim = getattr(module, "dim", None)
             rank = len(self.shape(node))
             return "normalise", {} if dim is None or not rank else {"dims": [dim % rank]}
+        if kind in _INSTANCE_NORMS and len(self.shape(node)) != int(kind.__name__[-2]) + 2:
+            return None  # without a batch axis, channels lie in dimension 0
+        if kind is nn.Softmax2d and self.shape(node):
+            return "normalise", {"dims": [len(self.shape(node)) - 3]}
         if kind is nn.MultiheadAttention and isinstance(module, nn.MultiheadAttention):
             return self._attention(node, module)
         if kind in _MODULES:
@@ -348,9 +351,9 @@ def _module_channels(rules: TorchRules, module: nn.Module, node: fx.Node) -> Fou
         order = channels.transpose(module.axes).ravel().tolist()
     elif isinstance(module, ConstantChannels):
         return "constant", {"weight": rules.parameter(module.bias)}
-    elif isinstance(module, nn.PixelShuffle):
+    elif isinstance(module, nn.PixelShuffle) and len(shape) == 4:
         return "pixel shuffle", {"block": module.upscale_factor**2, "up": True}
-    elif isinstance(module, nn.PixelUnshuffle):
+    elif isinstance(module, nn.PixelUnshuffle) and len(shape) == 4:
         return "pixel shuffle", {"block": module.downscale_factor**2, "up": False}
     else:
         return None
