@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from ..convs.names import joined
 from ..nn.swapped import SwappedConv
+from ..running.twins import twin_tree
 from ..state.map import Entry, Requirement, Rows
-from ..tracing.program import Fragment, Program, twin_tree
+from ..tracing.program import Fragment, Program
 from ..verify.alike import same_bits
 from ..verify.structure import Change, GraphPair, Owned, TreePair
 from ..verify.untouched import Fingerprint

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_any, tree_map
 
 from ..convs.names import joined
 from .inputs import ExampleInputs
+from .twins import twin_tree
 from .unchanged import evaluate, unchanged
 
 WHY = (
@@ -104,10 +105,12 @@ def shapes_fit(model: nn.Module, inputs: ExampleInputs) -> bool:
 
     Takes no time for arithmetic and no memory. False too where a forward asks for values.
     """
-    with unchanged(model), torch.no_grad(), _OnMeta():  # type: ignore[no-untyped-call]
-        evaluate(model)
+    # What a forward keeps for its next call would be of meta.
+    twin = twin_tree(model)
+    with unchanged(twin), torch.no_grad(), _OnMeta():  # type: ignore[no-untyped-call]
+        evaluate(twin)
         try:
-            inputs.map(on_meta).call(model)
+            inputs.map(on_meta).call(twin)
         except Exception:  # whatever a model raises on a size that it is not made for
             return False
     return True

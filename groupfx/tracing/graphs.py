@@ -17,8 +17,9 @@ from ..running.grouped_runs import GroupedRun, GroupedRuns
 from ..running.inputs import ExampleInputs
 from ..running.kept import KeptParameters
 from ..running.macs import MacCounter
+from ..running.twins import twin_tree
 from ..running.unchanged import evaluate, unchanged
-from .program import FRAGMENT_MODULE, Shapes, copied, twin_tree
+from .program import FRAGMENT_MODULE, Shapes, copied
 from .tracer import CannotTrace, Trace, Tracer, seeded, trace
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)

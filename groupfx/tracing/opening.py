@@ -23,6 +23,7 @@ from ..learned.groups import has_learned_groups
 from ..nn.masked_conv import MASKED
 from ..running.grouped_runs import at
 from ..running.inputs import ExampleInputs
+from ..running.twins import twin_tree
 from ..verify.measures import unlike
 from .counting import Counted, FunctionCalls, ModuleCalls, Unseen, count_calls, site_modules
 from .exporting import exported
@@ -37,7 +38,7 @@ from .graphs import (
     same_tensors,
 )
 from .numbers import fix_numbers
-from .program import WAYS, Fragment, Program, Unreachable, Way, copied, twin_tree
+from .program import WAYS, Fragment, Program, Unreachable, Way, copied
 from .quantised import refuse_quantised
 from .tracer import CannotTrace, trace
 

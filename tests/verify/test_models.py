@@ -282,6 +282,20 @@ def test_one_run_is_of_the_smallest_size_that_the_original_takes(
     assert ran == [expected] * 2, "no other size is computed with"
 
 
+def test_what_a_model_keeps_for_its_next_call_is_not_of_meta() -> None:
+    class Keeps(nn.Module):
+        table: Tensor | None = None
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.table is None:
+                self.table = torch.ones(1, device=x.device)
+            return x * self.table
+
+    model = Keeps()
+    assert compare_models(model, Keeps(), ExampleInputs.of(torch.ones(2, 1, 64, 64)), once=True).ok
+    assert model(torch.ones(1, 1, 3, 3)).sum() == 9
+
+
 def test_models_in_train_mode_are_compared_in_eval_mode() -> None:
     """Dropout and batch statistics would differ at random, or hide what differs."""
     model = nn.Sequential(nn.BatchNorm2d(4), nn.Dropout(), nn.Conv2d(4, 4, 1)).train()
