@@ -18,6 +18,7 @@ from rich.console import Console
 
 from . import (
     any_model,
+    branches,
     check_share,
     export_time,
     files,
@@ -58,6 +59,7 @@ BENCHMARKS: dict[str, Callable[[Console, bool], None]] = {
     "speed-table": speed_table.run,
     "self-race": self_race.run,
     "quantised": quantised.run,
+    "branches": branches.run,
     "validate-time": validate_time.run,
     "page": page.run,
 }

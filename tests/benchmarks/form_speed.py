@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
@@ -122,6 +123,14 @@ def race(
     paths: Sequence[Path], batch: int, rounds: int, size: int = 32, runs: tuple[int, int] = RUNS
 ) -> list[float]:
     """Medians of the ratios within a round to the first of `paths`, on images of a `size`."""
+    x = np.random.default_rng(0).standard_normal((batch, 3, size, size)).astype(np.float32)
+    return race_on(paths, x, rounds, runs)
+
+
+def race_on(
+    paths: Sequence[Path], x: npt.NDArray[np.float32], rounds: int, runs: tuple[int, int] = RUNS
+) -> list[float]:
+    """Medians of the ratios within a round to the first of `paths`, all of which take `x`."""
     warming, timed = runs
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
@@ -129,7 +138,6 @@ def race(
     sessions = [
         ort.InferenceSession(path, options, providers=["CPUExecutionProvider"]) for path in paths
     ]
-    x = np.random.default_rng(0).standard_normal((batch, 3, size, size)).astype(np.float32)
     feed = {sessions[0].get_inputs()[0].name: x}
     ratios: list[list[float]] = [[] for _ in paths]
     for round_ in range(rounds + 1):

@@ -5,7 +5,7 @@ papers: ResNeXt (Xie et al., 2017), DLA-46-X-C (Yu et al., 2018), ShuffleNet v1 
 2017).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -41,9 +41,9 @@ class Bottleneck(nn.Module):
 class AggregatedBlock(nn.Module):
     """A bottleneck with its own way around."""
 
-    def __init__(self, inputs: int, middle: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, middle: int, outputs: int, stride: int, groups: int) -> None:
         super().__init__()
-        self.body = Bottleneck(inputs, middle, outputs, stride, groups=32)
+        self.body = Bottleneck(inputs, middle, outputs, stride, groups)
         same = stride == 1 and inputs == outputs
         self.around = nn.Identity() if same else _conv(inputs, outputs, 1, stride)
 
@@ -51,14 +51,16 @@ class AggregatedBlock(nn.Module):
         return self.body(x, self.around(x))
 
 
-def resnext_50() -> nn.Module:
-    """ResNeXt-50 32x4d."""
+def resnext(depths: Sequence[int], groups: int) -> nn.Module:
+    """ResNeXt with groups of 4 channels in its first stage: -50 32x4d, -101 64x4d."""
     layers: list[nn.Module] = [_conv(3, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
     channels = 64
-    for stage, blocks in enumerate((3, 4, 6, 3)):
+    for stage, blocks in enumerate(depths):
         for position in range(blocks):
             stride = 2 if stage and not position else 1
-            layers.append(AggregatedBlock(channels, 128 << stage, 256 << stage, stride))
+            layers.append(
+                AggregatedBlock(channels, 4 * groups << stage, 256 << stage, stride, groups)
+            )
             channels = 256 << stage
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 1000))
 
@@ -135,7 +137,7 @@ def regnet(depths: list[int], widths: list[int], group: int, kind: str) -> nn.Mo
 
 
 ORDINARY: Mapping[str, Callable[[], nn.Module]] = {
-    "ResNeXt-50": resnext_50,
+    "ResNeXt-50": partial(resnext, (3, 4, 6, 3), groups=32),
     "SE-ResNeXt-50": partial(SEResNext50, spatial_dims=2, in_channels=3, num_classes=1000),
     "RegNetX-200MF": partial(regnet, [1, 1, 4, 7], [24, 56, 152, 368], 8, "x"),
     "RegNetX-400MF": partial(regnet, [1, 2, 7, 12], [32, 64, 160, 384], 16, "x"),
