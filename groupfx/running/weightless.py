@@ -105,9 +105,10 @@ def shapes_fit(model: nn.Module, inputs: ExampleInputs) -> bool:
 
     Takes no time for arithmetic and no memory. False too where a forward asks for values.
     """
-    # What a forward keeps for its next call would be of meta.
-    twin = twin_tree(model)
-    with unchanged(twin), torch.no_grad(), _OnMeta():  # type: ignore[no-untyped-call]
+    # What a forward keeps for its next call would be of meta, and what Dynamo keeps of a failure to
+    # compile it (torch.cond is compiled wherever it is called) ends later calls, the user's too.
+    twin, eager = twin_tree(model), torch.compiler.set_stance("force_eager")
+    with eager, unchanged(twin), torch.no_grad(), _OnMeta():  # type: ignore[no-untyped-call]
         evaluate(twin)
         try:
             inputs.map(on_meta).call(twin)

@@ -13,7 +13,8 @@ import groupfx
 from groupfx.errors import MismatchError, ModelError
 from groupfx.nn import Flgc2d
 from groupfx.passes import SplitGroupedConv
-from groupfx.running.weightless import WHY
+from groupfx.running.inputs import ExampleInputs
+from groupfx.running.weightless import WHY, shapes_fit
 from tests.verify.test_wrong_rewrites import (
     DoubledOutput,
     DroppedStride,
@@ -161,3 +162,15 @@ def test_nothing_of_it_is_touched() -> None:
     assert {n: id(t) for n, t in model.state_dict(keep_vars=True).items()} == before
     assert model.training
     assert result.model.training
+
+
+class Condition(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,))
+
+
+@pytest.mark.long
+def test_what_is_compiled_runs_after_its_shapes_were_tried() -> None:
+    model, x = Condition(), torch.ones(2, 3)
+    shapes_fit(model, ExampleInputs.of(x))
+    torch.testing.assert_close(model(x), x.sin())

@@ -230,23 +230,6 @@ def wrapper() -> nn.Module:
     return Wrapper(One())
 
 
-@trait(refused="0.weight has no values (it lies on the device meta): load them first")
-def on_meta() -> nn.Module:
-    with torch.device("meta"):
-        return nn.Sequential(grouped(), nn.ReLU())
-
-
-@trait(
-    refused="Sequential does not run on an input of shape [2, 6, 7, 11] (AssertionError: Please convert",
-    counted=None,
-)
-def fake_tensors() -> nn.Module:
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with FakeTensorMode():
-        return nn.Sequential(grouped(), nn.ReLU())
-
-
 @trait(
     refused="1 (torch.ao.nn.quantized.modules.conv.Conv2d) runs on whole numbers: quantised con",
     counted=None,
