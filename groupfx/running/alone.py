@@ -19,6 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.utils._pytree import tree_map
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -78,8 +79,8 @@ def beside(model: nn.Module) -> Iterator[None]:
     def is_exporting() -> bool:
         return threading.get_ident() == here and exporting()
 
-    def of_the_example(data: Tensor, weight: Tensor, **options: Any) -> Any:
-        return choosing(_without_symbols(data), _without_symbols(weight), **options)
+    def of_the_example(*given: Any, **options: Any) -> Any:
+        return choosing(*tree_map(_without_symbols, given), **tree_map(_without_symbols, options))
 
     torch.compiler.is_exporting = is_exporting
     torch._C._select_conv_backend = of_the_example
@@ -93,15 +94,19 @@ def beside(model: nn.Module) -> Iterator[None]:
         trace._ignore_backend_decomps = switching
 
 
-def _without_symbols(tensor: Tensor) -> Tensor:
-    """One like it, of the sizes that its open ones have in the example."""
-    if all(isinstance(n, int) for n in (*tensor.shape, *tensor.stride())):
-        return tensor
-    sizes, strides = (
-        [n if isinstance(n, int) else int(n.node.hint) for n in numbers]
-        for numbers in (tensor.shape, tensor.stride())
-    )
-    return torch.empty_strided(sizes, strides, dtype=tensor.dtype, device=tensor.device)
+def _without_symbols(given: Any) -> Any:
+    """The number that an open size has in the example; a tensor like the given one, of such sizes.
+
+    A symbol that the choice saw, in a number of groups too, would be one value from then on.
+    """
+    if isinstance(given, torch.SymInt):
+        return int(given.node.hint)
+    if not isinstance(given, Tensor):
+        return given
+    if all(isinstance(n, int) for n in (*given.shape, *given.stride())):
+        return given
+    sizes, strides = tree_map(_without_symbols, [[*given.shape], [*given.stride()]])
+    return torch.empty_strided(sizes, strides, dtype=given.dtype, device=given.device)
 
 
 _RECURRENT = re.compile(r"aten[.:]+(\w*_)?(lstm|gru|rnn)\b|aten[.:]+rnn_")

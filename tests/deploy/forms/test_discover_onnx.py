@@ -155,7 +155,7 @@ def test_a_pass_that_needs_torch_is_refused_by_name(tmp_path: Path) -> None:
     onnx.save(network(planted()), tmp_path / "m.onnx")
     with pytest.raises(
         UsageError,
-        match="split-grouped-conv, discover-groups, fold-permutations and merge-parallel-conv do",
+        match="split-grouped-conv, discover-groups, fold-permutations, widen-groups and merge-",
     ):
         groupfx.find_onnx(tmp_path / "m.onnx", passes=["freeze-learned-groups"])
     assert SplitGroupedConv.works_on_onnx()
