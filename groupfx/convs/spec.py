@@ -6,7 +6,7 @@ function of `torch.nn.functional`, or an `aten` operator that `torch.export` lef
 
 import copy
 import math
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -30,7 +30,7 @@ CONV_TYPES: Mapping[type[nn.Module], tuple[int, bool]] = {
 }
 
 
-_MUTABLE = (dict, list, set)
+_COPIED = (dict, list, set, OrderedDict)
 
 
 @dataclass(frozen=True)
@@ -281,14 +281,20 @@ def rebuild(
     """
     twin = type(module).__new__(type(module))
     for key, value in module.__dict__.items():
-        # What can be changed in place must not be shared; most fields are numbers and tuples.
-        twin.__dict__[key] = copy.copy(value) if isinstance(value, _MUTABLE) else value
+        twin.__dict__[key] = _own(value)
     twin.__dict__.update(fields)
     for name in list(twin._parameters):
         twin._parameters[name] = tensors[name]  # type: ignore[assignment]
     for name in list(twin._buffers):
         twin._buffers[name] = tensors[name]
     return twin
+
+
+def _own(value: object) -> object:
+    """What can be changed in place must not be shared; most fields are numbers and tuples."""
+    if type(value) in _COPIED:  # `copy.copy` takes 100 times as long of an `OrderedDict`
+        return value.copy()  # type: ignore[attr-defined]
+    return copy.copy(value) if isinstance(value, (dict, list, set)) else value
 
 
 def rows_of(tensor: torch.Tensor, start: int, stop: int) -> torch.Tensor:

@@ -5,6 +5,7 @@ what came out of it (or out of the BatchNorm that moved with it). The reference 
 there; the working graph says what stands for it now.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -91,9 +92,10 @@ def _checked_sites(
     rows = {key: entry for key, entry in entries.items() if isinstance(entry, Entry)}
     native = deciding_tensors(program.model)
     checked: list[RewrittenSite] = []
+    by_path: dict[str, list[RewrittenSite]] = defaultdict(list)
     proved: Proved = {}
     for site, twin in zip(sites, compared, strict=True):
-        outer = _outer(site, checked)
+        outer = _outer(site, by_path)
         if site.verdict is not None:
             verdict = site.verdict
         elif outer is not None and outer.verdict is not None:
@@ -101,6 +103,7 @@ def _checked_sites(
         else:
             verdict = _check_site(twin, nodes[id(twin.fragment)], rows, native, proved)
         checked.append(replace(site, verdict=verdict, observable=seen.get(site.name)))
+        by_path[unnumbered(site.name)].append(checked[-1])
         if progress is not None:
             progress(len(checked), len(sites))
     return tuple(checked)
@@ -127,16 +130,21 @@ def require_ok(report: Report) -> None:
     raise MismatchError(message, report=report)
 
 
-def _outer(site: RewrittenSite, earlier: Sequence[RewrittenSite]) -> RewrittenSite | None:
+def _outer(
+    site: RewrittenSite, earlier: Mapping[str, Sequence[RewrittenSite]]
+) -> RewrittenSite | None:
     """The site that an earlier pass rewrote and that `site` was made in, if there is one.
 
-    Nothing in the original stands for what lies inside it: it is checked as a whole, as it is now.
+    `earlier` has those that were checked, by their paths. Nothing in the original stands for what
+    lies inside one: it is checked as a whole, as it is now.
     """
     path, call = split_number(site.name)
+    parts = path.split(".")
     around = [
         other
-        for other in earlier
-        if other.fragment is site.fragment and path.startswith(f"{unnumbered(other.name)}.")
+        for length in range(1, len(parts))
+        for other in earlier.get(".".join(parts[:length]), ())
+        if other.fragment is site.fragment
     ]
     same_call = (other for other in around if split_number(other.name)[1] == call)
     return next(same_call, around[0] if around else None)

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils.flop_counter import flop_registry
 
@@ -37,5 +37,16 @@ class MacCounter(Watcher):
         """Add what one operator multiplies."""
         formula = flop_registry.get(func._overloadpacket)
         mask = func is torch.ops.aten.mm.default and (*args[0].shape, args[1].shape[1])
-        if formula is not None and mask not in self._masks:
+        if formula is None or mask in self._masks:
+            return
+        # One of sizes is wrapped into a search for tensors, which takes longer than small layers.
+        of_sizes = getattr(formula, "__wrapped__", None)
+        if of_sizes is None or not isinstance(result, Tensor):
             self._flops += int(formula(*args, **kwargs, out_val=result))
+        else:
+            named = {name: _size(value) for name, value in kwargs.items()}
+            self._flops += int(of_sizes(*map(_size, args), **named, out_shape=result.shape))
+
+
+def _size(value: object) -> object:
+    return value.shape if isinstance(value, Tensor) else value
