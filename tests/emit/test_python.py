@@ -37,7 +37,7 @@ from tests.emit.emitted import (
 from tests.emit.texts import TEXTS
 from tests.models import frozen_cases as fz
 from tests.models import zoo
-from tests.thinning import one_in
+from tests.thinning import long_unless, one_in
 
 CASES = zoo.CASES
 
@@ -106,7 +106,7 @@ def test_the_file_makes_the_same_model(name: str, way: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.long if n in LONG else ()) for n in GRAPHS],
+    long_unless({n for n in GRAPHS if n not in LONG}, GRAPHS),
 )
 def test_a_graph_without_a_class_is_written_as_well(name: str, tmp_path: Path) -> None:
     _, inputs, result = rewritten(CASES[name])

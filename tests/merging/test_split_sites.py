@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 import groupfx
 from groupfx.deploy.export.exporting import SlowExportWarning
 from tests.deploy.exported_model import assert_clean, assert_computes, convs_of, operators
+from tests.thinning import long_unless
 
 Forward = Callable[[nn.Module, Tensor], Tensor]
 
@@ -210,12 +211,6 @@ OTHERS: dict[str, tuple[Forward, Callable[[Any], None] | None]] = {
 
 
 QUICK = ("swapped", "first-two", "eps", "rows-left-over")
-
-
-def long_unless(quick: tuple[str, ...], table: dict[str, Any]) -> list[Any]:
-    """The table as parameters, what is not quick marked as a long test."""
-    marks = {name: () if name in quick else pytest.mark.long for name in table}
-    return [pytest.param(*case, id=name, marks=marks[name]) for name, case in table.items()]
 
 
 def traced(forward: Forward, change: Callable[[Any], None] | None) -> fx.GraphModule:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import groupfx
 from tests.deploy.exported_model import assert_clean, run_onnx
+from tests.thinning import long_unless
 
 Pair = namedtuple("Pair", ("low", "high"))
 
@@ -93,10 +94,7 @@ QUICK = ("none-and-number", "twice", "name-of-the-input", "a-constant")
 
 @pytest.mark.parametrize(
     ("make", "names", "values"),
-    [
-        pytest.param(*case, id=name, marks=() if name in QUICK else pytest.mark.long)
-        for name, case in OUTPUTS.items()
-    ],
+    long_unless(QUICK, OUTPUTS),
 )
 def test_outputs_have_the_names_and_values_that_they_have_in_torch(
     make: Callable[..., Any], names: list[str], values: Callable[..., list[Tensor]], tmp_path: Path

@@ -1,6 +1,5 @@
 """Every model of the zoo and both examples: exported, validated at batch 1, 2 and 7."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import groupfx.running.inputs
 from tests.deploy.exported_model import assert_clean, assert_computes, convs_of, leaves
 from tests.models import zoo
 from tests.models.frozen_cases import FORMS
+from tests.thinning import long_unless
 
 SPLIT = ["split-grouped-conv"]
 REAL = (
@@ -33,11 +33,6 @@ FIXED = ("unbatched", "bn-unbatched")
 RANDOM = ("draws-random",)
 RUNTIMES = {"onnxruntime, optimisations off", "onnxruntime, optimisations on"}
 EXAMPLES = {name: zoo.EXAMPLES / f"{name}.pt" for name in ("flgc_digits", "shufflenet_v1_g3")}
-
-
-def long_unless(quick: Sequence[str], ids: Sequence[str]) -> list[Any]:
-    """The ids as parameters, those that are not quick marked as long tests."""
-    return [pytest.param(i, marks=() if i in quick else pytest.mark.long) for i in ids]
 
 
 def validated(reference: Any, path: Path, inputs: Any, *, fixed: bool = False) -> Any:
