@@ -63,8 +63,14 @@ def require_identical(what: str, before: Tensor, after: Tensor) -> None:
     )
 
 
-def require_close(what: str, before: Tensor, after: Tensor, scale: float = 0.0) -> None:
-    """Raise RegionMismatchError where float64 tensors differ by more than rounding.
+def require_close(
+    what: str,
+    before: Tensor,
+    after: Tensor,
+    scale: float = 0.0,
+    tolerance: float = TOLERANCE,
+) -> None:
+    """Raise RegionMismatchError where tensors differ by more than rounding, `tolerance` times them.
 
     `scale` is by what magnitude rounding is to be measured where it is more than the tensor's own.
     """
@@ -73,7 +79,7 @@ def require_close(what: str, before: Tensor, after: Tensor, scale: float = 0.0) 
     found = difference(before, after)
     if found.reason is not None:
         raise RegionMismatchError(f"{what} {found.reason}", found.error)
-    limit = TOLERANCE * max(scale, found.scale)
+    limit = tolerance * max(scale, found.scale)
     if found.error > limit:
         raise RegionMismatchError(
             f"{what} is off by up to {found.error:.3g}, and at most {limit:.3g} is rounding",
@@ -82,13 +88,19 @@ def require_close(what: str, before: Tensor, after: Tensor, scale: float = 0.0) 
 
 
 def match_gradients(
-    before: Derivatives, after: Derivatives, carrier: Carrier | None, when: str, *, exact: bool
+    before: Derivatives,
+    after: Derivatives,
+    carrier: Carrier | None,
+    when: str,
+    *,
+    tolerance: float | None,
 ) -> None:
     """Compare the gradients of inputs, and with a map of the rewrite those of its parameters.
 
-    `exact` asks for the same bits; padding, which nothing in the original stands for, is left out.
+    Without a tolerance they must be the same bits; padding, which nothing in the original stands
+    for, is left out.
     """
-    scale = 0.0 if exact else before.scale()
+    scale = 0.0 if tolerance is None else before.scale()
     if after.inputs is None:
         raise RegionMismatchError(f"{when} the output lost its gradient", in_gradients=True)
     pairs = [
@@ -96,7 +108,7 @@ def match_gradients(
         for position, pair in enumerate(zip(before.inputs or (), after.inputs, strict=True))
     ]
     for what, own, other in pairs:
-        _require(what, own, other, scale, exact)
+        _require(what, own, other, scale, tolerance)
     for name, entry in () if carrier is None else carrier.pairs():
         if name in after.parameters and entry.key in before.parameters:
             source = before.parameters[entry.key]
@@ -104,20 +116,24 @@ def match_gradients(
             place = placed(entry, source)
             if place is not None and found.shape == expected.shape:
                 expected, found = expected[place], found[place]
-            _require(f"{when} the gradient of {name}", expected, found, scale, exact)
+            _require(f"{when} the gradient of {name}", expected, found, scale, tolerance)
 
 
-def _require(what: str, before: Tensor, after: Tensor, scale: float, exact: bool) -> None:
+def _require(
+    what: str, before: Tensor, after: Tensor, scale: float, tolerance: float | None
+) -> None:
     try:
-        if exact:
+        if tolerance is None:
             require_identical(what, before, after)
         else:
-            require_close(what, before, after, scale)
+            require_close(what, before, after, scale, tolerance)
     except RegionMismatchError as mismatch:
         raise RegionMismatchError(str(mismatch), in_gradients=True) from mismatch
 
 
-def match_state(original: RegionCopy, rewritten: RegionCopy, carrier: Carrier, when: str) -> None:
+def match_state(
+    original: RegionCopy, rewritten: RegionCopy, carrier: Carrier, when: str, tolerance: float
+) -> None:
     """Compare what is no parameter: running statistics, counters."""
     for name, entry in carrier.pairs():
         tensor = rewritten.tensors[name]
@@ -127,4 +143,4 @@ def match_state(original: RegionCopy, rewritten: RegionCopy, carrier: Carrier, w
         expected, place = entry.of(source), placed(entry, source)
         if place is not None and tensor.shape == expected.shape:
             expected, tensor = expected[place], tensor[place]
-        require_close(f"{when} {name}", expected, tensor)
+        require_close(f"{when} {name}", expected, tensor, tolerance=tolerance)

@@ -5,7 +5,8 @@ meet, a case for a batch or a width beyond the usual one: float64 on small input
 
 Whole numbers are exact in any dtype as long as sums stay below its mantissa. There the inputs are
 large, and in a dtype of few bits so sparse that each sum has few terms, and every bit must agree.
-What is no polynomial is held to the rule of `yardstick`, with the weights that there are.
+What is no polynomial is held to the rule of `yardstick`, with the weights that there are, or, where
+it does not run in float64, to the bound of `rounded`.
 
 Infinities and NaN reach an output through a product with their channel, and a product with 0 is
 NaN. So a split, which computes the products of the original and no others, must give the same kinds
@@ -33,7 +34,7 @@ from .measures import identical, real
 from .mismatch import TOLERANCE, RegionMismatchError, failing, require_identical
 from .polynomial import Polynomial
 from .region import RegionCopy
-from .rounded import magnitudes_of
+from .rounded import RoundedComparison, magnitudes_of
 from .samples import Draw, Sampler, Size, Values
 from .whole import mantissa
 from .yardstick import kind_mismatch, rms, rms_limit
@@ -76,7 +77,10 @@ class OwnDtype:
         generator = torch.Generator().manual_seed(self.seed)
         with torch.no_grad():
             if self.polynomial is None or self.carrier is None:
-                return self._compare_rounded(sampler, generator)
+                if self.carrier is not None:
+                    self.carrier.restore()
+                judged = self._compare_rounded if self.original.wide else self._compare_bounded
+                return judged(sampler, self._draws(generator))
             if not self.dtype.is_complex:
                 wide = torch.float64 if self.original.wide else self.dtype
                 self._compare_poisoned(sampler, small, wide, generator)
@@ -178,15 +182,29 @@ class OwnDtype:
             made.append(value)
         return tuple(made)
 
-    def _compare_rounded(self, sampler: Sampler, generator: torch.Generator) -> bool | None:
-        """By the rule for lower precision, with ordinary and with large inputs."""
-        if self.carrier is not None:
-            self.carrier.restore()
+    def _draws(self, generator: torch.Generator) -> dict[str, Draw]:
+        """Ordinary and large inputs."""
         halves = mantissa(self.dtype) < mantissa(torch.float32)
-        draws = {
+        return {
             f"of about {scale:g}": _normal(self.dtype, scale, generator)
             for scale in (1.0, _LARGE_HALVES if halves else _LARGE_REALS)
         }
+
+    def _compare_bounded(self, sampler: Sampler, draws: Mapping[str, Draw]) -> bool | None:
+        """By the bound of rounding in the dtype itself, for what does not run in float64."""
+        sides = (self.original, self.rewritten, self.carrier)
+        rounded = RoundedComparison(*sides, self.calls.terms, self.seed, self.dtype)
+        for size in sampler.large_sizes(self.calls):
+            inputs = {name: sampler.values(size, draw) for name, draw in draws.items()}
+            if not all(_taken(self.original, values) for values in inputs.values()):
+                continue
+            for name, values in inputs.items():
+                rounded.compare_eval(values, f"in {_name(self.dtype)}, with inputs {name},")
+            return True
+        return None
+
+    def _compare_rounded(self, sampler: Sampler, draws: Mapping[str, Draw]) -> bool | None:
+        """By the rule for lower precision, with ordinary and with large inputs."""
         found = self._wide_runs(sampler, draws)
         if found is None:
             return None

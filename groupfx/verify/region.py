@@ -8,6 +8,7 @@ float64, or in the dtypes that the model has.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import operator
 from collections import OrderedDict
@@ -170,15 +171,27 @@ class RegionCopy:
         """The region's value, every module in train mode or every module in eval mode.
 
         `values` are not written to. In train mode running statistics and the like move on, in the
-        copies.
+        copies; in eval mode they do not, and those of an observer, which would, are put back.
         """
         for module in self.modules():
             module.training = training
         own = [value.clone() if isinstance(value, Tensor) else value for value in values]
-        if not self.wide or self._keeps_dtype:
+        if self._keeps_dtype:
             return run_region(self._region, own, self._parts, self._nodes)
-        with Float64(native=self._kept):
-            return widen(run_region(self._region, own, self._parts, self._nodes))
+        with Float64(native=self._kept) if self.wide else contextlib.nullcontext():
+            with contextlib.nullcontext() if training else self._buffers_kept():
+                found = run_region(self._region, own, self._parts, self._nodes)
+            return widen(found) if self.wide else found
+
+    @contextlib.contextmanager
+    def _buffers_kept(self) -> Iterator[None]:
+        buffers = [t for t in self.tensors.values() if not isinstance(t, nn.Parameter)]
+        before = [tensor.detach().clone() for tensor in buffers]
+        try:
+            yield
+        finally:
+            for tensor, value in zip(buffers, before, strict=True):
+                tensor.data = value  # not written into: a backward may need what was there
 
     def narrow(self) -> None:
         """Give every tensor its own dtype, and leave what is computed as it is from now on."""

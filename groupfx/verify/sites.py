@@ -12,6 +12,8 @@ weight is zero hides everything before it). Both regions are copied to the CPU, 
    2^-40 (`whole` has the argument). All else is held to the rounding bound of `bounds`.
 3. Train mode, where a module knows one: output, gradients and updated buffers in float64, with
    random parameters and statistics, to a relative 1e-12.
+   What does not run in float64 (a fake quantisation, a custom operator) runs in its own dtype here,
+   whose rounding then is the bound.
 4. The model's own dtype (`own_dtype`): large numbers, a batch and a width beyond the usual ones,
    and inputs that are not finite.
 
@@ -65,7 +67,8 @@ class SiteVerdict:
         identical: bit-identical in eval mode, in every run.
         max_error: the largest |d| of the eval runs, in float64.
         proof: how the function in eval mode was compared: in `whole numbers`, bit for bit, or, for
-            what is no polynomial, within the `rounding bound`.
+            what is no polynomial, within the `rounding bound`: that of float64, or, where the
+            original does not run in it, the `rounding bound in float32`, or what its dtype is.
         chance: the probability that whole numbers do not show a difference, at most; None for the
             rounding bound.
         bound_ratio: the largest |d| / bound, at most 1 if the form is as accurate as it may be;
@@ -89,6 +92,11 @@ class SiteVerdict:
     own_dtype_ok: bool | None = None
     reason: str | None = None
     shapes: tuple[tuple[tuple[int, ...], ...], ...] = ()
+
+    @property
+    def in_own_dtype(self) -> bool:
+        """Whether the original does not run in float64, so that all was held to a wider bound."""
+        return self.proof not in (WHOLE_NUMBERS, ROUNDING_BOUND)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: shapes are lists, a number that is not finite is None."""
@@ -181,20 +189,28 @@ class _Site:
         self.found = replace(self.found, **fields)
 
     def _compare(self) -> None:
-        """A large site in float32, which takes half the memory and some more trials."""
+        """A large site in float32, which takes half the memory and some more trials.
+
+        And what does not run in float64 in the dtype that it has.
+        """
         large = self.original.count() >= _LARGE
         if not (large and self._compare_in(wide=False)):
             self.found = SiteVerdict(ok=False)
-            self._compare_in(wide=True)
+            if not self._compare_in(wide=True):
+                self._compare_in(wide=False, bounded=True)
 
-    def _compare_in(self, *, wide: bool) -> bool:
-        """Compare in float64, or in float32 if that is what there is: False where it is not."""
+    def _compare_in(self, *, wide: bool, bounded: bool = False) -> bool:
+        """Compare in float64, or in float32 if that is what there is and it proves everything.
+
+        `bounded` takes any dtype, and its rounding bound where there is no proof. False where
+        nothing was compared.
+        """
         sides = (
             RegionCopy(self.original, self.native, wide=wide),
             RegionCopy(self.rewritten, self.native, wide=wide),
         )
         own = _own_dtype(sides[0], self.native)
-        if not wide and (
+        if not (wide or bounded) and (
             self.rows is None
             or own != torch.float32
             or sides[0].has_modes()
@@ -209,8 +225,10 @@ class _Site:
         except Exception as error:
             reason = f"the original cannot be run on its own: {kind_and_line(error)}"
             self._note(reason=reason)
-            return not wide
-        self._note(ok=True, shapes=tuple(_shapes(sampler.values(size)) for size in sizes))
+            return False
+        self._note(
+            ok=True, reason=None, shapes=tuple(_shapes(sampler.values(size)) for size in sizes)
+        )
         carrier = None if self.rows is None else Carrier(*sides, self.rows, self.native)
         problem = None if carrier is None else carrier.problem()
         if problem is not None:
@@ -219,8 +237,10 @@ class _Site:
         if carrier is not None:
             polynomial = self._prove_whole(*sides, carrier, sampler, sizes)
         if polynomial is None and not wide:
-            return False
-        rounded = RoundedComparison(*sides, carrier, calls.terms, self.seed)
+            if not bounded:
+                return False
+            self._note(proof=f"{ROUNDING_BOUND} in {str(own).removeprefix('torch.')}")
+        rounded = RoundedComparison(*sides, carrier, calls.terms, self.seed, sampler.dtype)
         try:
             self._compare_rounded(rounded, sampler, sizes, whole=polynomial is not None)
         finally:

@@ -236,7 +236,12 @@ def _site_counts(report: Report) -> Iterable[str]:
     wrong = [site for site in report.sites if site.verdict is not None and not site.verdict.ok]
     identical = sum(verdict.ok and verdict.identical for verdict in verdicts)
     close = sum(verdict.ok and not verdict.identical for verdict in verdicts)
-    parts = [(identical, "bit-identical"), (close, "within the rounding bound")]
+    own = sum(verdict.ok and verdict.in_own_dtype for verdict in verdicts)
+    parts = [
+        (identical, "bit-identical"),
+        (close, "within the rounding bound"),
+        (own, "in their own dtype, for they do not run in float64"),
+    ]
     good = ", ".join(f"{number} {what}" for number, what in parts if number)
     if good:
         yield f"sites: {good}"
