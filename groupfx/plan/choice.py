@@ -212,4 +212,5 @@ def recipes(structure: BlockStructure, price: OnnxRuntime) -> Iterator[tuple[str
         yield f"merge {by}", recipe_plan(f"merge {by}", structure)
     packed = pack_bins(structure, price)
     if packed is not None:
-        yield str(packed), packed.plan(structure)
+        for binned in (packed, replace(packed, at_once=True)):
+            yield str(binned), binned.plan(structure)

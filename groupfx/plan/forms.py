@@ -141,6 +141,18 @@ class FormPlan:
         )
 
     @property
+    def cuts(self) -> tuple[int, ...]:
+        """How many channels of the gathered tensor each conv reads, where these follow each other
+        up to its end, and there are several: it is cut once. Else nothing.
+        """
+        slices = [conv.inputs for conv in self.convs if conv.source is None]
+        ends = [0, *(part.stop for part in slices)]
+        joined = all(part.start == end for part, end in zip(slices, ends, strict=False))
+        whole = joined and ends[-1] == len(self.input_gather.indices)
+        several = len(self.convs) == len(slices) > 1
+        return tuple(map(len, slices)) if whole and several else ()
+
+    @property
     def in_order(self) -> bool:
         """Whether one convolution puts out all channels, in order: nothing comes behind it."""
         one = len(self.convs) == 1 and not self.constants

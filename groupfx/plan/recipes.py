@@ -4,6 +4,8 @@
     merge 4                                            each 4 groups of a grouped convolution as one
     bins of 16: merged 0+3 1+2; accumulated 4          two bins of two blocks each, in one grouped
                                                        convolution; then block 4
+    bins of 16, one gather: merged 0+3 1+2             their channels in one gather that is cut, in
+                                                       place of a gather for each convolution
     absorbed 16: 0+3 1+2                               two bins, whose channels the layers around
                                                        bring in order (`groupfx.plan.absorbed`)
 
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from ..errors import UsageError
@@ -24,13 +26,13 @@ from .binned import WAYS, Way
 from .blocks import Block, BlockStructure
 from .channels import Slice
 from .forms import FORMS, BinForm, ConvPlan, FormPlan, plan
-from .gathers import plan_gather
+from .gathers import GatherPlan, plan_gather
 
 Bins = tuple[Block, ...]
 Places = tuple[int, ...]
 
 _MERGE = re.compile(r"merge (\d{1,9})")
-_BINS = re.compile(r"bins of (\d{1,4}): (.+)")
+_BINS = re.compile(r"bins of (\d{1,4})(, one gather)?: (.+)")
 _MEANT = f"write {', '.join(FORMS)}, 'merge 4', or 'bins of 16: merged 0+3 1+2; accumulated 4'"
 
 
@@ -38,18 +40,21 @@ _MEANT = f"write {', '.join(FORMS)}, 'merge 4', or 'bins of 16: merged 0+3 1+2; 
 class Binned:
     """Bins for a blocked layout of this `width`: a way, and the bins that it executes together.
 
-    A bin is the places of its blocks.
+    A bin is the places of its blocks. `at_once` gathers the channels of all before they are cut,
+    in fewer nodes, and moves them twice.
     """
 
     width: int
     carried: tuple[tuple[Way, tuple[Places, ...]], ...]
+    at_once: bool = False
 
     def __str__(self) -> str:
         parts = [
             " ".join([way, *("+".join(map(str, places)) for places in bins)])
             for way, bins in self.carried
         ]
-        return f"bins of {self.width}: {'; '.join(parts)}"
+        at_once = ", one gather" if self.at_once else ""
+        return f"bins of {self.width}{at_once}: {'; '.join(parts)}"
 
     def plan(self, structure: BlockStructure) -> FormPlan:
         """The blocks of `structure` in these bins.
@@ -70,6 +75,8 @@ class Binned:
         ways = {way for way, _ in self.carried}
         form: BinForm = ways.pop() if len(ways) == 1 else "mixed"
         input_gather = plan_gather(range(in_channels), in_channels)
+        if self.at_once:
+            input_gather, convs = _gathered_at_once(convs, in_channels)
         return FormPlan(form, input_gather, tuple(convs), structure.bias_only, output_gather)
 
     def _convs(
@@ -104,6 +111,18 @@ class Binned:
                 source=None if source.kind == "identity" else source,
                 added=piece.added,
             )
+
+
+def _gathered_at_once(
+    convs: Sequence[ConvPlan], channels: int
+) -> tuple[GatherPlan, list[ConvPlan]]:
+    """One gather of `channels` for all convolutions, which read slices of it."""
+    reads, placed = list[int](), list[ConvPlan]()
+    for conv in convs:
+        own = range(channels) if conv.source is None else conv.source.indices
+        placed.append(replace(conv, inputs=Slice(len(reads), len(reads) + len(own)), source=None))
+        reads += own
+    return plan_gather(reads, channels), placed
 
 
 def merge(blocks: Sequence[Block]) -> Block:
@@ -173,13 +192,13 @@ def _binned(recipe: str) -> Binned:
     if found is None or int(found[1]) < 1:
         raise UsageError(f"{recipe!r} is no way to execute a site: {_MEANT}")
     carried: list[tuple[Way, tuple[Places, ...]]] = []
-    for part in found[2].split("; "):
+    for part in found[3].split("; "):
         way, *bins = part.split(" ")
         if way not in WAYS or not bins or not all(re.fullmatch(r"\d+(\+\d+)*", b) for b in bins):
             raise UsageError(f"{recipe!r}: {part!r} is no way and its bins; {_MEANT}")
         places = tuple(tuple(map(int, bin_.split("+"))) for bin_ in bins)
         carried.append((cast(Way, way), places))
-    return Binned(int(found[1]), tuple(carried))
+    return Binned(int(found[1]), tuple(carried), found[2] is not None)
 
 
 def _shapes(blocks: Sequence[Block]) -> list[tuple[int, int]]:

@@ -121,6 +121,14 @@ def test_a_form_must_be_good_for_one_sample_and_for_many() -> None:
     assert both.untouched == single.untouched
 
 
+def test_many_bins_on_a_small_map_are_gathered_at_once() -> None:
+    # Measured for 16 bins at 8x8: 14 us in place of 43 for one sample; for 7 at 32x32 and a batch
+    # of 16, 415 in place of 210.
+    small, large = (structure_of(width, width, 8, equal=False) for width in (256, 64))
+    assert ", one gather: " in choose(small, Work(9, 64), Work(9, 64, batch=16)).recipe
+    assert choose(large, Work(9, 1024), Work(9, 1024, batch=16)).recipe.startswith("bins of 16: ")
+
+
 def test_two_wide_blocks_on_a_small_map_leave_the_blocked_layout() -> None:
     structure = structure_of(512, 512, 2, equal=False)
     found = choose(structure, Work(9, 16, model_weights=44 << 20))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -38,7 +40,10 @@ def test_a_choice_is_made_again_from_its_recipe(
     packed = pack_bins(structure, price)
     if packed is not None:
         assert recipe_plan(str(packed), structure) == pack(structure, price)
-        assert problem_with_plan(recipe_plan(str(packed), structure), mask) is None
+        for binned in (packed, replace(packed, at_once=True)):
+            plan = recipe_plan(str(binned), structure)
+            assert problem_with_plan(plan, mask) is None
+            assert plan == binned.plan(structure)
 
 
 def test_a_recipe_edited_by_hand_is_carried_out() -> None:
@@ -46,6 +51,15 @@ def test_a_recipe_edited_by_hand_is_carried_out() -> None:
     plan = recipe_plan("bins of 8: merged 0+3 1+2; direct 4", structure)
     sizes = [(conv.in_channels, conv.out_channels, conv.groups) for conv in plan.convs]
     assert sizes == [(16, 32, 2), (3, 8, 1)]
+    assert problem_with_plan(plan, mask) is None
+
+
+def test_one_gather_by_hand_brings_the_channels_of_all_bins() -> None:
+    structure, mask = grouped(5, 3, 5)
+    plan = recipe_plan("bins of 8, one gather: merged 0+3 1+2; direct 4", structure)
+    assert plan.cuts == (16, 3)
+    assert {conv.source for conv in plan.convs} == {None}
+    assert len(plan.input_gather.indices) == 19
     assert problem_with_plan(plan, mask) is None
 
 

@@ -20,6 +20,7 @@ from ...plan.gathers import GatherPlan
 from ..graph.conv_nodes import ConvNode
 from ..graph.initializers import constant
 from ..graph.metadata import mark
+from ..graph.opsets import SPLIT_SIZES_MOVED
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -65,8 +66,10 @@ class _Emission:
         assert source is not None
         gathered = self._gather(source, plan.input_gather, "input_gather")
         values: list[ir.Value] = []
+        parts = self._cut(gathered)
         for position, conv in enumerate(plan.convs):
-            own = self._conv(self._part(source, gathered, conv, position), conv, position)
+            read = parts[position] if parts else self._part(source, gathered, conv, position)
+            own = self._conv(read, conv, position)
             if conv.added:
                 values[-1] = self._node("Add", [values[-1], own], f"{position}.sum")
             else:
@@ -90,6 +93,23 @@ class _Emission:
         for value in held:
             if not value.uses():
                 self.graph.initializers.pop(value.name or "", None)
+
+    def _cut(self, gathered: ir.Value) -> Sequence[ir.Value]:
+        """What each convolution reads, where one Split gives it; else nothing."""
+        sizes = self.plan.cuts
+        if not sizes:
+            return ()
+        inputs, attributes = [gathered], [ir.AttrInt64("axis", 1)]
+        if self.graph.opset_imports.get("", 1) >= SPLIT_SIZES_MOVED:
+            inputs.append(self._constant(np.array(sizes, np.int64), "split.sizes"))
+        else:
+            attributes.append(ir.AttrInt64s("split", sizes))
+        name = f"{self.conv.name}.split"
+        node = ir.Node("", "Split", inputs, attributes, num_outputs=len(sizes), name=name)
+        self._added(node, None)
+        for position, value in enumerate(node.outputs):
+            value.name = f"{name}.{position}"
+        return node.outputs
 
     def _part(
         self, source: ir.Value, gathered: ir.Value, conv: ConvPlan, position: int

@@ -34,6 +34,7 @@ from ...plan.branches import Branches
 from ...plan.channels import Slice
 from ..graph.conv_nodes import FIRST_IR_WITH_DEFAULTS, ConvNode, constant_of
 from ..graph.metadata import mark, mark_of
+from ..graph.opsets import SPLIT_SIZES_MOVED
 from ..quantised.convs import Pairs, quantised_conv
 from ..quantised.tensors import (
     DEQUANTIZE,
@@ -43,7 +44,6 @@ from ..quantised.tensors import (
     scaling,
 )
 
-_FIRST_OPSET_WITH_SIZES_AS_INPUT = 13
 CHANNELS = 1
 """The dimension of the channels of a value."""
 _ROWS = "groupfx.rows"
@@ -309,7 +309,7 @@ class _Work:
         """`value` cut along an axis by a `Split`, which is one of the new nodes."""
         sizes = [len(part) for part in parts]
         inputs, attributes = [value], [ir.AttrInt64("axis", axis)]
-        if self.opset >= _FIRST_OPSET_WITH_SIZES_AS_INPUT:
+        if self.opset >= SPLIT_SIZES_MOVED:
             sizes_name = self.names.value(f"{name}.sizes")
             tensor = ir.Tensor(np.array(sizes, dtype=np.int64), name=sizes_name)
             inputs.append(self._initializer(sizes_name, tensor, tensor.shape))

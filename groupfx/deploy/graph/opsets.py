@@ -30,7 +30,8 @@ _AXES_MOVED = {
     "Squeeze": 13,
     "Unsqueeze": 13,
 }  # fmt: skip
-_SPLIT_SIZES_MOVED = 13
+SPLIT_SIZES_MOVED = 13
+"""Before, the sizes of a Split were an attribute."""
 _SHAPE_SLICED = 15
 _ZERO_SIZES = 14
 _OLDEST_IR = 4
@@ -53,7 +54,7 @@ def lower_opset(model: ir.Model, opset: int) -> None:
 def _lower(graph: ir.Graph, node: ir.Node, opset: int) -> None:
     if opset < _AXES_MOVED.get(node.op_type, 0):
         _input_to_attribute(node, 1, "axes")
-    if node.op_type == "Split" and opset < _SPLIT_SIZES_MOVED:
+    if node.op_type == "Split" and opset < SPLIT_SIZES_MOVED:
         _input_to_attribute(node, 1, "split")
     if node.op_type == "Shape" and opset < _SHAPE_SLICED:
         _whole_shape(graph, node)

@@ -8,7 +8,7 @@ convolutions, so that with optimisations on it runs in the blocked layout where 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from groupfx.plan.blocks import BlockStructure, find_blocks
 from groupfx.plan.choice import choose
 from groupfx.plan.cost import OnnxRuntime, Work
 from groupfx.plan.forms import FORMS, FormPlan, plan
-from groupfx.plan.packing import pack
+from groupfx.plan.packing import pack, pack_bins
 from tests.deploy.forms.foreign_onnx import Array, model_of
 
 LEVELS = (
@@ -48,6 +48,7 @@ class Site:
     attributes: tuple[tuple[str, Any], ...] = ()
     bias: bool = True
     lost: int = 0
+    opset: int = 17
 
     @property
     def mask(self) -> Array:
@@ -84,7 +85,7 @@ class Site:
         if not self.bias:
             del tensors["bias"]
         wide = {name: array.astype(np.float32) for name, array in tensors.items()}
-        return model_of(nodes, ("N", 3, SIZE, SIZE), wide)
+        return model_of(nodes, ("N", 3, SIZE, SIZE), wide, opset=self.opset)
 
 
 SITES = {
@@ -94,6 +95,7 @@ SITES = {
     "1x1, no bias": Site(96, 40, 5, kernel=1, bias=False),
     "channels in no group": Site(50, 60, 3, lost=7),
     "small": Site(9, 13, 3),
+    "sizes of a Split as an attribute": Site(20, 14, 3, opset=12),
 }
 
 
@@ -108,6 +110,13 @@ def packed(*ways: str) -> Callable[[BlockStructure], FormPlan]:
     return make
 
 
+def at_once(structure: BlockStructure) -> FormPlan:
+    """Bins of all ways, whose channels one gather picks."""
+    found = pack_bins(structure, OnnxRuntime(Work(9, 4096)))
+    assert found is not None
+    return replace(found, at_once=True).plan(structure)
+
+
 FORMED: dict[str, Callable[[BlockStructure], FormPlan]] = {
     **{form: lambda s, form=form: plan(s, form) for form in FORMS if form != "grouped"},
     "merged": packed("merged"),
@@ -115,6 +124,7 @@ FORMED: dict[str, Callable[[BlockStructure], FormPlan]] = {
     "direct": packed("merged", "direct"),
     "odd": packed("merged", "odd"),
     "packed": packed(*WAYS),
+    "one gather": at_once,
     "chosen": lambda s: choose(s, Work(9, 4096)).plan,
 }
 
@@ -185,6 +195,16 @@ def test_what_is_added_has_one_bias_and_the_runtime_fuses_the_sum(tmp_path: Any)
     ran = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
     assert "Add" not in ran
     assert ran.count("Conv") == 4
+
+
+def test_what_one_gather_picks_is_cut_by_one_split() -> None:
+    site = SITES["3x3 in 3 groups"]
+    found = at_once(site.structure)
+    assert len(found.convs) > 1
+    assert found.cuts == tuple(conv.in_channels for conv in found.convs)
+    marked = [node for node in formed(site, found).graph if mark_of(node) is not None]
+    front = [node.op_type for node in marked if node.op_type in {"Gather", "Split", "Slice"}]
+    assert front == ["Gather", "Split", "Gather"]
 
 
 def test_merged_bins_of_one_shape_are_one_grouped_convolution() -> None:
