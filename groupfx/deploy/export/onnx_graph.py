@@ -31,6 +31,7 @@ from ...plan.forms import FormPlan
 from ...running.alone import beside
 from ...version import __version__
 from ..forms.absorbing import absorb
+from ..forms.chaining import join_gathers
 from ..forms.fastest import Blocks, Fastest, fastest_forms
 from ..forms.forming import apply_form
 from ..forms.splitting import split_conv
@@ -92,6 +93,8 @@ def onnx_graph(traced: TracedModel, opset: int, *, forms: SiteForms = "planned")
         chosen = {}
     done = absorb(model, fastest.absorbed, chosen) if fastest is not None else frozenset()
     _apply_forms(model, {name: form for name, form in chosen.items() if name not in done})
+    if fastest is not None:
+        join_gathers(model)
     if opset < written:
         lower_opset(model, opset)
     keep_pads_of_pools(model, opset)
