@@ -53,6 +53,7 @@ class KeepOutputs(OperationPass):
             f"torch.cat(dim={dim})",
             tuple(dict.fromkeys(parts)),
             lambda: place.call(torch.cat, parts, dim=dim),
+            same_piece=True,
         )
 
 

@@ -206,6 +206,7 @@ def _cat(place: Place) -> Spelling | None:
         f"torch.cat(dim={axis})",
         tuple(dict.fromkeys(held)),
         lambda: place.call(torch.cat, list(tensors), dim=axis),
+        same_piece=True,
     )
 
 

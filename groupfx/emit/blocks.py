@@ -21,7 +21,7 @@ def collapse(graph: fx.Graph, root: nn.Module) -> list[str]:
     for node in list(graph.nodes):
         plan = plan_of(node.meta)
         home = None if plan is None else _home(plan, root)
-        if plan is None or home is None:
+        if plan is None or home is None or counts_axes_from_the_end(node):
             continue
         inside, source = _region(node, plan)
         if source is None:
@@ -37,6 +37,15 @@ def collapse(graph: fx.Graph, root: nn.Module) -> list[str]:
             graph.erase_node(gone)
         homes.append(home)
     return homes
+
+
+def counts_axes_from_the_end(node: fx.Node) -> bool:
+    """Whether it concatenates along an axis such as -3.
+
+    An output is written so that PLiNIO does not prune it; the modules of a file join along axis 1.
+    """
+    dim = node.kwargs.get("dim")
+    return node.target is torch.cat and isinstance(dim, int) and dim < 0
 
 
 def _home(plan: SitePlan, root: nn.Module) -> str | None:

@@ -21,6 +21,7 @@ from ..plan.site_plan import SitePlan, plan_of
 from ..rewriting import Result
 from ..rewriting.report import RewrittenSite
 from ..tracing import Fragment
+from .blocks import counts_axes_from_the_end
 from .nesting import reached
 
 
@@ -142,6 +143,8 @@ def _change(site: RewrittenSite, result: Result) -> Change:
     plan = plan_of(rewritten.meta)
     if plan is None or (norm is not None and not (plan.norms and last is conv)):
         raise RewriteError(f"{site.name} was rewritten in a way that no plan tells")
+    if counts_axes_from_the_end(rewritten):
+        raise RewriteError(f"{site.name} gives an output that is kept from being pruned")
     output = rewritten if last is conv else fragment.standing[last.name]
     if plan.convs and output is not rewritten:
         raise RewriteError(f"{site.name} is a part of what its module computes")

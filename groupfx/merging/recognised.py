@@ -61,7 +61,7 @@ def _unplanned(root: fx.GraphModule) -> Iterator[fx.Node]:
 
 def _split(node: fx.Node, root: fx.GraphModule) -> SitePlan | None:
     """The plan of a site of which `node` joins the groups, None where it joins something else."""
-    convs = cat_values(node) or []
+    convs = cat_values(node, root) or []
     if len(convs) < 2:
         return None
     norms = [str(value.target) for value in convs if is_batchnorm(value, root)]
@@ -151,8 +151,8 @@ class _Frozen:
         single = len(self.convs) == 1 and self.constants is None
         if not single:
             # The constant channels take their batch and size from the first value.
-            end = next((user for user in end.users if cat_values(user) is not None), end)
-        results = [end] if single else cat_values(end) or []
+            end = next((user for user in end.users if cat_values(user, self.root) is not None), end)
+        results = [end] if single else cat_values(end, self.root) or []
         if self.output_gather is not None:
             end = next((user for user in end.users if user.target == self.output_gather), end)
         elif single:

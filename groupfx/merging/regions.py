@@ -19,7 +19,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
 
+from ..convs.norms import is_batchnorm
 from ..errors import UsageError
 from ..nn import ChannelGather, ChannelShuffle, ChannelTranspose
 from ..plan.branches import Branches
@@ -169,11 +171,13 @@ class _Reader:
             raise UnfitError(f"there is no {path}") from error
 
     def _concatenated(self, node: fx.Node) -> Sequence[fx.Node]:
-        values = cat_values(node)
+        values = cat_values(node, self.root)
         if values is None:
             raise UnfitError(f"{node.name} is no concatenation of channels")
         self.inner.add(node)
-        nested = (self._concatenated(v) if cat_values(v) is not None else [v] for v in values)
+        nested = (
+            self._concatenated(v) if cat_values(v, self.root) is not None else [v] for v in values
+        )
         return [value for part in nested for value in part]
 
     def _module_calls(self, results: Sequence[fx.Node]) -> list[tuple[Any, ...]]:
@@ -270,16 +274,37 @@ def _slices(node: fx.Node) -> Sequence[tuple[fx.Node, Slice | None]]:
     return found
 
 
-def cat_values(node: fx.Node) -> list[fx.Node] | None:
-    """The values that `node` concatenates along the channels, None if it does something else."""
+def cat_values(node: fx.Node, root: nn.Module) -> list[fx.Node] | None:
+    """The values that `node` concatenates along the channels, None if it does something else.
+
+    Channels are axis 1. Counted from the end, as an output of PLiNIO's form has them, the number of
+    axes is told by the convolution that gives the first value.
+    """
     if node.op != "call_function" or node.target not in _CATS:
         return None
     arguments = dict(zip(("tensors", "dim"), node.args, strict=False)) | dict(node.kwargs)
     values = arguments.get("tensors")
-    if arguments.get("dim", 0) != 1 or not isinstance(values, (list, tuple)):
+    if not isinstance(values, (list, tuple)):
         return None
     found = [value for value in values if isinstance(value, fx.Node)]
-    return found if len(found) == len(values) else None
+    if len(found) < len(values) or not found:
+        return None
+    axes = spatial_axes(found[0], root)
+    from_the_end = None if axes is None else -1 - axes
+    return found if arguments.get("dim", 0) in (1, from_the_end) else None
+
+
+def spatial_axes(node: fx.Node, root: nn.Module) -> int | None:
+    """Axes besides batch and channels of what a convolution gives; None of any other value.
+
+    BatchNorms and concatenations may lie behind the convolution.
+    """
+    while node.all_input_nodes and (is_batchnorm(node, root) or node.target in _CATS):
+        node = node.all_input_nodes[0]
+    if node.op == "call_module":
+        module = root.get_submodule(str(node.target))
+        return len(module.kernel_size) if isinstance(module, _ConvNd) else None
+    return _function_axes(node) if node.target in _FUNCTIONS else None
 
 
 def sliced(node: fx.Node) -> tuple[fx.Node, Slice] | None:
@@ -305,8 +330,12 @@ def _pads_space(pad: fx.Node, conv: fx.Node) -> bool:
     """Whether the edges are those of the spatial axes, in a mode without further numbers."""
     if len(pad.args) != 3 or pad.kwargs or not isinstance(pad.args[1], (list, tuple)):
         return False
-    dims = int(str(getattr(conv.target, "__name__", ""))[-2])
-    return len(pad.args[1]) == 2 * dims
+    return len(pad.args[1]) == 2 * _function_axes(conv)
+
+
+def _function_axes(conv: fx.Node) -> int:
+    """Spatial axes of a functional convolution: `conv2d` has two."""
+    return int(str(getattr(conv.target, "__name__", ""))[-2])
 
 
 def gathered(module: nn.Module, width: int) -> tuple[int, ...]:

@@ -30,7 +30,7 @@ from ..running.inputs import ExampleInputs
 from ..tracing.program import copied
 from .graph import WHOLE, Call, Gathered, PlannedSite, place_of, rewritten
 from .recognised import Shapes, has_candidates, recognised
-from .regions import Region, UnfitError, read_region
+from .regions import Region, UnfitError, read_region, spatial_axes
 from .shapes import known_shapes
 from .whole import ComputedConv, whole_conv, whole_norm
 
@@ -167,7 +167,7 @@ class _Reading:
             except UnfitError:
                 continue
             marked = any(site_of(node.meta) is not None for node in region.inner)
-            if end not in seen and not marked and _reads_all(region, shapes):
+            if end not in seen and not marked and _reads_all(region, shapes, self.root):
                 seen |= region.inner
                 yield region
 
@@ -240,8 +240,11 @@ def _home(paths: Sequence[str], *, frozen: bool = False) -> str:
     return ".".join(parts[:-1])
 
 
-def _reads_all(region: Region, shapes: Shapes) -> bool:
-    """Whether a site that was recognised reads all channels, and all rows of a computed weight."""
+def _reads_all(region: Region, shapes: Shapes, root: nn.Module) -> bool:
+    """Whether a site that was recognised reads all channels, and all rows of a computed weight.
+
+    Without a batch, axis 1 are no channels.
+    """
     plan, rows = region.plan, region.rows
     if isinstance(plan.form, FormPlan):
         return True
@@ -250,6 +253,9 @@ def _reads_all(region: Region, shapes: Shapes) -> bool:
         heights[rows.weight] = (0, plan.in_channels if rows.transposed else plan.out_channels)
     if rows is not None and rows.bias is not None:
         heights[rows.bias] = (0, plan.out_channels)
+    axes = spatial_axes(region.end, root)
+    if axes is None or len(shapes.get(region.source, ())) != 2 + axes:
+        return False
     return all(
         tuple(shapes.get(node, ()))[axis : axis + 1] == (size,)
         for node, (axis, size) in heights.items()

@@ -28,12 +28,14 @@ class Spelling:
 
     Everything between `inputs` and the operation's value is replaced. `emit` adds nodes in front of
     the operation and returns the one with its value; None where the operation has no value and
-    goes, such as an assert. `after` says in a few words what stands there then.
+    goes, such as an assert. `after` says in a few words what stands there then. `same_piece`: of a
+    site that was rewritten before, it is the piece that it was, and the site's plan still holds.
     """
 
     after: str
     inputs: tuple[fx.Node, ...]
     emit: Callable[[], fx.Node | None]
+    same_piece: bool = False
 
 
 @dataclass(frozen=True)

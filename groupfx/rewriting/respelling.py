@@ -74,7 +74,10 @@ def _respell(
             made.meta.setdefault("shape", shape)
         node.replace_all_uses_with(made)
         fragment.stand_in(node, made)
-    _forget_plan(fragment, node)
+    if made is not None and spelling.same_piece and NOTE in node.meta:
+        made.meta[NOTE] = node.meta[NOTE]
+    else:
+        _forget_plan(fragment, node)
     _erase(fragment, node, spelling.inputs, gone)
     if called is not None:
         place.drop_module(called)

@@ -155,6 +155,12 @@ def test_a_changed_model_is_traced_into_branches(name: str) -> None:
     assert all(type(end) is int for _, part in sliced for end in (part.start, part.stop))
 
 
+def test_an_output_that_plinio_must_not_prune_is_written_so() -> None:
+    model = nn.Sequential(nn.Conv2d(6, 8, 1), nn.Conv2d(8, 4, 3, groups=2)).eval()
+    result = groupfx.rewrite(model, torch.randn(2, 6, 7, 7), target="plinio")
+    assert "dim=-3)" in emit_python(result)
+
+
 PARTIAL = {
     "two": (nn.Conv2d(12, 18, 3, groups=6), nn.BatchNorm2d(18), "branches=4", (2, 2, 1, 1)),
     "rest": (

@@ -304,3 +304,38 @@ def test_plans_read_what_they_wrote(result: groupfx.Result) -> None:
     found = [plan for node in result.model.graph.nodes if (plan := plan_of(node.meta))]
     assert [SitePlan.of_data(plan.to_data()) for plan in found] == found
     assert len(found) == len(NAMES) + 1  # `twice` is called twice
+
+
+class NarrowRegNet(nn.Module):
+    """Two residual blocks with a grouped convolution each, and one whose value is an output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3)
+        self.reduce = nn.ModuleList(nn.Conv2d(6, 6, 1) for _ in range(2))
+        self.grouped = nn.ModuleList(nn.Conv2d(6, 6, 3, padding=1, groups=3) for _ in range(2))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(6) for _ in range(2))
+        self.head = nn.Sequential(nn.Conv2d(6, 10, 1, groups=2), nn.BatchNorm2d(10), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for reduce, grouped, norm in zip(self.reduce, self.grouped, self.norms, strict=True):
+            x = torch.relu(x + norm(grouped(torch.relu(reduce(x)))))
+        return self.head(x)
+
+
+def convs_in(model: nn.Module) -> int:
+    return sum(isinstance(module, nn.Conv2d) for module in model.modules())
+
+
+def test_what_is_written_for_plinio_is_exported_with_a_node_a_site(tmp_path: Path) -> None:
+    model, x = NarrowRegNet().eval(), torch.randn(2, 3, 9, 9)
+    result = groupfx.rewrite(model, x, target="plinio")
+    assert any(node.kwargs.get("dim") == -3 for node in result.model.graph.nodes)
+    merged = merge_sites(result.model, ExampleInputs.of(x))
+    assert [site.name for site in merged.planned] == ["grouped.0", "grouped.1", "head.0"]
+    assert (convs_in(merged.model), merged.notes) == (convs_in(model), ())
+    path = tmp_path / "m.onnx"
+    export = groupfx.export(result, path=path)
+    assert [site.form for site in export.sites] == ["split into 3", "split into 3", "split into 2"]
+    assert_computes(path, model, x)

@@ -11,6 +11,8 @@ from torch import Tensor, fx, nn
 
 import groupfx
 from groupfx.deploy.export.exporting import SlowExportWarning
+from groupfx.merging.sites import merge_sites
+from groupfx.running.inputs import ExampleInputs
 from tests.deploy.exported_model import assert_clean, assert_computes, convs_of, operators
 from tests.thinning import long_unless
 
@@ -241,6 +243,41 @@ def test_what_is_no_site_stays_as_it_is(
     assert all(conv.position is None for convs in convs_of(path).values() for conv in convs)
     assert_clean(path)
     assert_computes(path, model, x)
+
+
+def joined_along(forward: Forward, dim: int) -> fx.GraphModule:
+    """The last concatenation of a hand-made split along another axis."""
+    model = traced(forward, None)
+    cat = next(node for node in reversed(model.graph.nodes) if node.target is torch.cat)
+    cat.args, cat.kwargs = cat.args[:1], {"dim": dim}
+    model.recompile()
+    return model
+
+
+@pytest.mark.parametrize("forward", [right, plain, rows])
+@pytest.mark.parametrize(("dim", "sites"), [(1, 1), (-2, 1), (-1, 0), (-3, 0), (0, 0), (2, 0)])
+def test_the_axis_of_channels_may_be_counted_from_the_end(
+    forward: Forward, dim: int, sites: int
+) -> None:
+    merged = merge_sites(joined_along(forward, dim), ExampleInputs.of(torch.randn(2, 6, 13)))
+    assert len(merged.planned) == sites
+
+
+class SlicesOfTheLength(nn.Module):
+    """Three pointwise convolutions on thirds of a value without a batch: [2, 6] has 2 channels."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.convs, self.dim = nn.ModuleList(nn.Conv1d(2, 3, 1) for _ in range(3)), dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([conv(part(x, k)) for k, conv in enumerate(self.convs)], self.dim)
+
+
+@pytest.mark.parametrize("dim", [1, -2])
+def test_without_a_batch_axis_1_is_no_axis_of_channels(dim: int) -> None:
+    model = fx.symbolic_trace(SlicesOfTheLength(dim))
+    assert not merge_sites(model, ExampleInputs.of(torch.randn(2, 6))).planned
 
 
 @pytest.mark.long
