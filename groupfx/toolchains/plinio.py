@@ -21,6 +21,7 @@ from torch import fx, nn
 from ..convs.sources import sources
 from ..convs.spec import CONV_TYPES
 from ..errors import kind_and_line
+from ..running.grouped_runs import error_place
 from ..running.inputs import ExampleInputs
 from ..running.unchanged import evaluate, unchanged
 from ..tracing.graphs import run_graph
@@ -61,6 +62,17 @@ class PlinioTracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m.__module__.startswith("torch.nn") and not isinstance(m, nn.Sequential)
 
+    failed: str | None = None
+    """path of the module in whose forward the trace ended with an error"""
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            if self.failed is None:
+                self.failed = self.path_of_module(m)
+            raise
+
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
         node.meta[LINE] = user_line()
@@ -91,14 +103,19 @@ def _graph(model: nn.Module) -> fx.GraphModule | Obstacle:
         for node in model.graph.nodes
     ):
         return model
+    tracer = PlinioTracer()
     try:
         with unchanged(model), torch.no_grad():
             evaluate(model)
-            graph = PlinioTracer().trace(model)
+            graph = tracer.trace(model)
         return fx.GraphModule(model, graph)
     except Exception as error:
         reason = f"it cannot be traced ({kind_and_line(error)})"
-        return Obstacle("the model", type(model).__name__, None, ALL, True, reason)
+        path, line = tracer.failed, error_place(error) or None
+        if path is None:
+            return Obstacle("the model", type(model).__name__, line, ALL, True, reason)
+        kind = type(model.get_submodule(path)).__name__
+        return Obstacle(kind, path, line, ALL, True, reason)
 
 
 @dataclass(frozen=True)

@@ -333,6 +333,13 @@ def test_a_model_that_cannot_be_traced_is_one_obstacle() -> None:
     (found,) = judged(Branches())
     assert set(found.methods) == ALL
     assert "cannot be traced" in found.reason
+    assert (found.operation, found.name) == ("the model", "Branches")
+
+    inner = nn.Sequential(nn.ReLU(), nn.Sequential(Branches()))
+    (found,) = judged(nn.Sequential(nn.Conv2d(6, 8, 1), inner))
+    assert (found.operation, found.name) == ("Branches", "1.1.0")
+    assert found.line is not None
+    assert found.line.partition(":")[0].endswith("test_plinio.py")
 
 
 def test_a_rewrite_for_the_target_tells_what_is_left() -> None:
