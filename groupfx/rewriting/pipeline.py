@@ -79,6 +79,8 @@ class Pipeline:
         except MismatchError as error:
             reason = _whole_alone(error.report)
             opened = (way, program.way, inplace)
+            if reason is not None and "has shape" in reason and program.way == "export":
+                raise MismatchError(f"{error}{_FIXED}", report=error.report) from error
             if reason is None or self.needs_graph or opened != ("auto", "trace", False):
                 raise
         # What a trace computed once, the model computes each time: its own class does.
@@ -160,6 +162,14 @@ class Pipeline:
                 raise
         require_ok(report)
         return Result(program.result, report, stages.state_map(), program)
+
+
+_FIXED = (
+    ". The model was opened by torch.export, which computes once, at the size of the example, what "
+    "this forward computes of the size of each input, such as a padding: give it fixed numbers, as "
+    "torch.nn.ZeroPad2d does, or rewrite it without what asks for one graph (another target, or "
+    "passes that take a site at a time)"
+)
 
 
 def _whole_alone(report: object) -> str | None:
