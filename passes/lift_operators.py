@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from groupfx.convs.calls import ConvCall, Stored, read_conv
 from groupfx.convs.spec import BATCHNORMS, module_from_spec
 from groupfx.rewriting import OperationPass, Place, Skip, Spelling, has_node
+from groupfx.rewriting.memory_order import is_needed
 
 _ATEN = torch.ops.aten
 _NORM = _ATEN.batch_norm.default
@@ -98,7 +99,7 @@ class LiftOperators(OperationPass):
 def _gives_its_input(node: fx.Node) -> bool:
     if node.target in (_ATEN.dropout.default, _ATEN.dropout_.default):
         return node.args[2] is False
-    return node.target in _SAME
+    return node.target in _SAME and not is_needed(node)
 
 
 def _spelled(place: Place, function: Callable[..., Any]) -> Spelling | None:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from groupfx.rewriting import OperationPass, Place, Skip, Spelling, has_node, shape_of
+from groupfx.rewriting.memory_order import is_needed
 
 _ONE: dict[Callable[..., Any], tuple[object, ...]] = {
     torch.sigmoid: (F.sigmoid, "sigmoid", "sigmoid_", torch.sigmoid_, torch.special.expit),
@@ -39,11 +40,6 @@ _TWO: dict[Callable[..., Any], tuple[object, ...]] = {
 _CATS = (torch.cat, torch.concat, torch.concatenate)
 _DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
 _SAME = ("contiguous", "clone", torch.clone)
-_TURNS = (
-    *("transpose", "permute", "swapaxes", "movedim", "expand", "t", "flip", "unfold"),
-    *(torch.transpose, torch.permute, torch.swapaxes, torch.movedim),
-    *(operator.getitem, getattr),
-)
 _IN_PLACE = (operator.iadd, operator.imul, operator.isub)
 _SINGLE = {target: function for function, all_ in _ONE.items() for target in all_}
 _DOUBLE = {target: function for function, all_ in _TWO.items() for target in all_}
@@ -84,33 +80,9 @@ def _gives_its_input(place: Place) -> bool:
         return False
     if place.calls(*_DROPOUTS):
         return place.arguments("input", "p", "training").get("training", True) is False
-    if place.calls("contiguous") and _is_viewed(place.node) and _may_be_turned(place.node):
+    if place.calls("contiguous") and is_needed(place.node):
         return False
     return place.calls(*_SAME) and not place.node.kwargs
-
-
-def _is_viewed(value: fx.Node) -> bool:
-    """Whether a view reads a value, or what elementwise calls make of it."""
-    pending, seen = [value], {value}
-    while pending:
-        for user in pending.pop().users:
-            if user.op == "call_method" and user.target in ("view", "view_as"):
-                return True
-            if user.op in ("call_function", "call_method") and user not in seen:
-                seen.add(user)
-                pending.append(user)
-    return False
-
-
-def _may_be_turned(value: fx.Node) -> bool:
-    """Whether what `value` is made of may lie in memory in another order than its axes say."""
-    while value.all_input_nodes:
-        value = value.all_input_nodes[0]
-        if value.op not in ("call_function", "call_method"):
-            return False
-        if value.target in _TURNS:
-            return True
-    return False
 
 
 def _writes(place: Place) -> bool:

@@ -132,3 +132,20 @@ def test_what_the_toolchain_cannot_trace_is_exported_for_it() -> None:
     assert groupfx.rewrite(ByTraining().eval(), (X,)).report.way == "modules"
     found = groupfx.check(ByTraining().eval(), (X,), target="plinio")
     assert (found.ok, found.last.ok) == (False, True)
+
+
+class Turned(nn.Module):
+    """A view of computed sizes, which takes no tensor that lies in another order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(6, 6, 1, groups=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        turned = self.conv(x).transpose(1, 2).contiguous()
+        return turned.view(x.shape[0], x.shape[2] * 3, 2)
+
+
+def test_a_copy_that_a_view_needs_stays() -> None:
+    result = groupfx.rewrite(Turned().eval(), torch.randn(2, 6, 5), target="plinio", way="export")
+    assert result.report.ok
