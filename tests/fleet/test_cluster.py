@@ -112,5 +112,6 @@ def test_what_is_no_address(address: str) -> None:
 
 def test_a_cluster_without_workers(scheduler: LocalCluster) -> None:
     refused = pytest.raises(UsageError, match="it has no workers")
-    with LocalCluster(n_workers=0, processes=False, dashboard_address=":0") as empty, refused:
+    options = {"protocol": "tcp", "processes": False, "dashboard_address": ":0"}
+    with LocalCluster(n_workers=0, **options) as empty, refused:
         Cluster.of(empty.scheduler_address)
