@@ -38,7 +38,7 @@ def show_checked(screen: Screen, checked: Checked) -> None:
     if before.all:
         _show_table(screen, checked)
         screen.line()
-    screen.paragraph(_summary(before))
+    screen.paragraph(f"{_summary(before)}{'' if before.ok else ':'}")
     _show_against(screen, before)
     _show_obstacles(screen, before)
     if before.ok:
@@ -68,12 +68,14 @@ def _summary(judgement: Judgement) -> str:
         return "All of it is acceptable."
     parts = []
     if known:
-        parts.append(f"{known} of {len(judgement.all)} are not acceptable")
+        parts.append(
+            f"{known} of {len(judgement.all)} {'is' if known == 1 else 'are'} not acceptable"
+        )
     if judgement.unknown:
         parts.append(f"of {len(judgement.unknown)} nobody knows")
     if judgement.obstacles:
         parts.append(f"{plural(len(judgement.obstacles), 'operation')} would be refused")
-    return f"{', '.join(parts)}:"
+    return ", ".join(parts)
 
 
 def _show_against(screen: Screen, judgement: Judgement) -> None:
