@@ -8,20 +8,32 @@ other groups.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.export.graph_signature import InputKind, InputSpec, OutputSpec, TensorArgument
 
 from ...convs.names import joined
 from .graph_sites import GraphSite
 
 _BASE = "folded"
+_STATE = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
-def fold_constants(graph: fx.GraphModule, sites: tuple[GraphSite, ...]) -> bool:
-    """Replace every value that depends on parameters alone by a buffer. False if there is none.
+@dataclass(frozen=True)
+class Constant:
+    """What a node of the graph gives, and the path of the buffer that holds it from now on."""
+
+    path: str
+    value: Tensor
+
+
+def constants_of(graph: fx.GraphModule, sites: tuple[GraphSite, ...]) -> Mapping[str, Constant]:
+    """Every value that depends on parameters alone and is read by what does not, by its node.
 
     The weight of a site becomes the buffer `weight` at the site's path, if nothing is there.
     """
@@ -32,16 +44,66 @@ def fold_constants(graph: fx.GraphModule, sites: tuple[GraphSite, ...]) -> bool:
         if node.op == "call_function" and any(user not in values for user in node.users)
     }
     homes = {_weight(site): site.path for site in sites}
+    found: dict[str, Constant] = {}
     for position, (node, value) in enumerate(wanted.items()):
-        key = _register(graph, homes.get(node), value, position)
-        with graph.graph.inserting_before(node):
-            stored = graph.graph.get_attr(key)
-        stored.meta = dict(node.meta)
-        node.replace_all_uses_with(stored)
-    if wanted:
-        graph.graph.eliminate_dead_code()
-        graph.recompile()
-    return bool(wanted)
+        path = _path(graph, homes.get(node), position)
+        if path in {constant.path for constant in found.values()}:
+            # A module that is called twice may have a weight for each call.
+            path = _path(graph, None, position)
+        found[node.name] = Constant(path, value.detach().clone())
+    return found
+
+
+def with_constants(
+    program: torch.export.ExportedProgram, constants: Mapping[str, Constant]
+) -> torch.export.ExportedProgram:
+    """The program with these values as buffers, without what computed them.
+
+    It is edited: exporting it anew takes as long as the first time. Node names are those of the
+    program's own graph, which its module has too. `program` is of no use any more.
+    """
+    graph = program.graph
+    nodes = {node.name: node for node in graph.nodes}
+    first = next(iter(graph.nodes))
+    made: list[InputSpec] = []
+    names: dict[str, str] = {}
+    for name, constant in constants.items():
+        with graph.inserting_before(first):
+            held = graph.placeholder(f"b_{re.sub(r'[^A-Za-z0-9_]', '_', constant.path)}")
+        held.meta = dict(nodes[name].meta)
+        nodes[name].replace_all_uses_with(held)
+        names[name] = held.name
+        made.append(
+            InputSpec(InputKind.BUFFER, TensorArgument(held.name), constant.path, persistent=True)
+        )
+    graph.eliminate_dead_code()
+    specs = (*made, *program.graph_signature.input_specs)
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    unused = [
+        node.users == {} and spec.kind in _STATE
+        for node, spec in zip(placeholders, specs, strict=True)
+    ]
+    for node, gone in zip(placeholders, unused, strict=True):
+        if gone:
+            graph.erase_node(node)
+    kept = [spec for spec, gone in zip(specs, unused, strict=True) if not gone]
+    outputs = [_renamed(spec, names) for spec in program.graph_signature.output_specs]
+    signature = replace(program.graph_signature, input_specs=kept, output_specs=outputs)
+    held_now = {constant.path: constant.value for constant in constants.values()}
+    read = {spec.target for spec in kept}
+    state = {k: v for k, v in {**program.state_dict, **held_now}.items() if k in read}
+    program.graph_module.recompile()
+    edited: torch.export.ExportedProgram = program._update(
+        program.graph_module, signature, state_dict=state
+    )
+    return edited
+
+
+def _renamed(spec: OutputSpec, names: Mapping[str, str]) -> OutputSpec:
+    """What the program gives, where that is one of the constants."""
+    if not isinstance(spec.arg, TensorArgument) or spec.arg.name not in names:
+        return spec
+    return replace(spec, arg=TensorArgument(names[spec.arg.name]))
 
 
 def _constant_values(graph: fx.GraphModule) -> dict[fx.Node, Tensor]:
@@ -77,18 +139,15 @@ def _weight(site: GraphSite) -> fx.Node | None:
     return arguments[1] if len(arguments) > 1 and isinstance(arguments[1], fx.Node) else None
 
 
-def _register(graph: fx.GraphModule, home: str | None, value: Tensor, position: int) -> str:
-    holder, path = graph, home or ""
-    name = "weight" if home else f"{_BASE}_{position}"
+def _path(graph: fx.GraphModule, home: str | None, position: int) -> str:
+    """Where a value is to lie: at its site, if that is a module without a weight."""
     try:
-        found = graph.get_submodule(path)
+        found = graph.get_submodule(home or "")
     except AttributeError:
         found = graph
-    if found is graph or hasattr(found, name):
-        path, name = "", f"{_BASE}_{position}"
-        while hasattr(graph, name):
-            name += "_"
-    else:
-        holder = found  # type: ignore[assignment]
-    holder.register_buffer(name, value.detach().clone())
-    return joined(path, name)
+    if found is not graph and not hasattr(found, "weight"):
+        return joined(str(home), "weight")
+    name = f"{_BASE}_{position}"
+    while hasattr(graph, name):
+        name += "_"
+    return name

@@ -7,7 +7,7 @@ no more than "the batch as it was", for which the operators have numbers of thei
 
     Reshape   0: this size of the input; -1: what is left, once
     Expand    1: this size of the input
-    Resize    only the axes that change (opset 18)
+    Resize    a whole factor; only the axes that change (opset 18)
     Slice     the largest number there is, for "to the end"
 
 What an Expand, a Tile or a ConstantOfShape repeats for an operator that repeats by itself need not
@@ -23,10 +23,16 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 from onnxscript.optimizer import fold_constants
 
+from ..graph.identities import drop_identities
 from ..graph.initializers import constant
 
 _FIRST_RESIZE_WITH_AXES = 18
-_READS_SIZES = ("Shape", "Size")
+READ_SIZES = frozenset({"Shape", "Size"})
+HIDE_SIZES = frozenset(
+    {"Reshape", "Resize", "Expand", "Slice", "Tile", "Pad", "TopK", "GatherND", "ConstantOfShape"}
+)
+"""Behind those the runtime does not see that an open size is that of an input, constants or not."""
+
 _MOST_FOLDED = 1 << 10
 _BROADCASTS = frozenset(
     {
@@ -42,7 +48,9 @@ Size = int | str
 def write_sizes(model: ir.Model) -> None:
     """Replace computed sizes in `model` by constants that mean the same; drop what made them."""
     _write(model)
-    if any(node.op_type in _READS_SIZES for node in model.graph):
+    # Shape inference (onnx 1.23) takes sequences that a Loop hands on for tensors.
+    sequences = any("Sequence" in node.op_type for node in model.graph.all_nodes())
+    if not sequences and any(node.op_type in READ_SIZES for node in model.graph):
         # What a function of the exporter's computes has no shape yet, and what is computed of
         # sizes that are known beside the open one is no constant yet.
         _work_out(model)
@@ -59,7 +67,7 @@ def _work_out(model: ir.Model) -> None:
         output_size_limit=_MOST_FOLDED,
     )
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    common.IdentityEliminationPass()(model)
+    drop_identities(model)
     common.RemoveUnusedNodesPass()(model)
 
 
@@ -74,16 +82,23 @@ def _write(model: ir.Model) -> None:
 
 
 def _reshape(model: ir.Model, node: ir.Node) -> bool:
-    before, after = _sizes(node.inputs[0]), _sizes(node.outputs[0])
-    # A size that is 0 would be read as a copy.
-    if not _is_computed(node, 1) or before is None or after is None or 0 in after:
+    before, after = sizes_of(node.inputs[0]), sizes_of(node.outputs[0])
+    if not _is_computed(node, 1) or before is None or after is None:
         return False
+    return reshape_to(model, node, before, after)
+
+
+def reshape_to(
+    model: ir.Model, node: ir.Node, before: tuple[Size, ...], after: tuple[Size, ...]
+) -> bool:
+    """Make a Reshape one of sizes `before` to sizes `after`; whether constants can say that."""
     kept = [axis < len(before) and before[axis] == size for axis, size in enumerate(after)]
     target = [
         size if isinstance(size, int) else 0 if same else -1
         for size, same in zip(after, kept, strict=True)
     ]
-    if target.count(-1) > 1:
+    # A size that is 0 would be read as a copy.
+    if target.count(-1) > 1 or 0 in after:
         return False
     # With it, 0 is no copy but a size.
     node.attributes.pop("allowzero", None)
@@ -91,7 +106,7 @@ def _reshape(model: ir.Model, node: ir.Node) -> bool:
 
 
 def _expand(model: ir.Model, node: ir.Node) -> bool:
-    before, after = _sizes(node.inputs[0]), _sizes(node.outputs[0])
+    before, after = sizes_of(node.inputs[0]), sizes_of(node.outputs[0])
     if not _is_computed(node, 1) or before is None or after is None:
         return False
     aligned = (None,) * (len(after) - len(before)) + before
@@ -102,10 +117,20 @@ def _expand(model: ir.Model, node: ir.Node) -> bool:
 
 
 def _resize(model: ir.Model, node: ir.Node) -> bool:
-    before, after = _sizes(node.inputs[0]), _sizes(node.outputs[0])
-    if model.opset_imports.get("", 0) < _FIRST_RESIZE_WITH_AXES or "axes" in node.attributes:
-        return False
+    before, after = sizes_of(node.inputs[0]), sizes_of(node.outputs[0])
     if len(node.inputs) < 4 or not _is_computed(node, 3) or before is None or after is None:
+        return False
+    if "axes" in node.attributes:
+        return False
+    factors = [_factor(old, new) for old, new in zip(before, after, strict=True)]
+    if None not in factors:
+        # ONNX Runtime stays in its blocked layout for those; of sizes, only if it knows the batch.
+        numbers = np.array(factors, np.float32)
+        made = constant(model.graph, f"{node.outputs[0].name}.scales", numbers)
+        node.replace_input_with(2, made)
+        node.resize_inputs(3)
+        return True
+    if model.opset_imports.get("", 0) < _FIRST_RESIZE_WITH_AXES:
         return False
     axes = [axis for axis, (old, new) in enumerate(zip(before, after, strict=True)) if old != new]
     # An axis that keeps a size that is a number may be resized all the same: by a factor of 1.
@@ -117,9 +142,18 @@ def _resize(model: ir.Model, node: ir.Node) -> bool:
     return _replace(model, node, 3, [after[axis] for axis in axes])
 
 
+def _factor(old: Size, new: Size) -> int | None:
+    """By which whole number a size grows; None if by none, or if that depends on the input."""
+    if old == new:
+        return 1
+    if not isinstance(old, int) or not isinstance(new, int) or not old or new % old:
+        return None
+    return new // old or None
+
+
 def _slice(model: ir.Model, node: ir.Node) -> bool:
     """A slice of one axis from the front on to a computed end that is the end of the axis."""
-    before, after = _sizes(node.inputs[0]), _sizes(node.outputs[0])
+    before, after = sizes_of(node.inputs[0]), sizes_of(node.outputs[0])
     if not _is_computed(node, 2) or before is None or after is None or len(node.inputs) < 4:
         return False
     starts, axes = _numbers(node.inputs[1]), _numbers(node.inputs[3])
@@ -134,10 +168,10 @@ def _slice(model: ir.Model, node: ir.Node) -> bool:
 def _repeat(model: ir.Model, node: ir.Node) -> bool:
     """Hand what is repeated to operators that repeat it by themselves."""
     source, result = node.inputs[0], node.outputs[0]
-    sizes = _sizes(source)
+    sizes = sizes_of(source)
     if not _is_computed(node, 1) or sizes is None:
         return False
-    if node.op_type == "Tile" and not _repeats_ones(sizes, _sizes(result)):
+    if node.op_type == "Tile" and not _repeats_ones(sizes, sizes_of(result)):
         return False
     return _hand_on(result, source)
 
@@ -174,8 +208,8 @@ def _repeats_itself(node: ir.Node, value: ir.Value) -> bool:
     """Whether another input of `node` has the shape of the result already."""
     if node.domain or node.op_type not in _BROADCASTS:
         return False
-    wanted = _sizes(node.outputs[0])
-    others = (_sizes(other) for other in node.inputs if other is not value)
+    wanted = sizes_of(node.outputs[0])
+    others = (sizes_of(other) for other in node.inputs if other is not value)
     return wanted is not None and wanted in others
 
 
@@ -201,7 +235,7 @@ def _is_computed(node: ir.Node, place: int) -> bool:
     return value is not None and value.producer() is not None
 
 
-def _sizes(value: ir.Value | None) -> tuple[Size, ...] | None:
+def sizes_of(value: ir.Value | None) -> tuple[Size, ...] | None:
     """Numbers, and symbols for those that are open; None where one has neither."""
     if value is None or value.shape is None:
         return None

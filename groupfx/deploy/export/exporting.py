@@ -18,11 +18,11 @@ from ...plan.branches import Branches
 from ...plan.forms import FormPlan
 from ...report.pieces import Piece
 from ...running.alone import alone
+from ...running.copies import copied
 from ...running.inputs import ExampleInputs, in_order
-from ...tracing.program import copied
 from ...tracing.quantised import refuse_packed
 from ..forms.site_drawings import site_pieces
-from ..graph.files import check_onnx, write_onnx
+from ..graph.files import write_onnx
 from .bound_sizes import OpenSizeError
 from .io_names import chosen
 from .lost_fusions import lost_fusions
@@ -31,6 +31,7 @@ from .onnx_graph import (
     LEAST_OPSET,
     OnnxGraph,
     SiteForms,
+    checked,
     newest_opset,
     onnx_graph,
 )
@@ -62,7 +63,7 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         newest = newest_opset()
-        if not LEAST_OPSET <= self.opset <= newest:
+        if not isinstance(self.opset, int) or not LEAST_OPSET <= self.opset <= newest:
             raise UsageError(
                 f"opset {self.opset}: take one from {LEAST_OPSET} to {newest}, such as "
                 f"{DEFAULT_OPSET}"
@@ -94,7 +95,7 @@ class Export:
     """An ONNX file that was written, and what is in it. `files` has the external data as well.
 
     Where forms were chosen for it, `expected` is what it takes by what it would take untouched,
-    with every mask folded into its weight: of the convolutions by a cost model, or measured of the
+    with every mask folded into its weight: by a cost model, or measured of the
     whole by tuning. `summary` says it. `pieces` are the operations of each site, for a drawing.
     """
 
@@ -198,7 +199,7 @@ def prepare_export(
         options,
         sites=tuple(_sites(convs)),
         notes=(*notes, *made.notes),
-        data=check_onnx(made.model),
+        data=checked(made.model, traced, options.opset),
         expected=None if made.fastest is None else made.fastest.ratio,
         summary=None if made.fastest is None else made.fastest.summary,
         guessed=inputs.guessed,

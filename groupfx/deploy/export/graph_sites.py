@@ -50,10 +50,43 @@ def _norms_behind(call: ConvCall | Unreadable, graph: fx.GraphModule) -> Iterato
     # Behind a convolution without a batch, a BatchNorm takes its channels for the batch.
     if isinstance(call, ConvCall) and value is not None and value.dim() < call.spec.dims + 2:
         return
-    norm = norm_behind(call.node, graph)
+    norm = norm_behind(_passed_on(call.node), graph)
     while norm is not None:
         yield norm
-        norm = norm_behind(norm, graph)
+        norm = norm_behind(_passed_on(norm), graph)
+
+
+def _passed_on(node: fx.Node) -> fx.Node:
+    """Where the value of `node`, which nothing else takes, has been passed on unchanged."""
+    while len(users := [u for u in node.users if u.target is not _CHECKED]) == 1:
+        if not _passes_on(users[0]):
+            break
+        node = users[0]
+    return node
+
+
+def _passes_on(node: fx.Node) -> bool:
+    """Whether it gives what it takes; an export leaves no such node in the file."""
+    if node.target in _CONVERTING:
+        values = [n.meta.get("val") for n in (node, node.all_input_nodes[0])]
+        return len({(str(v.shape), v.dtype) for v in values if v is not None}) == 1
+    return node.target in _PASSED and not any(node.args[2:3])
+
+
+_ATEN = torch.ops.aten
+_CHECKED = _ATEN._assert_tensor_metadata.default
+_CONVERTING = frozenset(
+    {
+        _ATEN._to_copy.default, _ATEN.to.dtype, _ATEN.to.dtype_layout, _ATEN.reshape.default,
+        _ATEN.view.default,
+    }
+)  # fmt: skip
+_PASSED = frozenset(
+    {
+        _ATEN.alias.default, _ATEN.alpha_dropout.default, _ATEN.clone.default, _ATEN.detach.default,
+        _ATEN.dropout.default, _ATEN.feature_alpha_dropout.default, _ATEN.feature_dropout.default,
+    }
+)  # fmt: skip
 
 
 def tensor_at(root: nn.Module, node: fx.Node) -> torch.Tensor:

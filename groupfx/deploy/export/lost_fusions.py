@@ -1,25 +1,26 @@
 """What ONNX Runtime fuses less in a file whose sizes are open than in the same with fixed ones.
 
 A convolution is fused with the addition and the activation behind it where the runtime knows the
-shapes there. Sizes that a graph computes from open ones hide them; most are written as constants
-(see `constant_sizes`), and this says what the others cost.
+shapes there. Sizes that a graph computes from open ones hide them, and so does what is left over
+for a -1. Most of them are written as constants (see `constant_sizes`), or the shape behind them is;
+this says what the others cost.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 import onnx_ir as ir
 import onnxruntime as ort
 
 from ..graph.files import proto_of
+from .constant_sizes import HIDE_SIZES, READ_SIZES
 
 _SILENT = 4
 # Loading it twice more would take long, and it does not fit into one message.
 _MOST_BYTES = 1_500_000_000
-_READS_SIZES = ("Shape", "Size")
 _CONVS = ("Conv", "FusedConv")
 # Input, weight, bias, and what is added.
 _WITH_SUM = 4
@@ -31,9 +32,9 @@ def lost_fusions(model: ir.Model, shapes: Sequence[tuple[int, ...]]) -> str | No
 
     `shapes` are sizes that the inputs may have, in their order. The model is not changed.
     """
-    computed = list(_computed_sizes(model))
+    hiding = _hiding(model) if _is_open(model) else ()
     held = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
-    if not computed or not _is_open(model) or held > _MOST_BYTES:
+    if not hiding or held > _MOST_BYTES:
         return None
     fixed = model.clone()
     for value, shape in zip(fixed.graph.inputs, shapes, strict=True):
@@ -43,19 +44,45 @@ def lost_fusions(model: ir.Model, shapes: Sequence[tuple[int, ...]]) -> str | No
     kept, possible = _fused(model), _fused(fixed)
     if kept is None or possible is None or kept >= possible:
         return None
-    more = "" if len(computed) <= _NAMED else f" and {len(computed) - _NAMED} more"
+    more = "" if len(hiding) <= _NAMED else f" and {len(hiding) - _NAMED} more"
     return (
         f"ONNX Runtime fuses {kept} convolutions with what follows them, and {possible} where the "
-        f"sizes are fixed (dynamic_batch=False, --fixed-batch): {', '.join(computed[:_NAMED])}"
-        f"{more} read sizes at run time, behind which it knows no shapes"
+        f"sizes are fixed (dynamic_batch=False, --fixed-batch): {', '.join(hiding[:_NAMED])}{more} "
+        "read sizes at run time or work them out, behind which it knows no shapes"
     )
 
 
-def _computed_sizes(model: ir.Model) -> Iterator[str]:
-    """The nodes that read sizes at run time."""
-    for node in model.graph:
-        if node.op_type in _READS_SIZES and not node.domain:
-            yield node.name or node.op_type
+def _hiding(model: ir.Model) -> Sequence[str]:
+    """The nodes behind which the runtime may not know a shape that a convolution depends on."""
+    before = _before_convs(model)
+    return [
+        node.name or node.op_type
+        for node in model.graph
+        if node in before and not node.domain and _hides(node)
+    ]
+
+
+def _hides(node: ir.Node) -> bool:
+    shape = node.outputs[0].shape
+    known = shape is not None and not any(size is None for size in map(_size, shape))
+    return node.op_type in READ_SIZES or (node.op_type in HIDE_SIZES and not known)
+
+
+def _size(size: int | ir.SymbolicDim) -> int | str | None:
+    return size if isinstance(size, int) else size.value
+
+
+def _before_convs(model: ir.Model) -> Set[ir.Node]:
+    """Whatever leads to a convolution, or to what follows one, such as what is added to it."""
+    convs = [node for node in model.graph if node.op_type in _CONVS]
+    waiting = [*convs, *(node for conv in convs for node in conv.successors())]
+    found: set[ir.Node] = set()
+    while waiting:
+        for node in waiting.pop().predecessors():
+            if node not in found:
+                found.add(node)
+                waiting.append(node)
+    return found
 
 
 def _is_open(model: ir.Model) -> bool:

@@ -31,6 +31,7 @@ from ...plan.forms import FormPlan
 from ...running.alone import beside
 from ...version import __version__
 from ..forms.absorbing import absorb
+from ..forms.activating import activate_branches
 from ..forms.chaining import join_gathers
 from ..forms.fastest import Blocks, Fastest, fastest_forms
 from ..forms.forming import apply_form
@@ -38,13 +39,18 @@ from ..forms.splitting import split_conv
 from ..graph.batchnorm import drop_zero_bias, fold_batchnorms
 from ..graph.channel_order import write_orders
 from ..graph.conv_nodes import CONVS, ConvNode, conv_nodes
-from ..graph.files import PRODUCER
+from ..graph.files import PRODUCER, check_onnx
+from ..graph.free_names import Names
+from ..graph.identities import drop_identities
 from ..graph.metadata import mark, strip
 from ..graph.opsets import FIRST_WRITTEN, lower_opset
 from .bound_sizes import OpenSizeError, open_size
-from .constant_sizes import write_sizes
+from .constant_sizes import HIDE_SIZES, write_sizes
+from .joined_reshapes import join_reshapes
 from .pads_of_pools import keep_pads_of_pools
 from .torch_export import ConvName, Sizes, TracedModel
+from .translations import translations_read_once
+from .whole_indices import widen_indices
 
 DEFAULT_OPSET = 20
 LEAST_OPSET = 11
@@ -95,13 +101,33 @@ def onnx_graph(traced: TracedModel, opset: int, *, forms: SiteForms = "planned")
     _apply_forms(model, {name: form for name, form in chosen.items() if name not in done})
     if fastest is not None:
         join_gathers(model)
+        activate_branches(model)
     if opset < written:
         lower_opset(model, opset)
     keep_pads_of_pools(model, opset)
     _rename(model, traced)
-    _finish(model, traced.sizes)
+    moved = fastest is not None and any(form.form != "dense" for form in fastest.forms.values())
+    _finish(model, traced.sizes, moved=moved)
     told = fastest if fastest is not None and fastest.summary is not None else None
     return OnnxGraph(model, chosen, notes, told)
+
+
+def checked(model: ir.Model, traced: TracedModel, opset: int) -> bytes | None:
+    """What `check_onnx` gives of the file of a traced model.
+
+    Raises `ModelError` where what torch's exporter wrote does not pass either, and `InternalError`
+    where that does.
+    """
+    try:
+        return check_onnx(model)
+    except InternalError:
+        written = _translated(traced, max(opset, FIRST_WRITTEN))
+        common.InlinePass()(written)
+        try:
+            check_onnx(written, ModelError)
+        except ModelError as error:
+            raise ModelError(f"torch's exporter writes no valid ONNX: {error}") from error
+        raise
 
 
 @contextlib.contextmanager
@@ -120,7 +146,7 @@ def quiet() -> Iterator[None]:
 def _translated(traced: TracedModel, opset: int) -> ir.Model:
     with quiet():
         try:
-            with beside(traced.program.graph_module):
+            with beside(traced.program.graph_module), translations_read_once():
                 program = torch.onnx.export(
                     traced.program, dynamo=True, optimize=False, verbose=False, opset_version=opset
                 )
@@ -185,6 +211,7 @@ def _clean(model: ir.Model) -> None:
     """Fold what is constant, and drop what is unused; no convolution is touched."""
     with quiet():
         common.InlinePass()(model)
+        widen_indices(model)
         fold_constants(
             model,
             onnx_shape_inference=False,
@@ -193,12 +220,13 @@ def _clean(model: ir.Model) -> None:
         )
         common.RemoveUnusedNodesPass()(model)
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-        common.IdentityEliminationPass()(model)
+        drop_identities(model)
         common.RemoveUnusedNodesPass()(model)
         common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
         common.RemoveUnusedOpsetsPass()(model)
         common.OutputFixPass()(model)
     write_sizes(model)
+    join_reshapes(model)
 
 
 def _mark_convs(model: ir.Model, traced: TracedModel) -> Mapping[str, Any]:
@@ -286,11 +314,12 @@ def _blocks_in(forms: Mapping[str, Any]) -> Blocks:
 def _apply_forms(model: ir.Model, forms: Mapping[str, Any]) -> None:
     if not forms:
         return
+    names = Names(model)
     convs, _ = conv_nodes(model)
     for conv in convs:
         form = forms.get(conv.name)
         if isinstance(form, FormPlan):
-            apply_form(model, conv, form)
+            apply_form(model, conv, form, names)
         elif form is not None:
             _split(model, conv, form)
 
@@ -332,9 +361,12 @@ def _make_room(graph: ir.Graph, wanted: Mapping[int, str]) -> None:
             used.add(name)
 
 
-def _finish(model: ir.Model, sizes: Sizes) -> None:
-    """Names of sizes and nodes, shapes in between, and nothing that tells of this machine."""
-    _name_sizes(model.graph, sizes)
+def _finish(model: ir.Model, sizes: Sizes, *, moved: bool) -> None:
+    """Names of sizes and nodes, shapes in between, and nothing that tells of this machine.
+
+    Where channels were `moved` between convolutions, there may be others than the shapes say.
+    """
+    _name_sizes(model.graph, sizes, whole=not moved)
     strip(model)
     model.metadata_props.clear()
     model.producer_name, model.producer_version = PRODUCER, __version__
@@ -347,8 +379,11 @@ def _finish(model: ir.Model, sizes: Sizes) -> None:
     common.TopologicalSortPass()(model)
 
 
-def _name_sizes(graph: ir.Graph, sizes: Sizes) -> None:
+def _name_sizes(graph: ir.Graph, sizes: Sizes, *, whole: bool) -> None:
     """Give the open sizes of inputs plain names, and drop the shapes in between.
+
+    They stay behind operators of which the runtime does not see that a size is that of an input,
+    `whole` or for the open ones alone.
 
     A size that the model fixes, as `sizes` says, is written as the number that it is.
     """
@@ -362,14 +397,29 @@ def _name_sizes(graph: ir.Graph, sizes: Sizes) -> None:
                 plain = f"{name}_{value.name}" if taken else name
                 names[symbol] = sizes.get((position, axis), plain)
     ends = {id(value) for value in (*graph.inputs, *graph.outputs)}
-    computed = (value for node in graph for value in node.outputs)
-    for value in (*computed, *graph.initializers.values()):
+    computed = [(node.op_type, value) for node in graph for value in node.outputs]
+    for kind, value in (*computed, *(("", value) for value in graph.initializers.values())):
         # Whoever reads the file works them out again; written down, they are most of its size.
-        if id(value) not in ends:
-            value.shape = value.type = None
+        if id(value) in ends:
+            continue
+        kept = _open_sizes(value, names, whole) if kind in HIDE_SIZES else None
+        if kept is None:
+            value.type = None
+        value.shape = kept
     for value in (*graph.inputs, *graph.outputs):
         if value.shape is not None:
             value.shape = ir.Shape([_named(size, names) for size in value.shape])
+
+
+def _open_sizes(value: ir.Value, names: Mapping[str, str | int], whole: bool) -> ir.Shape | None:
+    """The shape of a value with sizes that are open in the inputs, where `whole` with all others;
+    None where there are none.
+    """
+    if value.type is None or value.shape is None:
+        return None
+    sizes = [size if isinstance(size, int) else names.get(str(size.value)) for size in value.shape]
+    named = [size if whole or isinstance(size, str) else None for size in sizes]
+    return ir.Shape(named) if any(isinstance(size, str) for size in named) else None
 
 
 def _named(size: Any, names: Mapping[str, str | int]) -> Any:

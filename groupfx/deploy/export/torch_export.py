@@ -23,7 +23,7 @@ from ...running.inputs import ExampleInputs, in_order
 from ...running.weightless import is_weightless
 from ...tracing import CannotTrace
 from ...tracing.exporting import export_program
-from .constant_folding import fold_constants
+from .constant_folding import constants_of, with_constants
 from .graph_sites import GraphSite, graph_sites
 from .io_names import output_names, unique
 
@@ -137,15 +137,17 @@ def _traced(merged: Merged, inputs: ExampleInputs, dynamic: Dynamic) -> TracedMo
     pair = in_order(model, inputs.with_batch(2) if dynamic.batch else inputs)
     axes = dynamic.axes(pair)
     program = export_program(model, pair, axes, batch=None)
-    graph = program.module(check_guards=False)
-    assert isinstance(graph, fx.GraphModule)
+    graph = _graph_of(program)
     sites = graph_sites(graph, site_names(planned))
     names = _output_names(program, graph)
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     tensors = [node for node in placeholders if _is_tensor(node)]
     convs = tuple(_conv_name(site, merged) for site in sites)
-    folded = fold_constants(graph, sites)
-    if folded or len(tensors) != len(placeholders) or not _plain_outputs(graph):
+    constants = constants_of(graph, sites)
+    if constants:
+        program = with_constants(program, constants)
+        graph = _graph_of(program)
+    if len(tensors) != len(placeholders) or not _plain_outputs(graph):
         flat = _flattened(graph)
         program = export_program(flat, ExampleInputs(tuple(pair.tensors())), axes, batch=None)
     sizes = _fixed_sizes(tensors, axes, list(pair.tensors()))
@@ -159,6 +161,12 @@ def _traced(merged: Merged, inputs: ExampleInputs, dynamic: Dynamic) -> TracedMo
         sizes,
         orders=merged.orders,
     )
+
+
+def _graph_of(program: torch.export.ExportedProgram) -> fx.GraphModule:
+    graph = program.module(check_guards=False)
+    assert isinstance(graph, fx.GraphModule)
+    return graph
 
 
 def _conv_name(site: GraphSite, merged: Merged) -> ConvName:

@@ -27,6 +27,7 @@ from ...plan.blocks import BlockStructure
 from ...plan.channel_order import PADDING
 from ...plan.cost import Work
 from ..graph.conv_nodes import ConvNode, Shapes, conv_nodes
+from ..graph.free_names import Names
 from ..graph.initializers import constant
 from .channel_rules import root_of
 from .folding import carry_out, problem_of
@@ -94,9 +95,10 @@ class _Surroundings:
     ) -> None:
         self.model = model
         known = static_shapes(model) if shapes is None else shapes
+        names = Names(model)
         for conv in conv_nodes(model, known)[0]:
             if conv.name in wanted and conv.spec.groups > 1:
-                _make_dense(model, conv)
+                _make_dense(model, conv, names)
         self.problem, self.shapes = problem_of(model, known)
         self.convs = {conv.name: conv for conv in conv_nodes(model, known)[0]}
         axes = [bound.axis for bound in self.problem.absorbed.values()]
@@ -138,11 +140,13 @@ class _Surroundings:
             return frozenset()
         carry_out(self.model, _fold(self.problem, orders), self.shapes)
         # The shapes that were known have other channels now.
+        names = Names(self.model)
         for conv in conv_nodes(self.model)[0]:
             if conv.name in layouts:
                 layout = layouts[conv.name]
                 kept = self._ends[conv.name].outputs is None
-                apply_form(self.model, conv, layout.in_order(None if kept else layout.outputs))
+                plan = layout.in_order(None if kept else layout.outputs)
+                apply_form(self.model, conv, plan, names)
         return frozenset(layouts)
 
     def _roots(self, conv: ConvNode) -> Iterator[int]:
@@ -197,11 +201,11 @@ class _Surroundings:
         return tuple(found)
 
 
-def _make_dense(model: ir.Model, conv: ConvNode) -> None:
+def _make_dense(model: ir.Model, conv: ConvNode, names: Names) -> None:
     """Write the zeros between the groups of a convolution into its weight."""
     weight = conv.weight_array()
     assert weight is not None
-    name = f"{conv.name}.weight.dense"
+    name = names.value(f"{conv.name}.weight.dense")
     made = constant(model.graph, name, dense_weight(weight, conv.spec.groups))
     conv.node.replace_input_with(1, made)
     conv.node.attributes["group"] = ir.AttrInt64("group", 1)

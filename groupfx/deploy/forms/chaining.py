@@ -2,8 +2,8 @@
 
     relu(conv_1(x)[:, i])[:, k]      becomes      relu(conv_1(x))[:, i[k]]
 
-What stands between works channel by channel, and is fused into a convolution that nothing gathers
-behind. The convolutions say in which order the channels lie now.
+What stands between does the same in each channel, and is fused into a convolution that nothing
+gathers behind. The convolutions say in which order the channels lie now.
 """
 
 from __future__ import annotations
@@ -17,34 +17,42 @@ import onnx_ir as ir
 from ...plan.channel_order import PADDING
 from ..graph.channel_order import orders_of, write_orders
 from ..graph.conv_nodes import CONVS, FIRST_IR_WITH_DEFAULTS, constant_of
+from ..graph.free_names import Names
 from ..graph.initializers import constant
 from ..graph.metadata import mark_of
 
-_BETWEEN = frozenset({"Clip", "HardSwish", "LeakyRelu", "Relu", "Sigmoid"})
+_BETWEEN = frozenset(
+    {
+        "Clip", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Sigmoid",
+        "Tanh",
+    }
+)  # fmt: skip
+# With a number.
+_WITH_NUMBER = frozenset({"Add", "Div", "Mul"})
 
 
 def join_gathers(model: ir.Model) -> None:
-    """Take off each gather behind a site that only gathers of one other site read."""
+    """Take off each gather behind a site that only gathers of one other site read.
+
+    Sites are told by the marks of their nodes.
+    """
+    names = Names(model)
     for node in list(model.graph):
         readers = tuple(_readers(node))
         if readers:
-            _join(model.graph, node, readers)
+            _join(model.graph, node, readers, names)
 
 
 def _readers(node: ir.Node) -> Iterator[ir.Node]:
     """The gathers that alone read what `node` gathers; nothing where there is another reader."""
     if _picked(node) is None:
         return
-    value = node.outputs[0]
-    while not value.is_graph_output():
-        found = [use.node for use in value.uses()]
-        if len(found) == 1 and found[0].op_type in _BETWEEN and found[0].inputs[0] is value:
-            value = found[0].outputs[0]
-            continue
-        sites = {_site(reader) for reader in found}
-        if len(sites) == 1 and all(_picked(reader) is not None for reader in found):
-            yield from dict.fromkeys(found)
-        return
+    *inner, value = (node.outputs[0], *_between(node.outputs[0]))
+    found = dict.fromkeys(use.node for use in value.uses())
+    sites = {_site(reader) for reader in found}
+    seen = any(each.is_graph_output() for each in (*inner, value))
+    if not seen and len(sites) == 1 and all(_picked(reader) is not None for reader in found):
+        yield from found
 
 
 def _picked(node: ir.Node) -> np.ndarray[Any, np.dtype[Any]] | None:
@@ -61,7 +69,7 @@ def _site(node: ir.Node) -> str | None:
     return None if mark is None else mark.site
 
 
-def _join(graph: ir.Graph, gather: ir.Node, readers: Sequence[ir.Node]) -> None:
+def _join(graph: ir.Graph, gather: ir.Node, readers: Sequence[ir.Node], names: Names) -> None:
     source, picked = gather.inputs[0], _picked(gather)
     made = None if source is None else source.producer()
     if source is None or picked is None or made is None or _site(made) != _site(gather):
@@ -77,11 +85,34 @@ def _join(graph: ir.Graph, gather: ir.Node, readers: Sequence[ir.Node]) -> None:
             sides = (None, order) if behind else (order, None)
             write_orders(node, orders_of(node).then(*sides))
     for reader in readers:
-        name = f"{reader.name}.joined"
+        name = names.value(f"{reader.name}.joined")
         indices = picked[_picked(reader)].astype(np.int64)
         reader.replace_input_with(1, constant(graph, name, indices))
+    for value in _between(gather.outputs[0]):
+        # It may be said of it how many channels it had.
+        value.shape = None
     ir.convenience.replace_all_uses_with(gather.outputs[0], source)
     graph.remove(gather, safe=True)
+
+
+def _between(value: ir.Value) -> Iterator[ir.Value]:
+    """What the activations behind a value give, one behind the other."""
+    while len(uses := value.uses()) == 1:
+        (use,) = uses
+        if not _is_between(use.node, use.idx):
+            return
+        value = use.node.outputs[0]
+        yield value
+
+
+def _is_between(node: ir.Node, place: int) -> bool:
+    """Whether a node does the same in each channel of its input at a `place`."""
+    if node.op_type in _BETWEEN:
+        return place == 0
+    others = [value for at, value in enumerate(node.inputs) if at != place]
+    tensors = [constant_of(value, FIRST_IR_WITH_DEFAULTS) for value in others]
+    numbers = all(tensor is not None and tensor.size == 1 for tensor in tensors)
+    return node.op_type in _WITH_NUMBER and numbers
 
 
 def _channels(value: ir.Value) -> int | None:

@@ -110,6 +110,11 @@ class Seen:
         ]
 
 
+def keeps_channels(node: ir.Node) -> bool:
+    """Whether each channel that a node gives is made of that channel alone of what it reads."""
+    return node.op_type in _ELEMENTWISE | _BINARY | _POOLS | {"BatchNormalization"}
+
+
 Numbers = dict[str, Any]
 Found = tuple[str, Numbers]
 

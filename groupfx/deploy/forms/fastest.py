@@ -7,21 +7,25 @@ saves enough.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from ...plan.absorbed import Absorbed
 from ...plan.blocks import BlockStructure
-from ...plan.choice import Choice, choose, choose_groups, forms_text
+from ...plan.choice import forms_text
 from ...plan.cost import OnnxRuntime, Work
 from ...plan.forms import FormPlan, plan
 from ...plan.machine import Machine
+from ...plan.streams import Stream
+from ...plan.together import PricedStream, choose_together, site_options
 from ..graph.conv_nodes import ConvNode, Shapes, conv_nodes
+from ..running.blocked_layout import this_machine
 from .absorbing import AbsorbedSite, surroundings
+from .others import others
+from .streams import streams_of
+from .works import Works
 
 Blocks = Callable[[ConvNode], BlockStructure | None]
 """The blocks of a convolution that learned its groups; None for every other."""
@@ -31,13 +35,13 @@ _OF_OPEN = (1, 16)
 
 @dataclass(frozen=True)
 class Fastest:
-    """The forms of sites, and what all convolutions of the model are expected to take.
+    """The forms of sites, and what all of the model is expected to take.
 
     `absorbed` are those for which the layers around change too, by name, with their blocks.
     `learned` has every site that learned its groups, `merged` those of the groups that an author
     wrote which are to be merged, and `kept` the number of the others. `ratio` is the expected time
     by that of the same model with every mask folded into its weight, and groups as they were
-    written; None where no size is known.
+    written; None where no size is known. `recipes` say the same as text, of sites of known sizes.
     """
 
     learned: Mapping[str, FormPlan]
@@ -45,6 +49,7 @@ class Fastest:
     kept: int
     ratio: float | None
     absorbed: Mapping[str, AbsorbedSite] = field(default_factory=dict)
+    recipes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def forms(self) -> Mapping[str, FormPlan]:
@@ -88,18 +93,23 @@ class Fastest:
 
 
 def fastest_forms(
-    model: ir.Model, blocks: Blocks, shapes: Shapes | None = None, machine: Machine | None = None
+    model: ir.Model,
+    blocks: Blocks,
+    shapes: Shapes | None = None,
+    machine: Machine | None = None,
+    batches: Sequence[int] | None = None,
 ) -> Fastest:
     """The forms of the convolutions of `model`.
 
-    `shapes` are those of values, by name, of which the model does not say them itself. A site of
-    unknown size is left dense, or as it is: no form is taken that may be slower.
+    `shapes` are those of values, by name, where they are known better than the model says. A site
+    of unknown size is left dense, or as it is: no form is taken that may be slower. `machine` is by
+    default this one, as far as it is known without timing anything. `batches` are those for which
+    forms are to be good.
     """
-    machine = machine or Machine()
+    machine = machine or this_machine()
     convs, _ = conv_nodes(model, shapes)
-    weights = sum(conv.weight_tensor.nbytes for conv in convs if conv.weight_tensor is not None)
-    batches = _batches(model)
-    works_of = partial(_works, weights=weights, shapes=shapes or {}, batches=batches)
+    batches = batches or _batches(model)
+    works_of = Works.of(convs, shapes or {}, batches)
     learned = {
         conv.name: plan(structure, "dense")
         for conv in convs
@@ -108,21 +118,21 @@ def fastest_forms(
     authors = {conv.name for conv in convs if conv.name not in learned and _has_groups(conv)}
     structures = {conv.name: found for conv in convs if (found := _structure(conv, blocks))}
     around = surroundings(model, structures, shapes, works_of)
-    choices: dict[str, Choice] = {}
-    time = untouched = 0.0
-    for conv in convs:
-        name, works = conv.name, works_of(conv)
-        structure = structures.get(name)
-        if works and structure is not None and structure.blocks:
-            weigh = choose if name in learned else choose_groups
-            choice = weigh(structure, *works, machine=machine, around=around.get(name))
-            choices[name] = choice
-            time, untouched = time + choice.time, untouched + choice.untouched
-        elif works and name not in learned and name not in authors:
-            spec = conv.spec
-            price = OnnxRuntime(works[0], machine)
-            own = price.conv(spec.in_channels, spec.out_channels, spec.groups)
-            time, untouched = time + own, untouched + own
+    works = {conv.name: own for conv in convs if (own := works_of(conv))}
+    options = {
+        name: site_options(
+            structure, works[name], machine, around.get(name), learned=name in learned
+        )
+        for name, structure in structures.items()
+        if structure.blocks and name in works
+    }
+    left = [conv for conv in convs if conv.name in works and conv.name not in options]
+    left = [conv for conv in left if conv.name not in learned and conv.name not in authors]
+    beside = sum(_price(conv, works[conv.name][0], machine) for conv in left)
+    beside += others(model, shapes or {}, batches[0], machine)
+    streams = _priced(streams_of(model, convs, options, shapes, machine), batches, machine)
+    together = choose_together(options, streams)
+    choices = together.choices
     learned |= {name: choice.plan for name, choice in choices.items() if name in learned}
     merged = {
         name: choice.plan
@@ -134,8 +144,32 @@ def fastest_forms(
         for name, choice in choices.items()
         if (taken := Absorbed.read(choice.recipe)) is not None
     }
-    ratio = time / untouched if untouched else None
-    return Fastest(learned, merged, len(authors) - len(merged), ratio, absorbed)
+    untouched = together.untouched + beside
+    ratio = (together.time + beside) / untouched if untouched else None
+    recipes = {name: choice.recipe for name, choice in choices.items()}
+    return Fastest(learned, merged, len(authors) - len(merged), ratio, absorbed, recipes)
+
+
+def _price(conv: ConvNode, work: Work, machine: Machine) -> float:
+    """Microseconds of a convolution that stays as it is."""
+    spec = conv.spec
+    return OnnxRuntime(work, machine).conv(spec.in_channels, spec.out_channels, spec.groups)
+
+
+def _priced(
+    streams: Iterable[Stream], batches: Sequence[int], machine: Machine
+) -> Sequence[PricedStream]:
+    """Streams, and what moving their tensors costs in each batch."""
+    return [
+        (
+            stream,
+            [
+                OnnxRuntime(Work(1, stream.positions, batch=batch, blocked=stream.blocked), machine)
+                for batch in batches
+            ],
+        )
+        for stream in streams
+    ]
 
 
 def _structure(conv: ConvNode, blocks: Blocks) -> BlockStructure | None:
@@ -159,31 +193,6 @@ def _batches(model: ir.Model) -> Sequence[int]:
     firsts = {value.shape[0] for value in model.graph.inputs if value.shape}
     fixed = [first for first in firsts if isinstance(first, int)]
     return fixed if len(fixed) == len(firsts) == 1 else _OF_OPEN
-
-
-def _works(conv: ConvNode, weights: int, shapes: Shapes, batches: Sequence[int]) -> Sequence[Work]:
-    """What the convolution has to do in each batch; nothing where the graph does not say."""
-    ends = (conv.node.outputs[0], conv.node.inputs[0])
-    written, read = (_positions(value, shapes) for value in ends)
-    if written is None or read is None or conv.weight_tensor is None:
-        return ()
-    one = Work(
-        math.prod(conv.spec.kernel_size),
-        written,
-        read,
-        model_weights=weights,
-        blocked=conv.spec.dims == 2 and conv.weight_tensor.dtype == ir.DataType.FLOAT,
-    )
-    return [replace(one, batch=batch) for batch in batches]
-
-
-def _positions(value: ir.Value | None, shapes: Shapes) -> int | None:
-    sizes = None if value is None else value.shape or shapes.get(value.name or "")
-    if sizes is None:
-        return None
-    spatial = list(sizes)[2:]
-    known = [size for size in spatial if isinstance(size, int)]
-    return math.prod(known) if len(known) == len(spatial) and all(known) else None
 
 
 def _convolutions(number: int) -> str:

@@ -26,12 +26,12 @@ from ...plan.channel_order import AS_THEY_WERE
 from ...plan.gathers import GatherPlan
 from ..graph.channel_order import orders_of, write_orders
 from ..graph.conv_nodes import CONVS, FIRST_IR_WITH_DEFAULTS, constant_of
+from ..graph.free_names import Names
 from ..graph.initializers import constant
 from ..graph.metadata import mark_of, unmark
 from ..graph.node_names import site_name, told_name
 from ..graph.unused import remove_unused
 from .channel_rules import OnnxRules, Shapes, root_of
-from .splitting import Names
 from .static_shapes import two_sizes
 
 

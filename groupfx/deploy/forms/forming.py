@@ -18,6 +18,7 @@ import onnx_ir as ir
 from ...plan.forms import ConvPlan, FormPlan
 from ...plan.gathers import GatherPlan
 from ..graph.conv_nodes import ConvNode
+from ..graph.free_names import Names
 from ..graph.initializers import constant
 from ..graph.metadata import mark
 from ..graph.opsets import SPLIT_SIZES_MOVED
@@ -25,18 +26,18 @@ from ..graph.opsets import SPLIT_SIZES_MOVED
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def apply_form(model: ir.Model, conv: ConvNode, plan: FormPlan) -> None:
+def apply_form(model: ir.Model, conv: ConvNode, plan: FormPlan, names: Names) -> None:
     """Replace `conv`, whose weights are constants, by its execution as `plan` says.
 
     Where it has groups, the plan is one of the dense convolution that computes the same.
 
-    The output keeps its name. The new nodes carry the mark of the site, and each convolution its
-    position in the plan.
+    The output keeps its name, and new values get `names` that are free. The new nodes carry the
+    mark of the site, and each convolution its position in the plan.
     """
     if conv.spec.groups == 1 and _is_plain(plan):
         mark(conv.node, conv.name)
         return
-    _Emission(model, conv, plan).run()
+    _Emission(model, conv, plan, names).run()
 
 
 def _is_plain(plan: FormPlan) -> bool:
@@ -49,8 +50,9 @@ def _is_plain(plan: FormPlan) -> bool:
 
 
 class _Emission:
-    def __init__(self, model: ir.Model, conv: ConvNode, plan: FormPlan) -> None:
+    def __init__(self, model: ir.Model, conv: ConvNode, plan: FormPlan, names: Names) -> None:
         self.graph = model.graph
+        self.names = names
         self.conv = conv
         self.plan = plan
         self.old = conv.node
@@ -79,7 +81,7 @@ class _Emission:
         joined = values[0]
         if len(values) > 1:
             joined = self._node("Concat", values, "concat", {"axis": 1})
-        output = self._gather(joined, plan.output_gather, "output_gather")
+        output = self._behind(joined)
         self._replace(result, output)
 
     def _replace(self, result: ir.Value, output: ir.Value) -> None:
@@ -108,7 +110,7 @@ class _Emission:
         node = ir.Node("", "Split", inputs, attributes, num_outputs=len(sizes), name=name)
         self._added(node, None)
         for position, value in enumerate(node.outputs):
-            value.name = f"{name}.{position}"
+            value.name = self.names.value(f"{name}.{position}")
         return node.outputs
 
     def _part(
@@ -180,6 +182,17 @@ class _Emission:
         ]
         return self._node("Slice", [value, *arguments], f"constants.{name}")
 
+    def _behind(self, value: ir.Value) -> ir.Value:
+        """What brings the result into order."""
+        picked, name = self.plan.output_gather, "output_gather"
+        if not self.plan.by_product:
+            return self._gather(value, picked, name)
+        size = (len(picked.indices), self.plan.result_channels)
+        weight: Array = np.zeros(size, self.weight.dtype)
+        weight[np.arange(size[0]), picked.indices] = 1
+        weight = weight.reshape(*size, *[1] * self.conv.spec.dims)
+        return self._node("Conv", [value, self._constant(weight, f"{name}.weight")], name)
+
     def _gather(
         self, value: ir.Value, gather: GatherPlan, name: str, *, group: int | None = None
     ) -> ir.Value:
@@ -220,12 +233,14 @@ class _Emission:
 
     def _added(self, node: ir.Node, group: int | None) -> ir.Value:
         mark(node, self.conv.name, group)
-        node.outputs[0].name = node.name
+        wanted = node.name or ""
+        node.name = self.names.node(wanted)
+        node.outputs[0].name = self.names.value(wanted)
         self.nodes.append(node)
         return node.outputs[0]
 
     def _constant(self, array: Array, name: str) -> ir.Value:
-        return constant(self.graph, f"{self.conv.name}.{name}", array)
+        return constant(self.graph, self.names.value(f"{self.conv.name}.{name}"), array)
 
 
 def dense_weight(weight: Array, groups: int) -> Array:

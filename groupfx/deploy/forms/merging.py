@@ -32,6 +32,7 @@ from ..graph.conv_nodes import (
     input_of,
     window_of,
 )
+from ..graph.free_names import Names
 from ..graph.initializers import constant
 from ..graph.metadata import mark, mark_of
 from ..graph.unused import remove_unused
@@ -39,7 +40,7 @@ from ..quantised.convs import SPLIT, bias_of, weight_of
 from ..quantised.joining import is_rounded_again, joined_scaling, rounds_again, said_of_scales
 from ..quantised.tensors import QuantisedTensor, axis_of, is_stored, scaling, sizes_of
 from .channel_rules import OnnxRules, Shapes, root_of
-from .splitting import Names, take_over
+from .splitting import take_over
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -39,6 +39,7 @@ from ..graph.conv_nodes import (
     is_convolution,
 )
 from ..graph.files import PRODUCER
+from ..graph.free_names import Names
 from ..graph.metadata import mark, mark_of
 from ..graph.tensors import nodes, tensors
 from ..quantised.convs import SPLIT, Pairs, pairs_around, quantised_conv
@@ -46,11 +47,13 @@ from ..quantised.kernels import bias_rounded_in_branches, kernels_lost, quantise
 from ..quantised.misfits import misfit
 from ..quantised.tensors import is_stored
 from .absorbing import absorb
+from .activating import activate_branches
+from .chaining import join_gathers
 from .fastest import Fastest, fastest_forms
 from .folding import carry_out, problem_of
 from .forming import apply_form
 from .merging import find_parallel, merge
-from .splitting import Names, number_branches, split_conv
+from .splitting import number_branches, split_conv
 from .static_shapes import PARAMETER_TYPES, static_shapes
 from .zero_blocks import zero_blocks
 
@@ -199,9 +202,12 @@ def rewrite_graph(
         sites += [_in_fastest(conv, chosen, shapes) for conv in about]
         done = absorb(work, chosen.absorbed, chosen.forms, shapes)
         taken = {site.name for site in sites if site.reason is None} - done
+        names = Names(work)
         for conv in about:
             if conv.name in taken:
-                apply_form(work, conv, chosen.forms[conv.name])
+                apply_form(work, conv, chosen.forms[conv.name], names)
+        join_gathers(work)
+        activate_branches(work)
         shapes = static_shapes(work) if done else shapes
     elif not passes:
         sites = [_declined(conv, _NO_PASS, shapes) for conv in convs if conv.spec.groups > 1]
@@ -308,7 +314,7 @@ def _carry_out(model: ir.Model, planned: Sequence[_Planned]) -> None:
         if entry.conv is None:
             continue
         if isinstance(entry.plan, FormPlan):
-            apply_form(model, entry.conv, entry.plan)
+            apply_form(model, entry.conv, entry.plan, names)
         else:
             along, pairs = entry.along, entry.pairs
             split_conv(model, entry.conv, entry.plan, along=along, pairs=pairs, names=names)

@@ -33,6 +33,7 @@ from ...errors import InternalError
 from ...plan.branches import Branches
 from ...plan.channels import Slice
 from ..graph.conv_nodes import FIRST_IR_WITH_DEFAULTS, ConvNode, constant_of
+from ..graph.free_names import Names
 from ..graph.metadata import mark, mark_of
 from ..graph.opsets import SPLIT_SIZES_MOVED
 from ..quantised.convs import Pairs, quantised_conv
@@ -51,28 +52,6 @@ Values = Sequence[ir.Value | None]
 """One a branch."""
 
 _PARAMETERS = frozenset({"weight", "bias", "running_mean", "running_var"})
-
-
-class Names:
-    """The names of a model that are taken. One for all sites of a model saves a walk for each."""
-
-    def __init__(self, model: ir.Model) -> None:
-        self._values: set[str] = set()
-        self._nodes: set[str] = set()
-        for graph in (model.graph, *model.graph.subgraphs()):
-            values = (*graph.inputs, *graph.initializers.values())
-            self._values.update(value.name or "" for value in values)
-            for node in graph:
-                self._nodes.add(node.name or "")
-                self._values.update(value.name or "" for value in node.outputs)
-
-    def value(self, wanted: str) -> str:
-        """`wanted`, or `wanted#2` and so on where it is taken; taken from now on."""
-        return _free(wanted, self._values)
-
-    def node(self, wanted: str) -> str:
-        """The same for the name of a node."""
-        return _free(wanted, self._nodes)
 
 
 def split_conv(
@@ -370,12 +349,3 @@ def _parameter_name(name: str, position: int) -> str:
     """`layer.weight` -> `layer.3.weight`, as torch names the branches; else `name.3`."""
     layer, dot, last = name.rpartition(".")
     return f"{layer}.{position}.{last}" if dot and last in _PARAMETERS else f"{name}.{position}"
-
-
-def _free(wanted: str, taken: set[str]) -> str:
-    name, number = wanted, 1
-    while name in taken:
-        number += 1
-        name = f"{wanted}#{number}"
-    taken.add(name)
-    return name

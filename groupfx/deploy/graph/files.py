@@ -180,6 +180,9 @@ def check_target(path: Path, *, overwrite: bool) -> bool:
         )
     if path.is_dir():
         raise FileError(f"{path} is a folder: name a file in it, such as {path / 'model.onnx'}")
+    folder = os.path.dirname(os.path.realpath(path))
+    if not os.access(folder, os.W_OK):
+        raise FileError(f"{path} cannot be written: no permission to write to {folder}")
     if not path.exists():
         return False
     if not path.is_file():

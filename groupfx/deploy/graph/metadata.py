@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
 
+import onnx
 import onnx_ir as ir
 
 from ...convs.names import one_line
@@ -81,7 +82,16 @@ def _strip_value(value: ir.Value) -> None:
     value.doc_string = None
     _keep_ours(value.metadata_props)
     tensor = value.const_value
-    if tensor is not None:
+    if isinstance(tensor, ir.TensorProtoTensor):
+        # It is a message, which other models may hold too.
+        message = onnx.TensorProto()
+        message.CopyFrom(tensor.raw)
+        message.ClearField("doc_string")
+        kept = [entry for entry in message.metadata_props if entry.key.startswith(PREFIX)]
+        message.ClearField("metadata_props")
+        message.metadata_props.extend(kept)
+        value.const_value = ir.TensorProtoTensor(message)
+    elif tensor is not None:
         tensor.doc_string = None
         _keep_ours(tensor.metadata_props)
 

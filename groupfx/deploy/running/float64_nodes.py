@@ -118,8 +118,17 @@ class Float64Node:
     def run(self, values: Mapping[str, Array]) -> dict[str, Array]:
         """Results by name, floats in float64. Raises ModelError where the node does not run."""
         given = {name: values[name] for name in self.inputs}
-        if self._wide is not None:
+        if self._wide is None:
+            return self._rounded(given)
+        try:
             return self._wide.run(given)
+        except GroupfxError:
+            # The evaluator's kernels lack parts of the spec: a GatherElements of few places.
+            found = self._rounded(given)
+            self._wide = None
+            return found
+
+    def _rounded(self, given: Mapping[str, Array]) -> dict[str, Array]:
         return {name: widened(value) for name, value in self._runtime.run(given).items()}
 
     @cached_property

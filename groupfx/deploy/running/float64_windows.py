@@ -12,7 +12,7 @@ all. Formulas are those of the operators' pages on https://onnx.ai/onnx/operator
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -122,7 +122,10 @@ class ConvTranspose(OpRun):
 
 
 class MaxPool(OpRun):
-    """x [N, C, *sizes]; with the output Indices, the evaluator's own kernel."""
+    """x [N, C, *sizes]; Indices are those of x as one row, the first of equal values.
+
+    With `storage_order` 1 the spatial axes run the other way in them, as in Fortran.
+    """
 
     def _run(
         self,
@@ -135,14 +138,36 @@ class MaxPool(OpRun):
         storage_order: int = 0,
         strides: Sequence[int] | None = None,
     ) -> tuple[Array, ...]:
-        if len([name for name in self.onnx_node.output if name]) > 1:
-            return own(self, x)
         window = Window(strides, dilations, pads, auto_pad, ceil_mode)
         axes = window.axes(x.shape[2:], kernel_shape)
         wide = as_tensor(x.astype(np.float64, copy=False))  # int8 and uint8 are allowed, and exact
-        padded = pad_or_crop(wide, [axis.borders for axis in axes], -float("inf"))
-        y = _slide(padded, axes, lambda windows: windows.amax(-1))
-        return (y.numpy().astype(x.dtype, copy=False),)
+        borders = [axis.borders for axis in axes]
+        padded = pad_or_crop(wide, borders, -float("inf"))
+        if len(self.onnx_node.output) == 1:
+            largest = _slide(padded, axes, lambda windows: windows.amax(-1))
+            return (largest.numpy().astype(x.dtype, copy=False),)
+        places = pad_or_crop(_places(x.shape, storage_order), borders, -1.0)
+        windows, held = (_windows(each, axes) for each in (padded, places))
+        # What is padding is no place, also where all that is beside it is minus infinity.
+        first = torch.where(held < 0, -float("inf"), windows).argmax(-1, keepdim=True)
+        y, found = (each.gather(-1, first)[..., 0].numpy() for each in (windows, held))
+        return y.astype(x.dtype, copy=False), found.astype(np.int64)
+
+
+def _places(shape: Sequence[int], storage_order: int) -> Tensor:
+    """Where each number lies in a row of all of them, as a float; a plane after another."""
+    count = int(np.prod(shape[2:]))
+    order: Literal["C", "F"] = "F" if storage_order else "C"
+    plane = np.arange(count).reshape(shape[2:], order=order)
+    planes = np.arange(shape[0] * shape[1]).reshape(*shape[:2], *[1] * len(shape[2:]))
+    return torch.from_numpy((planes * count + plane).astype(np.float64))
+
+
+def _windows(x: Tensor, axes: Sequence[Axis]) -> Tensor:
+    """Each window of `x` as a row, [N, C, *outputs, taps]."""
+    for position, axis in enumerate(axes):
+        x = x.unfold(2 + position, axis.extent, axis.stride)[..., :: axis.dilation]
+    return x.flatten(2 + len(axes))
 
 
 class AveragePool(OpRun):

@@ -34,12 +34,19 @@ _MOST_BYTES = 1_500_000_000
 class Session:
     """A model in ONNX Runtime, with its graph optimisations off or on.
 
-    `also` are names of inner values that are given out as well. Raises `FileError` where ONNX
-    Runtime cannot load the model; `source` names it there.
+    `also` are names of inner values that are given out as well, `data` the bytes of the model's
+    file, if they were made already. Raises `FileError` where ONNX Runtime cannot load the model;
+    `source` names it there.
     """
 
     def __init__(
-        self, model: ir.Model, optimised: Optimised, *, source: str, also: Sequence[str] = ()
+        self,
+        model: ir.Model,
+        optimised: Optimised,
+        *,
+        source: str,
+        also: Sequence[str] = (),
+        data: bytes | None = None,
     ) -> None:
         self.source = source
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -50,7 +57,7 @@ class Session:
         options.log_severity_level = _SILENT
         try:
             self._session = ort.InferenceSession(
-                self._given(model, also), options, providers=["CPUExecutionProvider"]
+                self._given(model, also, data), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:
             raise FileError(_not_loaded(source, model, error)) from error
@@ -75,13 +82,16 @@ class Session:
             ) from error
         return {name: np.asarray(value) for name, value in zip(wanted, values, strict=True)}
 
-    def _given(self, model: ir.Model, also: Sequence[str]) -> bytes | str:
+    def _given(self, model: ir.Model, also: Sequence[str], data: bytes | None) -> bytes | str:
+        if data is not None and len(data) < _MOST_BYTES:
+            # Messages one behind the other are one that has the repeated fields of all.
+            return data + _more_outputs(model, also)
         size = sum(tensor.nbytes for tensor in tensors(model))
         if size < _MOST_BYTES:
             proto = proto_of(model)
             give_out(proto, also)
-            data: bytes = proto.SerializeToString()
-            return data
+            made: bytes = proto.SerializeToString()
+            return made
         self._folder = tempfile.TemporaryDirectory()
         path = Path(self._folder.name) / "model.onnx"
         write_onnx(model, path, overwrite=True, external=True)
@@ -100,6 +110,15 @@ def give_out(proto: onnx.ModelProto, names: Sequence[str]) -> None:
         if name not in known and name not in given:
             proto.graph.output.append(onnx.ValueInfoProto(name=name))
             known.add(name)
+
+
+def _more_outputs(model: ir.Model, names: Sequence[str]) -> bytes:
+    """A message of nothing but those of `names` that are no inputs or outputs yet."""
+    known = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
+    more = onnx.ModelProto()
+    give_out(more, [name for name in names if name not in known])
+    data: bytes = more.SerializeToString()
+    return data
 
 
 def _not_loaded(source: str, model: ir.Model, error: Exception) -> str:
@@ -135,5 +154,7 @@ def declared_inputs(
             continue
         if value.dtype is None or value.shape is None:
             raise UsageError(f"input {value.name!r} has no type or shape in the file")
+        if value.dtype == ir.DataType.STRING:
+            raise UsageError(f"input {value.name!r} is text, which nothing can be drawn for")
         sizes = tuple(size if isinstance(size, int) else None for size in value.shape)
         yield value.name or "", value.dtype.numpy(), sizes

@@ -79,7 +79,7 @@ def _opened(side: Side) -> Side:
     if isinstance(side, TorchSide):
         return side
     model = opened_functions(side.model)
-    return side if model is side.model else replace(side, model=model)
+    return side if model is side.model else replace(side, model=model, data=None)
 
 
 def _draws(side: Side, feeds: Feeds) -> list[tuple[str, Kind | None]]:
@@ -145,7 +145,7 @@ def _behind(
 def _unsteady(side: Side, feeds: Feeds, dtype: torch.dtype) -> dict[str, str]:
     """The outputs that differ between two runs on the same inputs."""
     try:
-        first, second = side.native(feeds, dtype), side.again(feeds, dtype)
+        first, second = side.twice(feeds, dtype)
     except Exception:  # the runs of the comparison tell of it
         return {}
     text = f"something in {side.source} that gives other values each time"

@@ -83,6 +83,12 @@ def example_feeds(
         return Example(example, side.example.guessed if isinstance(side, TorchSide) else None)
     assert isinstance(reference, OnnxSide)
     assert isinstance(candidate, OnnxSide)
+    names = reference.inputs
+    unknown = next((k for k in shapes if k not in names and k not in range(len(names))), None)
+    if unknown is not None:
+        raise UsageError(
+            f"{reference.source} has no input {unknown!r}: its inputs are {', '.join(names)}"
+        )
     declared = list(_declared(reference, candidate, inputs, shapes))
     open_sizes = any(None in sizes[1:] for _, _, sizes in declared)
     if domains is None:
@@ -95,6 +101,7 @@ def example_feeds(
                 reason = reason or UsageError(f"they have more than {MOST_ELEMENTS:,} elements")
                 continue
             feeds = _guessed(declared, batch, size, domains)
+            require_fit(reference, feeds)
             try:
                 reference.session.run(reference.own(feeds))
             except FileError:

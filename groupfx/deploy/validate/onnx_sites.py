@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import starmap
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...convs.names import unnumbered
 from ...plan.channel_order import AS_THEY_WERE, ChannelOrders
+from ..forms.activating import FUSED
 from ..graph.batchnorm import epsilon_of, norm_behind
 from ..graph.channel_order import orders_of
 from ..graph.conv_nodes import WHOLE, ConvNode, constant_of, conv_names, conv_nodes
@@ -41,6 +42,7 @@ class Region:
     region; the names are then empty. The orders are those of the channels of the two values, where
     a fold has changed them. `whole` says that the values are whole numbers. Where branches round
     what they give, `joined` are the values before that, which make up the convolution's together.
+    So they are where each branch has its activation, `activated`: `end` is no value of the site's.
     """
 
     name: str
@@ -51,11 +53,18 @@ class Region:
     orders: ChannelOrders = AS_THEY_WERE
     whole: bool = False
     joined: tuple[str, ...] = ()
+    activated: bool = False
 
     @property
     def values(self) -> tuple[str, ...]:
         """Names of all values that are looked at."""
-        named = (self.start, self.end, self.behind_norm, *self.joined)
+        named = (self.start, *self.results, *self.joined)
+        return () if self.problem is not None else tuple(name for name in named if name)
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """Names of the values that have all channels that come out."""
+        named = (self.end, self.behind_norm)
         return () if self.problem is not None else tuple(name for name in named if name)
 
 
@@ -179,13 +188,12 @@ def _regions(
     known = {function.name for function in functions}
     if marked:
         constants = constant_values(model.graph)
-        regions = [
-            _marked_region(name, nodes, constants, name in normed)
-            for name, nodes in marked.items()
-            if name in known
-        ]
-        missing = sorted(name for name in known if name not in marked)
-        unknown = [name for name in marked if name not in known]
+        # The second call here need not be the second there: by its name no call can be told.
+        here, there = (Counter(map(unnumbered, names)) for names in (marked, known))
+        paired = [n for n in marked if n in known and here[unnumbered(n)] == there[unnumbered(n)]]
+        regions = [_marked_region(n, marked[n], constants, n in normed) for n in paired]
+        missing = sorted(known - set(paired))
+        unknown = [name for name in marked if name not in paired]
         return tuple(regions), tuple(_unpaired(missing, unknown))
     return _unmarked(model, functions)
 
@@ -222,6 +230,9 @@ def _marked_region(
         for value in node.inputs
         if value is not None and value.producer() not in inside and value not in constants
     )
+    if not starts:  # it convolves constants
+        given = [node.inputs[0] for node in nodes if node.inputs]
+        starts = dict.fromkeys(v for v in given if v is not None and v.producer() not in inside)
     ends = [value for node in nodes for value in node.outputs if _leaves(value, inside)]
     if len(starts) != 1 or len(ends) != 1:
         texts = (_values(starts), _values(ends))
@@ -231,11 +242,24 @@ def _marked_region(
     convs = [node for node in nodes if node.op_type in SPLIT]
     orders = orders_of(convs[0]) if convs else AS_THEY_WERE
     whole = bool(convs) and convs[0].op_type in WHOLE
+    names = start.name or "", end.name or ""
+    branches = tuple(_in_front_of_activations(end, inside))
+    if branches:
+        return Region(name, *names, orders=orders, joined=branches, activated=True)
     joined = tuple(_in_front_of_rounding(end, inside, with_norm=with_norm))
     if whole or joined:
-        names = start.name or "", end.name or ""
         return Region(name, *names, orders=orders, whole=whole, joined=joined)
     return _region(name, start, end, with_norm, orders)
+
+
+def _in_front_of_activations(end: ir.Value, inside: set[ir.Node]) -> Iterator[str]:
+    """What goes into the activations of the branches of a region; nothing unless each has one."""
+    concat = end.producer()
+    parts = concat.inputs if concat is not None and concat.op_type == "Concat" else ()
+    nodes = [None if value is None else value.producer() for value in parts]
+    if all(node in inside and node is not None and node.op_type in FUSED for node in nodes):
+        read = (node.inputs[0] for node in nodes if node is not None)
+        yield from (value.name or "" for value in read if value is not None)
 
 
 def _in_front_of_rounding(end: ir.Value, inside: set[ir.Node], *, with_norm: bool) -> Iterator[str]:
@@ -284,11 +308,33 @@ def _norms_behind(value: ir.Value) -> Iterator[ir.Node]:
     """The BatchNormalizations that belong to what gives `value`, one behind the other."""
     node = value.producer()
     while node is not None and value is node.outputs[0]:
-        norm = norm_behind(node, _DEFAULTS_HOLD)
+        norm = norm_behind(_passed_on(node), _DEFAULTS_HOLD)
         if not isinstance(norm, ir.Node):
             return
         yield norm
         node, value = norm, norm.outputs[0]
+
+
+def _passed_on(node: ir.Node) -> ir.Node:
+    """Where the value of `node`, which nothing else takes, has been passed on unchanged."""
+    while len(uses := node.outputs[0].uses()) == 1 and not node.outputs[0].is_graph_output():
+        (user,) = (use.node for use in uses)
+        if not _passes_on(user):
+            break
+        node = user
+    return node
+
+
+def _passes_on(node: ir.Node) -> bool:
+    """Whether it gives what it takes."""
+    if node.op_type == "Dropout":  # with a third input it may drop something
+        return len(node.inputs) <= _TRAINING_MODE
+    ends = {(str(v.shape), v.dtype) for v in (node.inputs[0], node.outputs[0]) if v is not None}
+    kept = len(ends) == 1 and ("None", None) not in ends
+    return node.op_type == "Identity" or (node.op_type in ("Cast", "Reshape") and kept)
+
+
+_TRAINING_MODE = 2
 
 
 def _behind_norms(value: ir.Value) -> ir.Value:

@@ -14,7 +14,7 @@ from ..graph.metadata import mark_of
 from ..graph.node_names import told_name
 from ..quantised.grids import grid_of
 from ..quantised.tensors import dequantised
-from ..running.float64_nodes import Float64Node, widened
+from ..running.float64_nodes import Float64Node, RuntimeNode, widened
 from ..running.runtime import declared_inputs
 from .value_graph import Jitter, Operator, ValueGraph, Values
 
@@ -69,6 +69,11 @@ class OnnxGraph(ValueGraph):
         if kind is None:
             return dict(made)
         return {name: widened(value.astype(kind)) for name, value in made.items()}
+
+    def in_runtime(self, operator: Operator, values: Mapping[str, Any]) -> Values:
+        """What ONNX Runtime makes of it, in the file's own dtypes."""
+        node = self.nodes[operator.index]
+        return dict(RuntimeNode(self.model, node.node).run(self.operands(node, values)))
 
     def holds(self, name: str, array: Array) -> Array:
         """Behind a DequantizeLinear those of its grid."""

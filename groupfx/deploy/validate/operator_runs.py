@@ -11,12 +11,13 @@ import numpy.typing as npt
 import torch
 
 from ...errors import kind_and_line
+from ...plan.channel_order import Order
 from ...tracing import CannotTrace
 from .drawn_batches import has_large_rows
 from .narrowing import value_sketches
-from .onnx_values import OnnxGraph
 from .operator_checks import OperatorCheck
 from .operators import OperatorWork
+from .ordered_values import OrderedGraph
 from .runs import Run
 from .sides import OnnxSide, Side
 from .torch_graph import TorchGraph
@@ -53,12 +54,16 @@ def look_at_operators(
     runs: Sequence[tuple[Feeds, Feeds]],
     dtype: torch.dtype,
     judged: Collection[str],
+    orders: Mapping[str, Order] | None,
 ) -> OperatorReport:
     """Judge the operators of `candidate`; `pairs` are inputs and outputs, the reference's first.
 
     `runs` are inputs of the reference and what it gives in float64. `judged` are sites that were
-    looked at already. Does not raise: a note says why not.
+    looked at already. `orders` are those of values of the candidate whose channels lie elsewhere,
+    None where they are not known. Does not raise: a note says why not.
     """
+    if orders is None:
+        return _none("a fold has moved channels between them")
     try:
         graph = reference.values
         graph.known([feeds for feeds, _ in runs], value_sketches)
@@ -67,7 +72,7 @@ def look_at_operators(
             return _none("torch.export gives a graph that computes something else")
         own: ValueGraph
         if isinstance(candidate, OnnxSide):
-            own = OnnxGraph(candidate.model, lowers=graph.lowers)
+            own = OrderedGraph(candidate.model, orders, lowers=graph.lowers)
         else:
             own = candidate.values
         known = graph.known(chosen, value_sketches)
@@ -81,12 +86,6 @@ def look_at_operators(
     except Exception as error:
         # A graph may hold what nobody thought of; the rest of the verdict stands without this.
         return _none(f"{kind_and_line(error)}, which is a bug of ours")
-
-
-MOVED = OperatorReport(
-    notes=("the operators are not looked at one by one: a fold has moved channels between them",)
-)
-"""Values are paired by their numbers, channel by channel."""
 
 
 def _none(why: str) -> OperatorReport:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import torch
 
 from ..quantised.tensors import QUANTIZE
-from ..running.float64_nodes import RuntimeNode
+from .extending import extended, joint
 from .matching import Matching, Piece
 from .narrowing import Named, named, narrowed, value_sketches
 from .node_stress import Finding, Inputs, compare, draws, sampled, side_function
@@ -44,7 +44,6 @@ _SHARE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1, torch.
 _LINEAR = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum"))
 _CONVS = frozenset(("Conv", "ConvTranspose"))
 _LARGE = 1 << 22
-_LEVELS_BACK = 2
 # What has no float64 kernel has its own rounding, and may have its own layout.
 _ROUNDED_SHARE = 1e-3
 _MOST_ROUNDS = 4
@@ -277,7 +276,7 @@ class OperatorWork:
             return False
         if self._only_evaluator(failure):
             return False
-        longer = self._extended(piece)
+        longer = joint(self.matching, extended(self.matching, piece))
         if longer.cut == piece.cut:
             return True
         for own in self._own:
@@ -288,23 +287,6 @@ class OperatorWork:
             if any(finding.ratio > 1 for _, finding in self._findings(longer, base)):
                 return True
         return False
-
-    def _extended(self, piece: Piece) -> Piece:
-        """The piece with those in front of it, so that its inputs are such as can occur."""
-        for _ in range(_LEVELS_BACK):
-            pieces = {pair: self._piece_of(pair) for pair in piece.cut}
-            front = [before for before in pieces.values() if before is not None]
-            kept = [pair for pair, before in pieces.items() if before is None]
-            piece = replace(
-                piece,
-                candidate=_merged(piece.candidate, *(each.candidate for each in front)),
-                reference=_merged(piece.reference, *(each.reference for each in front)),
-                cut=tuple(dict.fromkeys((*kept, *(p for each in front for p in each.cut)))),
-            )
-        return piece
-
-    def _piece_of(self, pair: tuple[str, str]) -> Piece | None:
-        return self.matching.piece(*pair) if pair[0] in self.candidate.producer else None
 
     def _only_evaluator(self, failure: Failure) -> bool:
         """Whether ONNX Runtime does not compute what the evaluator does in float64."""
@@ -335,7 +317,7 @@ class OperatorWork:
             f"{size} of their size"
         )
         named_now = replace(found, reason=reason)
-        return _failed(named_now, finding.ratio, _apart(found, piece, failure.inputs))
+        return _failed(named_now, finding.ratio, self._apart(found, piece, failure.inputs))
 
     # What has no partner
 
@@ -430,8 +412,15 @@ class OperatorWork:
         )
         piece = self.matching.piece(culprit.suspect.value, culprit.expected)
         base = None if piece is None else self._values(piece)
-        shown = None if piece is None or base is None else _apart(found, piece, base)
+        shown = None if piece is None or base is None else self._apart(found, piece, base)
         return _failed(replace(found, reason=reason), np.inf, shown)
+
+    def _apart(self, found: Named, piece: Piece, inputs: Inputs) -> Apart | None:
+        """What shows it to whoever runs the file's own nodes."""
+        if not all(self.candidate.lies(name) for name, _ in (*piece.cut, piece.ends)):
+            return None
+        what = f"the operator {found.operator}"
+        return Apart(what, piece.cut, piece.ends, piece.reference, inputs)
 
     def _sandwiched(self, suspect: Suspect) -> Iterator[OperatorCheck]:
         for other in self.matching.expected.of:
@@ -459,21 +448,9 @@ def _failed(found: Named, ratio: float, apart: Apart | None = None) -> OperatorC
     return OperatorCheck(op.name, op.kind, False, ratio, found.expected, op.index, reason, apart)
 
 
-def _apart(found: Named, piece: Piece, inputs: Inputs) -> Apart:
-    """What shows it."""
-    what = f"the operator {found.operator}"
-    return Apart(what, piece.cut, piece.ends, piece.reference, inputs)
-
-
-def _merged(*groups: Sequence[Operator]) -> tuple[Operator, ...]:
-    by_place = {op.index: op for group in groups for op in group}
-    return tuple(by_place[index] for index in sorted(by_place))
-
-
 def _in_runtime(graph: OnnxGraph, piece: Piece, given: Inputs) -> Array:
     values: dict[str, Array] = dict(given)
     for op in piece.candidate:
-        node = graph.nodes[op.index]
-        made = RuntimeNode(graph.model, node.node).run(graph.operands(node, values))
+        made = graph.in_runtime(op, values)
         values.update({name: made[name] for name in made if name not in given})
     return values[piece.ends[0]]

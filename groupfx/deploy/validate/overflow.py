@@ -60,6 +60,9 @@ def _finite_constant(value: ir.Value) -> bool:
 
 
 class _Watch(TorchDispatchMode):
+    # Whole, as one operator: what is inside has no module to be named by.
+    supports_higher_order_operators = True
+
     def __init__(self, place: Callable[[], str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._place = place

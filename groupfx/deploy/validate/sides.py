@@ -20,19 +20,19 @@ from torch import Tensor, nn
 
 from ...errors import GroupfxError, ModelError, UsageError, first_line
 from ...learned.groups import deciding_tensors
+from ...running.copies import copied
 from ...running.float64 import widen
 from ...running.guess import Declared
 from ...running.inputs import ExampleInputs, in_order
-from ...running.unchanged import evaluate, unchanged
+from ...running.unchanged import evaluate, seed_torch, unchanged
 from ...tracing import CannotTrace
-from ...tracing.program import copied
 from ...verify import Float64Runner
 from ..export.exporting import convert
 from ..export.io_names import output_names, unique
 from ..graph.files import proto_of
 from ..quantised.kernels import quantises
 from ..running.float64_onnx import Float64Model
-from ..running.runtime import Session, declared_inputs, give_out
+from ..running.runtime import Optimised, Session, declared_inputs, give_out
 from .onnx_sites import onnx_site_functions
 from .onnx_values import OnnxGraph
 from .reaching import values_behind
@@ -47,6 +47,8 @@ Feeds = Mapping[str, Array]
 Values = dict[str, Array]
 
 _SEED = 0
+
+_NO_TENSORS = (ir.SequenceType, ir.OptionalType)
 
 
 @dataclass(frozen=True)
@@ -112,9 +114,9 @@ class TorchSide:
         moved = feeds if self.has_float64 else next(perturbed(feeds, 1), feeds)
         return self._native(moved, dtype)
 
-    def again(self, feeds: Feeds, dtype: torch.dtype) -> Values:
-        """The same with other random numbers, if it draws any."""
-        return self._native(feeds, dtype, _SEED + 1)
+    def twice(self, feeds: Feeds, dtype: torch.dtype) -> tuple[Values, Values]:
+        """Two runs, with random numbers of their own if it draws any."""
+        return self.native(feeds, dtype), self._native(feeds, dtype, _SEED + 1)
 
     def draws(self, feeds: Feeds) -> Draws:
         """What the model draws in one run, in its own dtype."""
@@ -142,7 +144,7 @@ class TorchSide:
             # As the run in float64 does.
             random.seed(seed)
             np.random.seed(seed)
-            torch.manual_seed(seed)
+            seed_torch(seed)
             try:
                 with self.playing(feeds) as draws:
                     values = _arrays(given.call(model))
@@ -280,13 +282,15 @@ def _array(tensor: Tensor) -> Array:
 class OnnxSide:
     """An ONNX model; `source` names it in messages.
 
-    `drawn` are inputs that stand for random numbers which the file drew by itself.
+    `drawn` are inputs that stand for random numbers which the file drew by itself. `data` are the
+    bytes of its file, where they are at hand: they need not be made for each session.
     """
 
     source: str
     model: ir.Model
     notes: list[str] = field(default_factory=list, compare=False)
     drawn: tuple[str, ...] = ()
+    data: bytes | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def declared(self) -> tuple[tuple[str, np.dtype[Any], tuple[int | None, ...]], ...]:
@@ -308,7 +312,14 @@ class OnnxSide:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of the outputs."""
+        """Names of the outputs. Raises UsageError where one is no tensor of numbers."""
+        for value in self.model.graph.outputs:
+            if value.dtype == ir.DataType.STRING or isinstance(value.type, _NO_TENSORS):
+                kind = "text" if value.dtype == ir.DataType.STRING else "no tensor"
+                raise UsageError(
+                    f"{self.source}: output {value.name} is {kind}, which is not compared: leave "
+                    "it out of the file, or do not check (--no-verify, verify=False)"
+                )
         return tuple(value.name or "" for value in self.model.graph.outputs)
 
     @property
@@ -329,12 +340,16 @@ class OnnxSide:
     @cached_property
     def session(self) -> Session:
         """The model in ONNX Runtime as it is written, not optimised."""
-        return Session(self.model, "off", source=self.source)
+        return self.session_of("off")
 
     @cached_property
     def optimised(self) -> Session:
         """The model in ONNX Runtime, optimised."""
-        return Session(self.model, "on", source=self.source)
+        return self.session_of("on")
+
+    def session_of(self, optimised: Optimised, also: Sequence[str] = ()) -> Session:
+        """A session of it which gives inner values `also`."""
+        return Session(self.model, optimised, source=self.source, also=also, data=self.data)
 
     def wide(self, feeds: Feeds) -> Values:
         """Outputs in float64; in the file's own dtype where an operator has no float64 form."""
@@ -359,12 +374,12 @@ class OnnxSide:
         give_out(proto, names)
         if self._wide_model is not None:
             return Float64Model(proto).run(self.own(feeds), names)
-        also = Session(self.model, "on", source=self.source, also=names)
-        return also.run(self.own(feeds), names)
+        return self.session_of("on", names).run(self.own(feeds), names)
 
-    def again(self, feeds: Feeds, dtype: torch.dtype) -> Values:
-        """The same with other random numbers, if it draws any."""
-        return self.native(feeds, dtype)
+    def twice(self, feeds: Feeds, dtype: torch.dtype) -> tuple[Values, Values]:
+        """Two runs, with random numbers of their own if it draws any."""
+        own = self.own(feeds)
+        return self.session.run(own), self.session.run(own)
 
     def own(self, feeds: Feeds) -> Feeds:
         """The same arrays in the dtypes that the file declares."""

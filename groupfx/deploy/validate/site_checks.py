@@ -81,9 +81,11 @@ def check_site(
         end = arranged(value, have.output, want.output, spec.out_channels)
         return _of_run(function, region.name, start, end, dtype, run, rounded)
 
-    if region.joined or region.whole:
+    joined = [values[name] for name in region.joined]
+    if region.activated:
+        return checked(np.concatenate(joined, axis=1))
+    if joined or region.whole:
         last = checked(values[region.end], rounded=True)
-        joined = [values[name] for name in region.joined]
         # A step is much more than what rounding explains in front of it.
         return checked(np.concatenate(joined, axis=1)) if joined and last.ok else last
     return min((checked(values[end]) for end in ends), key=_ratio)
@@ -137,31 +139,36 @@ def _compared(
     run: str,
     seen: bool,
 ) -> SiteCheck:
-    inside = torch.from_numpy(in_range(magnitudes.numpy(), dtype))
-    broken = inside & ~torch.isfinite(found)
-    if bool(broken.any()):
-        place = _place(broken.double())
-        reason = f"{int(broken.sum())} values are not finite where the reference is"
-        return SiteCheck(
-            name, False, math.inf, math.inf, 0.0, place, float(expected[place]),
-            float(found[place]), run, seen, reason,
-        )  # fmt: skip
-    usable = inside & torch.isfinite(found)
-    error = torch.where(usable, (found - expected).abs(), 0.0)
-    magnitudes = torch.where(usable, magnitudes, 0.0)
+    error = (found - expected).abs_()
+    if not _is_plain(magnitudes, found, dtype):
+        inside = torch.from_numpy(in_range(magnitudes.numpy(), dtype))
+        finite = torch.isfinite(found)
+        broken = inside & ~finite
+        if bool(broken.any()):
+            place = _place(broken.double())
+            reason = f"{int(broken.sum())} values are not finite where the reference is"
+            return SiteCheck(
+                name, False, math.inf, math.inf, 0.0, place, float(expected[place]),
+                float(found[place]), run, seen, reason,
+            )  # fmt: skip
+        usable = inside & finite
+        error = torch.where(usable, error, 0.0)
+        magnitudes = torch.where(usable, magnitudes, 0.0)
     unit = torch.finfo(dtype).eps / 2
-    floor = underflow(dtype)
-    elements = rounding_bound(magnitudes, function.terms, dtype) + floor + step
-    channels = function.factor() * unit * _rms(magnitudes) + floor + step.reshape(-1)
-    by_element, by_channel = error / elements, _rms(error) / channels
-    ratio = float(torch.maximum(by_element.max(), by_channel.max()))
-    channel = int(by_channel.argmax())
-    if float(by_element.max()) > float(by_channel.max()):
+    least = step.double() + underflow(dtype)
+    elements = rounding_bound(magnitudes, function.terms, dtype).add_(least)
+    channels = function.factor() * unit * _rms(magnitudes) + least.reshape(-1)
+    by_element, of_channels = error / elements, _rms(error)
+    by_channel = of_channels / channels
+    worst, channel = float(by_element.max()), int(by_channel.argmax())
+    ratio = max(worst, float(by_channel[channel]))
+    if worst > float(by_channel[channel]):
         place = _place(by_element)
         size, limit = float(error[place]), float(elements[place])
     else:
-        place = _place(torch.where(_in_channel(error, channel), error, -1.0))
-        size, limit = float(_rms(error)[channel]), float(channels[channel])
+        batch, *position = _place(error.select(1, channel))
+        place = (batch, channel, *position)
+        size, limit = float(of_channels[channel]), float(channels[channel])
     ok = ratio <= 1
     wrong = None if ok else f"its output is off by {ratio:.3g} x what rounding explains"
     return SiteCheck(
@@ -176,9 +183,14 @@ def _rms(value: Tensor) -> Tensor:
     return value.square().mean(dim=axes).sqrt()
 
 
-def _in_channel(value: Tensor, channel: int) -> Tensor:
-    shape = (1, -1, *(1,) * (value.dim() - 2))
-    return (torch.arange(value.shape[1]) == channel).reshape(shape).expand_as(value)
+def _is_plain(magnitudes: Tensor, found: Tensor, dtype: torch.dtype) -> bool:
+    """Whether every value is finite and in range, as sums and maxima tell in no time.
+
+    What is not a number, or infinite, makes a sum and a maximum so.
+    """
+    if not math.isfinite(float(found.sum())):
+        return False
+    return bool(in_range(magnitudes.max().numpy(), dtype))
 
 
 def _place(value: Tensor) -> tuple[int, ...]:

@@ -63,8 +63,10 @@ class Affine:
 class SiteFunction:
     """A site of the reference. `weight` and `bias` are in float64.
 
-    `window` says where its windows lie; `norms` are the BatchNorms behind it. The orders are those
-    of its input's and its output's channels, where a fold has changed them in the reference.
+    `sizes` are what the rounding of a weight that is computed is relative to, where that is more
+    than its magnitudes. `window` says where its windows lie; `norms` are the BatchNorms behind it.
+    The orders are those of its input's and its output's channels, where a fold has changed them in
+    the reference.
 
     `data` is the grid of what goes in where that are whole numbers, and so is then what comes out.
     `result` is the grid that this is rounded to, behind activations that may follow.
@@ -79,6 +81,7 @@ class SiteFunction:
     orders: ChannelOrders = AS_THEY_WERE
     data: Grid | None = None
     result: Grid | None = None
+    sizes: Tensor | None = None
 
     @property
     def terms(self) -> int:
@@ -92,7 +95,8 @@ class SiteFunction:
         result = self._convolve(x, self.weight, self.bias)
         for norm in self.norms:
             scale, mean, beta = (_channels(v, result) for v in _fields(norm))
-            result = (result - mean) * scale + beta
+            # What the convolution gave is nobody else's.
+            result = result.sub_(mean).mul_(scale).add_(beta)
         return result
 
     def magnitudes(self, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -100,14 +104,15 @@ class SiteFunction:
 
         In float32, for nothing cancels, unless it does not hold them or `dtype` is finer.
         """
-        sizes = [x.abs(), self.weight.abs(), *([] if self.bias is None else [self.bias.abs()])]
+        weight = self.weight.abs() if self.sizes is None else self.sizes
+        sizes = [x.abs(), weight, *([] if self.bias is None else [self.bias.abs()])]
         large = math.prod(float(size.max()) if size.numel() else 0.0 for size in sizes[:2])
         coarse = dtype != torch.float64 and large * self.terms < _MOST_FLOAT
         narrow = [size.float() for size in sizes] if coarse else sizes
         result = self._convolve(narrow[0], narrow[1], narrow[2] if sizes[2:] else None).double()
         for norm in self.norms:
             scale, mean, beta = (_channels(v.abs(), result) for v in _fields(norm))
-            result = (result + mean) * scale + beta
+            result = result.add_(mean).mul_(scale).add_(beta)
         return result
 
     def group(self, number: int) -> SiteFunction:
@@ -121,6 +126,7 @@ class SiteFunction:
             self,
             spec=spec.with_channels(len(inputs), len(outputs), groups=1),
             weight=self.weight[held],
+            sizes=None if self.sizes is None else self.sizes[held],
             bias=None if self.bias is None else self.bias[rows],
             norms=tuple(Affine(*(v[rows] for v in _fields(norm))) for norm in self.norms),
         )
@@ -177,7 +183,7 @@ def torch_site_functions(
     left: list[Unchecked] = []
     values = _WideValues(graph, native)
     for site in graph_sites(graph, site_names(merged.planned)):
-        function = _function(graph, site, values)
+        function = _function(site, values)
         if isinstance(function, str):
             left.append(Unchecked(function, site.name))
             continue
@@ -202,19 +208,44 @@ class _WideValues:
         with torch.no_grad(), Float64(None, self._native):
             for n in order:
                 if n not in self._values:
-                    self._values[n] = self._compute(n)
+                    self._values[n] = self._compute(n, self._values)
         value = self._values[node]
         return widen(value.detach()) if isinstance(value, Tensor) else None
 
-    def _compute(self, node: fx.Node) -> Any:
+    def sizes(self, node: fx.Node) -> Tensor | None:
+        """What a computed value's rounding is relative to; None where that is its magnitudes.
+
+        A difference, such as `w - mean(w)` of a standardised weight, may be small beside what it is
+        the difference of. How much that is shows in what the model's own dtype makes of it: the
+        worst error there, by the largest magnitude of its row, is taken for every row.
+        """
+        wide = self.of(node)
+        if wide is None or node.op == "get_attr":
+            return None
+        values: dict[fx.Node, Any] = {}
+        with torch.no_grad():
+            for n in in_running_order(node):
+                values[n] = self._compute(n, values)
+        native = values[node]
+        if native.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            return None
+        error, unit = (native.double() - wide).abs(), torch.finfo(native.dtype).eps / 2
+        if bool((error <= _LEAST_FACTOR * unit * wide.abs()).all()):
+            return None
+        rows = wide.abs().flatten(1).amax(1)
+        worst = (error.flatten(1).amax(1) / rows)[rows > 0].max()
+        largest = (worst / unit * rows).reshape(-1, *(1,) * (wide.dim() - 1))
+        return torch.maximum(wide.abs(), largest)
+
+    def _compute(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         if node.op == "get_attr":
             return tensor_at(self._graph, node)
         assert callable(node.target)
-        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), self._values.__getitem__)
+        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
         return node.target(*args, **kwargs)
 
 
-def _function(graph: fx.GraphModule, site: GraphSite, values: _WideValues) -> SiteFunction | str:
+def _function(site: GraphSite, values: _WideValues) -> SiteFunction | str:
     call = site.call
     if not isinstance(call, ConvCall):
         return call.reason
@@ -225,14 +256,14 @@ def _function(graph: fx.GraphModule, site: GraphSite, values: _WideValues) -> Si
     bias = values.of(held) if isinstance(held, fx.Node) else None
     if isinstance(held, fx.Node) and bias is None:
         return "its bias depends on the input"
-    norms = tuple(_affine(graph, node) for node in site.norms)
-    return SiteFunction(site.name, call.spec, weight, bias, Window.of(call.spec), norms)
+    norms = tuple(_affine(values, node) for node in site.norms)
+    window, sizes = Window.of(call.spec), values.sizes(call.node.args[1])  # type: ignore[arg-type]
+    return SiteFunction(site.name, call.spec, weight, bias, window, norms, sizes=sizes)
 
 
-def _affine(graph: fx.GraphModule, norm: fx.Node) -> Affine:
-    nodes = norm.args[1:5]
-    stored = [tensor_at(graph, a).detach() if isinstance(a, fx.Node) else None for a in nodes]
-    gamma, beta, mean, variance = stored
+def _affine(values: _WideValues, norm: fx.Node) -> Affine:
+    found = [values.of(node) if isinstance(node, fx.Node) else None for node in norm.args[1:5]]
+    gamma, beta, mean, variance = found
     assert mean is not None
     assert variance is not None
     eps = norm.args[7]

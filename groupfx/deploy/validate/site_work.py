@@ -11,14 +11,15 @@ import torch
 from ...errors import kind_and_line
 from ...merging.sites import noted_orders
 from ...plan.blocks import BlockStructure
+from ...plan.channel_order import Order
 from ...report.pieces import Piece, conv_label
 from ...tracing import CannotTrace
 from ..forms.site_drawings import site_pieces
 from ..forms.zero_blocks import blocks_of_weight
-from ..running.runtime import Session
 from .drawn_batches import has_large_rows
 from .locating import locate
 from .onnx_sites import Region, candidate_regions, some_names
+from .ordered_values import value_orders
 from .runs import Run
 from .sides import OnnxSide, Side, TorchSide
 from .site_checks import SiteCheck, check_site
@@ -62,7 +63,7 @@ class SiteWork:
         given = set(side.inputs)
         inner = sorted(wanted - given)
         if wanted:
-            session = Session(side.model, "off", source=side.source, also=inner)
+            session = side.session_of("off", inner)
 
             def values(feeds: Feeds) -> Mapping[str, Array]:
                 own = side.own(feeds)
@@ -118,10 +119,15 @@ class SiteWork:
             return f"at a place that cannot be told ({kind_and_line(error)})"
         return locate(self._reference, self._functions, regions, values, run, self.dtype)
 
-    @property
-    def reordered(self) -> bool:
-        """Whether the channels of a site lie in another order than those of the reference's."""
-        return any(function.orders != region.orders for function, region in self.pairs)
+    def orders(self) -> Mapping[str, Order] | None:
+        """The orders of the candidate's values whose channels do not lie as the reference's.
+
+        None where they are not known.
+        """
+        if all(function.orders == region.orders for function, region in self.pairs):
+            return {}
+        side = self._candidate
+        return value_orders(side.model.graph, self.pairs) if isinstance(side, OnnxSide) else None
 
     def checks(self) -> tuple[SiteCheck, ...]:
         """What was found, in the order of the graph."""

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._ops import OpOverload
+
+from ...running.watching import Watcher
 
 Kind = tuple[Any, ...]
 """What is drawn: `normal` with mean and deviation, `uniform` with both ends, `keep` with the
@@ -22,25 +24,23 @@ _PLAIN: Mapping[str, Kind] = {
 COMPUTED = ("bernoulli", "multinomial")
 
 
-class Draws(TorchDispatchMode):
+class Draws(Watcher):
     """Notes what is drawn, in order; with `given`, those values are drawn.
 
     `kinds` says what each is, `values` are the numbers, `inputs` the probabilities, if computed.
     """
 
     def __init__(self, given: Sequence[Tensor] | None = None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._given = given
         self.kinds: list[Kind] = []
         self.values: list[Tensor] = []
         self.inputs: list[Tensor | None] = []
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
+    def saw(self, func: OpOverload, args: Any, kwargs: Any, result: Any) -> None:
+        """Note what an operator draws."""
         if torch.Tag.nondeterministic_seeded not in func.tags or not isinstance(result, Tensor):
-            return result
+            return
         kind = _kind(func.__name__.partition(".")[0], func.__name__.partition(".")[2], args)
         number = len(self.kinds)
         self.kinds.append(kind)
@@ -49,7 +49,6 @@ class Draws(TorchDispatchMode):
             result.copy_(self._given[number].to(result.dtype))
         self.values.append(result.detach().clone())
         self.inputs.append(args[0].detach().clone() if kind[0] in COMPUTED else None)
-        return result
 
 
 def _kind(name: str, overload: str, args: Sequence[Any]) -> Kind:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.passes.dialect.common.cse_pass import CSEPass
 
 from ...convs.names import module_path
 from ...learned.groups import deciding_tensors
@@ -134,11 +135,24 @@ def _graph(program: torch.export.ExportedProgram) -> fx.GraphModule:
         str(node.target).split(".")[1] for node in graph.graph.nodes if "." in str(node.target)
     }
     if names.isdisjoint(_BY_TORCH) and split_operators(graph):
-        return graph
+        return _each_once(graph)
     with beside(program.graph_module):
         functional = graph_of(program.run_decompositions(dict(_by_torch())))
     split_operators(functional)
-    return functional
+    return _each_once(functional)
+
+
+def _each_once(graph: fx.GraphModule) -> fx.GraphModule:
+    """Of the operators that compute the same, one: a written slice is taken once for each use.
+
+    Files have one of them, and its pair must not be a copy that nothing but a shape is read from.
+    """
+    targets = {node.target for node in graph.graph.nodes if hasattr(node.target, "overloadpacket")}
+    drawing = {t.overloadpacket for t in targets if torch.Tag.nondeterministic_seeded in t.tags}
+    once = CSEPass(drawing)(graph)
+    assert once is not None
+    found: fx.GraphModule = once.graph_module
+    return found
 
 
 @cache

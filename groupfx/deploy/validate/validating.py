@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from ...errors import GroupfxError, ModelError, UsageError, first_line, kind_and_line
+from ...plan.channel_order import Order
 from ...running.alone import alone
 from .blaming import Evidence
 from .coverage import Coverage
@@ -20,12 +21,13 @@ from .difference import Difference
 from .drawn_batches import batches
 from .draws import PREFIX, settle_draws
 from .example_feeds import example_feeds, input_domains, require_fit
-from .operator_runs import MOVED, OperatorReport, chosen_runs, look_at_operators
+from .nearby import neighbours
+from .operator_runs import OperatorReport, chosen_runs, look_at_operators
 from .opinions import EVALUATOR, ON, Runtime, runtimes_of
 from .output_checks import OutputCheck, OutputRun, check_outputs, require_outputs
 from .quantised.comparing import is_quantised, validate_quantised
 from .quantised.feeds import Given
-from .runs import Open, Run, make_runs, perturbed
+from .runs import Open, Run, make_runs
 from .settled import settled_outputs
 from .sides import OnnxSide, Side, TorchSide, Values, open_axes, paired
 from .site_checks import first_and_worst
@@ -36,7 +38,6 @@ Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
 Progress = Callable[[int, int], None]
 
-_NEARBY_RUNS = 5
 _SMALL_ELEMENTS = 50_000
 _SLOW_OPINION = 1.0
 
@@ -154,9 +155,7 @@ class _Comparison:
         first, worst = first_and_worst(checks)
         off = {check.run for check in outputs if not check.ok}
         seen = [check.name for check in checks if check.seen]
-        operators = (
-            MOVED if sites.reordered else self._operators(done, off, seen, self._tied(outputs))
-        )
+        operators = self._operators(done, off, seen, self._tied(outputs), sites.orders())
         judged = [check for check in outputs if check.runtime != EVALUATOR]
         # Who says how far off an output may be allows what makes it so.
         right = first is None and (operators.first is None or bool(self.options.atol))
@@ -244,7 +243,12 @@ class _Comparison:
         }
 
     def _operators(
-        self, runs: Sequence[Run], wrong: set[str], judged: list[str], tied: set[str]
+        self,
+        runs: Sequence[Run],
+        wrong: set[str],
+        judged: list[str],
+        tied: set[str],
+        orders: Mapping[str, Order] | None,
     ) -> OperatorReport:
         """What is between the sites, looked at on ordinary runs, one of them a `wrong` one."""
         # A side has draws of its own; what leaves the range of a dtype is wrong on both sides.
@@ -257,7 +261,8 @@ class _Comparison:
             {n: o for n, o in self.names.items() if not n.startswith(PREFIX) and o not in tied},
         )
         feeds = [(run.feeds, self._wide[run.name]) for run in chosen]
-        return look_at_operators(self.reference, self.candidate, pairs, feeds, self.dtype, judged)
+        sides = self.reference, self.candidate
+        return look_at_operators(*sides, pairs, feeds, self.dtype, judged, orders)
 
     def _runs(self, *, bound: bool) -> list[Run]:
         """All runs; of the example's own batch where it is `bound`."""
@@ -421,19 +426,11 @@ class _Comparison:
         """
         if run.name not in self._near:
             pairs = []
-            for side, feeds in self._neighbours(run.feeds):
+            for side, feeds in neighbours(self.reference, run, self.dtype):
                 with contextlib.suppress(Exception):  # a run less
                     pairs.append((side.wide(feeds), side.native(feeds, self.dtype)))
             self._near[run.name] = pairs
         return self._near[run.name]
-
-    def _neighbours(self, feeds: Feeds) -> Iterator[tuple[Side, Feeds]]:
-        """Inputs one rounding away; where all are whole numbers, models that are."""
-        side = self.reference
-        if any(array.dtype.kind == "f" for array in feeds.values()):
-            yield from ((side, moved) for moved in perturbed(feeds, _NEARBY_RUNS))
-        elif isinstance(side, TorchSide):
-            yield from ((side.moved(self.dtype, seed), feeds) for seed in range(_NEARBY_RUNS))
 
     def _paired_outputs(self, wide: Values, found: Values) -> dict[str, str]:
         """The outputs that can be compared: those that nothing random reaches."""

@@ -69,6 +69,10 @@ class ValueGraph(ABC):
         """The nearest numbers that a value can hold: after a dequantization not every one."""
         return array
 
+    def lies(self, name: str) -> bool:
+        """Whether the channels of a value lie as they are shown here."""
+        return True
+
     @property
     def lowers(self) -> bool:
         """Whether it rounds to half precision on its way, although it is of another dtype."""
