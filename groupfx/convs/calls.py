@@ -55,9 +55,18 @@ def _functions() -> dict[Any, tuple[int | None, bool | None, tuple[str, ...]]]:
     table: dict[Any, tuple[int | None, bool | None, tuple[str, ...]]] = {
         torch.convolution: (None, None, _CONVOLUTION),
         torch._convolution: (None, None, _CONVOLUTION),
-        _ATEN.convolution: (None, None, _CONVOLUTION),
-        _ATEN.convolution.default: (None, None, _CONVOLUTION),
+        torch._convolution_mode: (None, False, CONV_ARGUMENTS),
     }
+    for name, row in (
+        ("convolution", (None, None, _CONVOLUTION)),
+        ("_convolution", (None, None, _CONVOLUTION)),
+        ("_convolution_mode", (None, False, CONV_ARGUMENTS)),
+    ):
+        packet = getattr(_ATEN, name)
+        table[packet] = row
+        # A call with `out=` writes into a tensor that somebody else may look at.
+        overloads = [each for each in packet.overloads() if "out" not in each]
+        table.update({getattr(packet, each): row for each in overloads})
     for dims in (1, 2, 3):
         conv = getattr(_ATEN, f"conv{dims}d")
         transposed = getattr(_ATEN, f"conv_transpose{dims}d")
@@ -81,6 +90,9 @@ CONV_FUNCTIONS = _FUNCTIONS.keys()
 
 PLACE = "place"
 """Key of a node's `meta`: where in the user's source it was called, `file:line`."""
+
+OPERAND = "operand"
+"""Key of the `meta` of an input of a graph inside another: the tensor of the model that it is."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +166,13 @@ _PLAIN_TENSOR = (
 )
 
 
+# The proof of a site trains it, in floating numbers.
+_WHOLE = (
+    "its weight holds whole numbers ({}), which cannot be trained, so that no proof takes them: "
+    "hold it as float64, cast the input to that and the output back, which is exact below 2**53"
+)
+
+
 @dataclass(frozen=True)
 class Unreadable:
     """A convolution whose numbers are not constants of the graph, and why."""
@@ -165,11 +184,24 @@ class Unreadable:
 
 def read_conv(node: fx.Node, root: fx.GraphModule) -> ConvCall | Unreadable | None:
     """The convolution that `node` calls; None if it calls something else."""
+    call: ConvCall | Unreadable | None = None
     if node.op == "call_module":
-        return _read_module(node, root)
-    if node.op == "call_function" and node.target in _FUNCTIONS:
-        return _read_function(node, root)
-    return None
+        call = _read_module(node, root)
+    elif node.op == "call_function" and node.target in _FUNCTIONS:
+        call = _read_function(node, root)
+    if isinstance(call, ConvCall) and call.spec.groups > 1:
+        dtype = _dtype(call, root)
+        if dtype is not None and not (dtype.is_floating_point or dtype.is_complex):
+            return Unreadable(node, _WHOLE.format(dtype), call.spec.groups)
+    return call
+
+
+def _dtype(call: ConvCall, root: fx.GraphModule) -> torch.dtype | None:
+    """What a weight holds; None where that is not known without running the model."""
+    if isinstance(call.weight, Stored):
+        return attribute(root, call.weight.key).dtype
+    known: torch.dtype | None = call.node.meta.get("dtype")
+    return known
 
 
 def _read_module(node: fx.Node, root: fx.GraphModule) -> ConvCall | Unreadable | None:
@@ -204,11 +236,14 @@ def _is_held(module: nn.Module, name: str) -> bool:
 
 
 def _module_source(module: nn.Module, path: str, name: str) -> Source:
+    return Recomputed(path, name) if recomputed(module, name) else Stored(f"{path}.{name}")
+
+
+def recomputed(module: nn.Module, name: str) -> bool:
+    """Whether a parametrisation or a legacy hook makes a tensor of `module` anew in each call."""
+    hooks = module._forward_pre_hooks.values()
     parametrized = nn.utils.parametrize.is_parametrized(module, name)
-    hooked = any(is_weight_hook(hook, name) for hook in module._forward_pre_hooks.values())
-    if parametrized or hooked:
-        return Recomputed(path, name)
-    return Stored(f"{path}.{name}")
+    return parametrized or any(is_weight_hook(hook, name) for hook in hooks)
 
 
 def _read_function(node: fx.Node, root: fx.GraphModule) -> ConvCall | Unreadable:
@@ -286,9 +321,14 @@ def _spec(function: Any, arguments: Mapping[str, Any], weight: tuple[int, ...]) 
 
 
 def _computed(name: str, node: fx.Node) -> str:
-    place = f" ({node.meta[PLACE]})" if node.meta.get(PLACE) else ""
+    return no_constant(name, node.meta.get(PLACE))
+
+
+def no_constant(name: str, place: str | None) -> str:
+    """Why a convolution has no plan, of which the number `name` is computed at `place`."""
+    where = f" ({place})" if place else ""
     return (
-        f"its {name}: computed in forward{place}, and another for other inputs, so that no plan "
+        f"its {name}: computed in forward{where}, and another for other inputs, so that no plan "
         "made once would hold"
     )
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import fx
 
-from .calls import ConvCall, Stored, Unreadable
+from .calls import CONV_FUNCTIONS, OPERAND, ConvCall, Stored, Unreadable
 from .sources import sources
 
 _WEIGHT = ".weight"
@@ -65,11 +65,16 @@ def _call_name(call: ConvCall | Unreadable, full: Callable[[str], str]) -> str:
 def weight_owner(weight: fx.Node, full: Callable[[str], str] = str) -> str | None:
     """The module that holds the tensor next to a computed weight; None where there is none.
 
-    At the root, which has no path, the tensor itself.
+    At the root, which has no path, the tensor itself. What another convolution reads is that one's,
+    such as the template of a tracker, whose features are a kernel.
     """
     for node in sources(weight):
+        if node is not weight and all(user.target in CONV_FUNCTIONS for user in node.users):
+            continue
         if node.op == "get_attr":
             return _owner(full(str(node.target)))
+        if OPERAND in node.meta:
+            return _owner(node.meta[OPERAND])
         if node.op == "call_module" and not node.all_input_nodes:
             return _owner(full(str(node.target)) + _WEIGHT)
     return None

@@ -224,7 +224,9 @@ def shape_of_weight(module: nn.Module) -> tuple[int, ...]:
         return tuple(module.weight.shape)  # type: ignore[arg-type]
     said = _shape_said(module)
     held: Any = module.parametrizations
-    if any(tuple(tensor.shape) == said for tensor in held.weight.parameters(recurse=False)):
+    if not held.weight.unsafe and any(
+        tuple(tensor.shape) == said for tensor in held.weight.parameters(recurse=False)
+    ):
         return said
     # On a copy: a parametrisation may keep count of its calls, as a spectral norm does.
     with torch.no_grad():
@@ -301,8 +303,15 @@ def rows_of(tensor: torch.Tensor, start: int, stop: int) -> torch.Tensor:
     """A copy of rows `[start, stop)`, a leaf: class, memory format and `requires_grad` kept."""
     rows = tensor.detach()[start:stop].clone(memory_format=torch.preserve_format)
     if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(rows, requires_grad=tensor.requires_grad)
+        return marked_like(tensor, nn.Parameter(rows, requires_grad=tensor.requires_grad))
     return rows
+
+
+def marked_like(parameter: torch.Tensor, made: nn.Parameter) -> nn.Parameter:
+    """`made`, with the marks of `parameter`, such as of what an optimiser is not to decay."""
+    marks = {k: v for k, v in vars(parameter).items() if not isinstance(v, torch.Tensor)}
+    vars(made).update(marks)
+    return made
 
 
 BATCHNORMS: dict[type[nn.Module], int] = {

@@ -34,8 +34,8 @@ class SwappedCalls(TorchFunctionMode):
     def of(cls, module: nn.Module) -> SwappedCalls:
         """Those of `module`, which gets none if it has none yet."""
         for hook in module._forward_pre_hooks.values():
-            if _is_ours(hook):
-                found: SwappedCalls = hook.__self__  # type: ignore[attr-defined]
+            found = _swapped(hook)
+            if found is not None:
                 return found
         calls = cls()
         # Before the user's own hooks, and behind them: they are a part of the call.
@@ -57,13 +57,20 @@ class SwappedCalls(TorchFunctionMode):
             spec = spec_of_call(func, args, kwargs)
             graph = None if spec is None else self.graphs.get(spec)
             if graph is not None:
-                return graph(*arguments_of_call(func, args, kwargs))
+                # Its own __call__ does the same, and prints a traceback of what it raises.
+                return nn.Module.__call__(graph, *arguments_of_call(func, args, kwargs))
         return func(*args, **kwargs)
+
+
+def swapped_calls(module: nn.Module) -> Mapping[ConvSpec, fx.GraphModule]:
+    """The graphs that stand for calls of `module`, which stays as it is."""
+    found = filter(None, map(_swapped, module._forward_pre_hooks.values()))
+    return next((calls.graphs for calls in found), {})
 
 
 def without_swapped_calls(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a module as if none of its calls were swapped."""
-    ours = {key for name in _HOOKS for key, hook in fields.get(name, {}).items() if _is_ours(hook)}
+    ours = {key for name in _HOOKS for key, hook in fields.get(name, {}).items() if _swapped(hook)}
     if not ours:
         return dict(fields)
     return {
@@ -74,5 +81,6 @@ def without_swapped_calls(fields: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _is_ours(hook: object) -> bool:
-    return isinstance(getattr(hook, "__self__", None), SwappedCalls)
+def _swapped(hook: object) -> SwappedCalls | None:
+    owner = getattr(hook, "__self__", None)
+    return owner if isinstance(owner, SwappedCalls) else None

@@ -126,6 +126,9 @@ def _binary(graph: Graph, op: Operation) -> None:
             graph.pin(op, slot)
         else:
             sides.append((slot, graph.read(op, slot, own)))
+    if not sides:  # as `weight.to(x)`, which has the weight's sizes
+        give(graph, op, Natural(f"{op.name} gives them so"))
+        return
     axis = common_axis(graph, [state.axis for _, state in sides])
     for slot, state in sides:
         joined = graph.agree(op, slot, state, axis)

@@ -72,7 +72,7 @@ class _Liveness:
 
     def fill_empty(self) -> bool:
         """Keep one unit where nothing reads any; whether that was so somewhere."""
-        empty = [mask for mask in self.live.values() if not mask.any()]
+        empty = [mask for mask in self.live.values() if mask.size and not mask.any()]
         for mask in empty:
             mask[0] = True
         return bool(empty)

@@ -75,6 +75,8 @@ def whole_groups(order: Order, groups: int) -> Order:
 
 def runs(positions: Order) -> list[tuple[int, int]]:
     """`positions` as slices `(start, stop)`, as few as there can be."""
+    if not len(positions):
+        return []
     cuts = np.flatnonzero(np.diff(positions) != 1) + 1
     pieces = np.split(positions, cuts)
     return [(int(piece[0]), int(piece[-1]) + 1) for piece in pieces]

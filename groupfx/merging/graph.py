@@ -71,7 +71,7 @@ def rewritten(root: fx.GraphModule, gathered: Gathered) -> fx.GraphModule:
         else:
             env[node] = graph.node_copy(node, env.__getitem__)
     return fx.GraphModule(
-        _targets(root, graph, gathered.modules), graph, class_name=type(root).__name__
+        targets(root, graph, gathered.modules), graph, class_name=type(root).__name__
     )
 
 
@@ -102,7 +102,7 @@ def _nodes_in(arguments: Sequence[Any]) -> list[fx.Node]:
     return found
 
 
-def _targets(
+def targets(
     root: fx.GraphModule, graph: fx.Graph, modules: Mapping[str, nn.Module]
 ) -> dict[str, Any]:
     """Every module that the graph calls and every tensor that it reads, by its path."""

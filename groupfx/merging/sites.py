@@ -18,17 +18,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import fx, nn
+from torch.nn.modules.conv import _ConvNd
 
 from ..convs.names import joined, unnumbered
+from ..convs.swapped_calls import SwappedCalls, swapped_calls
 from ..errors import UsageError
 from ..nn.marks import fold_of
 from ..nn.swapped import SwappedConv
 from ..plan.channel_order import ChannelOrders, FoldNote
 from ..plan.forms import FormPlan
 from ..plan.site_plan import plan_of, site_of
+from ..running.copies import copied
 from ..running.inputs import ExampleInputs
-from ..tracing.program import copied
 from .graph import WHOLE, Call, Gathered, PlannedSite, place_of, rewritten
+from .nested import nested
 from .recognised import Shapes, has_candidates, recognised
 from .regions import Region, UnfitError, read_region, spatial_axes
 from .shapes import known_shapes
@@ -59,6 +62,7 @@ def merge_sites(model: nn.Module, inputs: ExampleInputs) -> Merged:
 
     Raises `ModelError` where sites must be recognised and the model does not run on `inputs`.
     """
+    model = nested(model)
     graphs = {p: m for p, m in model.named_modules() if isinstance(m, fx.GraphModule)}
     if "" in graphs:
         graphs = {"": graphs[""]}
@@ -67,10 +71,29 @@ def merge_sites(model: nn.Module, inputs: ExampleInputs) -> Merged:
     readings = [_Reading.of(path, graph, shapes) for path, graph in graphs.items()]
     made = {r.root: rewritten(r.root, r.found) for r in readings if r.found.calls}
     orders = {path: found for reading in readings for path, found in reading.orders()}
-    if not made:
+    own = dict(_own_calls(model))
+    if not made and not own:
         return Merged(model, notes=tuple(_notes(readings)), orders=orders)
     planned = tuple(site for reading in readings for site in reading.found.planned)
-    return Merged(_with(model, made), planned, tuple(_notes(readings)), orders)
+    whole = _with(model, made)
+    for path in own:
+        SwappedCalls.of(whole.get_submodule(path)).graphs.clear()
+    return Merged(whole, (*planned, *own.values()), tuple(_notes(readings)), orders)
+
+
+def _own_calls(model: nn.Module) -> Iterator[tuple[str, PlannedSite]]:
+    """Layers that call their own convolution, a graph in its place: without it, it is whole.
+
+    Only a layer of a convolution's class is sure to be called what its path is in an export.
+    """
+    for path, module in model.named_modules():
+        graphs = swapped_calls(module)
+        if not isinstance(module, _ConvNd) or len(graphs) != 1:
+            continue
+        (graph,) = graphs.values()
+        reading = _Reading.of(path, graph, {})
+        if len(reading.found.planned) == 1 and not reading.unfit:
+            yield path, PlannedSite(path, path, reading.found.planned[0].form)
 
 
 def noted_orders(model: nn.Module) -> dict[str, ChannelOrders]:

@@ -8,7 +8,8 @@ their norms make the channels in the order of the bins, with filters of zeros wh
 that nothing is gathered in front. Groups that an author wrote, of an odd number of 8 channels, get
 one group of zeros more in the same way, and can be merged in pairs.
 
-    absorbed 16: 0+3 1+2        two bins of two blocks each
+    absorbed 16: 0+3 1+2                two bins of two blocks each
+    absorbed 16, by product: 0+3 1+2    a 1x1 convolution brings the outputs in order, no gather
 
 Where the layers around do not take the order, the same convolution gathers for itself.
 """
@@ -20,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import UsageError
-from .binned.piece import padded
+from .binned.piece import padded, require_width
 from .blocks import BlockStructure
 from .channel_order import PADDING, Order
 from .channels import Slice
@@ -29,18 +30,24 @@ from .gathers import GatherPlan, plan_gather
 
 Places = tuple[int, ...]
 
-_RECIPE = re.compile(r"absorbed (\d{1,4}): (\d+(?:\+\d+)*(?: \d+(?:\+\d+)*)*)")
+_BIN = r"\d{1,9}(?:\+\d{1,9})*"
+_RECIPE = re.compile(rf"absorbed (\d{{1,4}})(, by product)?: ({_BIN}(?: {_BIN})*)")
 
 
 @dataclass(frozen=True)
 class Absorbed:
-    """Bins of blocks, named by their places, all padded to multiples of `width`."""
+    """Bins of blocks, named by their places, all padded to multiples of `width`.
+
+    `by_product` is how the outputs get their order, where they must have it; see `FormPlan`.
+    """
 
     width: int
     bins: tuple[Places, ...]
+    by_product: bool = False
 
     def __str__(self) -> str:
-        return f"absorbed {self.width}: {' '.join('+'.join(map(str, b)) for b in self.bins)}"
+        how = ", by product" if self.by_product else ""
+        return f"absorbed {self.width}{how}: {' '.join('+'.join(map(str, b)) for b in self.bins)}"
 
     @classmethod
     def read(cls, recipe: str) -> Absorbed | None:
@@ -48,11 +55,12 @@ class Absorbed:
         found = _RECIPE.fullmatch(recipe)
         if found is None:
             return None
-        bins = tuple(tuple(map(int, b.split("+"))) for b in found[2].split(" "))
-        return cls(max(int(found[1]), 1), bins)
+        bins = tuple(tuple(map(int, b.split("+"))) for b in found[3].split(" "))
+        return cls(max(int(found[1]), 1), bins, found[2] is not None)
 
     def layout(self, structure: BlockStructure) -> Layout:
         """Where each channel lies. Raises UsageError unless each block is in one bin."""
+        require_width(self, self.width)
         if sorted(p for bin_ in self.bins for p in bin_) != list(range(len(structure.blocks))):
             raise UsageError(
                 f"{self}: each of the {len(structure.blocks)} blocks, from 0 on, must be in one bin"
@@ -66,7 +74,7 @@ class Absorbed:
             for channel in spare:
                 min(channels, key=len).append(channel)
         inputs, outputs = (_filled(side, self.width) for side in (reads, writes))
-        return Layout(inputs, outputs, len(self.bins))
+        return Layout(inputs, outputs, len(self.bins), self.by_product)
 
     def plan(self, structure: BlockStructure) -> FormPlan:
         """The same convolution where nothing around it is changed."""
@@ -80,16 +88,23 @@ class Absorbed:
             columns.append(_places(own))
         conv = ConvPlan(Slice(0, len(reads)), _places(layout.outputs), tuple(columns))
         gather = plan_gather(reads, structure.in_channels)
-        return FormPlan("absorbed", gather, (conv,), (), layout.gathered(None))
+        return layout.form(gather, conv, None)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The channels of both sides, group by group, `PADDING` among them."""
+    """The channels of both sides, group by group, `PADDING` among them; see `Absorbed`."""
 
     inputs: Order
     outputs: Order
     groups: int
+    by_product: bool = False
+
+    def form(self, gather: GatherPlan, conv: ConvPlan, outputs: Order | None) -> FormPlan:
+        """The plan of `conv`, whose result is brought into the order `outputs`."""
+        behind = self.gathered(outputs)
+        picks = self.by_product and behind.kind != "identity"
+        return FormPlan("absorbed", gather, (conv,), (), behind, picks)
 
     def in_order(self, outputs: Order | None) -> FormPlan:
         """The plan of a dense convolution that reads `inputs` as they are here.
@@ -105,7 +120,7 @@ class Layout:
         columns = tuple(tuple(number[at : at + size]) for at in number[::size])
         conv = ConvPlan(Slice(0, len(number)), tuple(rows), columns)
         gather = plan_gather(tuple(number), len(number))
-        return FormPlan("absorbed", gather, (conv,), (), self.gathered(outputs))
+        return self.form(gather, conv, outputs)
 
     def gathered(self, outputs: Order | None) -> GatherPlan:
         """What brings the result into the order `outputs`."""

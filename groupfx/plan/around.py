@@ -35,7 +35,9 @@ class Neighbour:
 
     def cost(self, price: OnnxRuntime, channels: int) -> float:
         """Microseconds with so many channels of the site."""
-        own = replace(price, work=replace(self.work, batch=price.work.batch))
+        there = price.work
+        work = replace(self.work, batch=there.batch, model_values=there.model_values)
+        own = replace(price, work=work)
         if self.inputs is None and self.outputs is None:
             return own.conv(channels, channels, channels)
         inputs, outputs = (channels if n is None else n for n in (self.inputs, self.outputs))

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linear_sum_assignment
 
 from ..errors import UsageError
 from .blocks import Block, BlockStructure
@@ -33,6 +32,9 @@ def best_equal_groups(worth: Worth) -> Homes:
             f"{channels} channels cannot be shared equally among {groups} groups; "
             "take a number of groups that divides them"
         )
+    # Imported here: every import of groupfx would take it in, for layers that few models have.
+    from scipy.optimize import linear_sum_assignment
+
     size = channels // groups
     places = np.repeat(np.nan_to_num(worth.astype(np.float64)), size, axis=1)
     # Rows come back in their order.

@@ -7,7 +7,7 @@ made of the classes of filters that read the same inputs; an input may be in sev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -26,6 +26,7 @@ Support = npt.NDArray[np.bool_]
 
 MIN_SAVING = 0.1
 _SHOWN = 4
+_MANY_ENTRIES, _MOST_STEPS = 1 << 19, 8
 
 
 @dataclass(frozen=True)
@@ -199,8 +200,8 @@ def find_blocks(
     seen = support[[rows[0] for rows in classes]]
     blocks: list[Block] = []
     for members in _components(seen):
-        parts = [(seen[member], classes[member]) for member in members]
-        blocks.extend(_cut(parts, max_blocks, min_saving))
+        chosen = [classes[member] for member in members]
+        blocks.extend(_cut(seen[members], chosen, max_blocks, min_saving))
     out_channels, in_channels = support.shape
     return BlockStructure(
         in_channels,
@@ -229,16 +230,17 @@ def spread_mask(mask: Mask, groups: int) -> Mask:
 
 
 def _cut(
-    parts: list[tuple[Support, list[int]]], max_blocks: int | None, min_saving: float
+    entries: Support, classes: list[list[int]], max_blocks: int | None, min_saving: float
 ) -> list[Block]:
     """Blocks of one component, given the entries and the rows of each of its classes."""
-    rows = sorted(row for _, chosen in parts for row in chosen)
-    inputs = np.logical_or.reduce([entries for entries, _ in parts])
+    rows = sorted(row for chosen in classes for row in chosen)
+    inputs = entries.any(axis=0)
     limit = len(rows) // 2 if max_blocks is None else max_blocks
     macs = len(rows) * int(inputs.sum())
-    saved = macs - sum(len(chosen) * int(entries.sum()) for entries, chosen in parts)
-    if len(parts) <= limit and saved >= min_saving * macs:
-        return [Block(_indices(entries), tuple(chosen)) for entries, chosen in parts]
+    saved = macs - int(entries.sum(axis=1) @ [len(chosen) for chosen in classes])
+    if len(classes) <= limit and saved >= min_saving * macs:
+        pairs = zip(entries, classes, strict=True)
+        return [Block(_indices(reads), tuple(chosen)) for reads, chosen in pairs]
     return [Block(_indices(inputs), tuple(rows))]
 
 
@@ -253,6 +255,33 @@ def _row_classes(support: Support) -> list[list[int]]:
 
 def _components(support: Support) -> list[list[int]]:
     """Rows that are connected through the columns that they share; none of them is empty."""
+    found: list[list[int]] = []
+    left, sizes, packed = np.arange(len(support)), support.sum(axis=1), np.packbits(support, axis=1)
+    # Zeros anywhere leave a component of nearly all entries, and as many edges for a search.
+    while sizes[left].sum() > _MANY_ENTRIES:
+        reached = _reached(packed[left], int(sizes[left].argmax()))
+        if reached is None:
+            break
+        found.append(left[reached].tolist())
+        left = left[~reached]
+    return found + [left[chosen].tolist() for chosen in _searched(support[left])]
+
+
+def _reached(packed: npt.NDArray[np.uint8], row: int) -> Support | None:
+    """The rows that are connected with one, whole rows of bits at a time; None if they are many
+    steps away.
+    """
+    columns, rows = packed[row], 0
+    for _ in range(_MOST_STEPS):
+        reached: Support = (packed & columns).any(axis=1)
+        if reached.sum() == rows:
+            return reached
+        columns, rows = np.bitwise_or.reduce(packed[reached]), int(reached.sum())
+    return None
+
+
+def _searched(support: Support) -> Iterator[npt.NDArray[np.int64]]:
+    """The same by a search along single entries."""
     rows, columns = support.shape
     nodes = rows + columns
     targets = rows + np.nonzero(support)[1]
@@ -261,11 +290,9 @@ def _components(support: Support) -> list[list[int]]:
     ends[: rows + 1] = np.concatenate(([0], support.sum(axis=1).cumsum()))
     edges = np.ones(len(targets), dtype=np.int8)
     graph = csr_array((edges, targets, ends), shape=(nodes, nodes))
-    _, labels = connected_components(graph, directed=False)
-    components: dict[int, list[int]] = {}
-    for row, label in enumerate(labels[:rows].tolist()):
-        components.setdefault(label, []).append(row)
-    return list(components.values())
+    labels = connected_components(graph, directed=False)[1][:rows]
+    order = labels.argsort(kind="stable")
+    return iter(np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)) if rows else iter(())
 
 
 def _indices(chosen: npt.ArrayLike) -> tuple[int, ...]:

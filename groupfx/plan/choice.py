@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
+from .absorbed import Absorbed
 from .around import Around, absorbed_bins
 from .blocks import BlockStructure
 from .cost import OnnxRuntime, Work
@@ -44,54 +43,29 @@ class Choice:
         return self.time / self.untouched
 
 
-def choose(
-    structure: BlockStructure,
-    *works: Work,
-    machine: Machine | None = None,
-    around: Around | None = None,
-) -> Choice:
-    """The form of learned groups that is expected to be fastest in ONNX Runtime.
-
-    Dense, the mask folded into the weight, is taken unless another form saves a share that the
-    model can be trusted for: in each of `works`, which differ in their batch. The times of the
-    choice are those of the first of them. Where layers `around` the site can bring its channels in
-    order, that is weighed as well.
-    """
-    dense = _prices(structure, works, machine)
-    # As if the other layers shrank as much as this one.
-    share = structure.exact_macs / structure.dense_macs
-    smaller = [replace(price, share=share) for price in dense]
-    found = dict(each for price in smaller for each in recipes(structure, price))
-    candidates = [_candidate(structure, *each, smaller) for each in found.items()]
-    candidates += _absorbed(structure, smaller, around)
-    return _best(_candidate(structure, "dense", recipe_plan("dense", structure), dense), candidates)
+def learned_recipes(
+    structure: BlockStructure, prices: Sequence[OnnxRuntime]
+) -> Mapping[str, FormPlan]:
+    """Every recipe but dense that is worth weighing for learned groups, by one of the prices."""
+    return dict(each for price in prices for each in recipes(structure, price))
 
 
-def choose_groups(
-    structure: BlockStructure,
-    *works: Work,
-    machine: Machine | None = None,
-    around: Around | None = None,
-) -> Choice:
-    """The form of groups that an author wrote, which stay as they are unless another saves enough.
-
-    They are merged into fewer, or one, with zeros between them: more products, in the blocked
-    layout. Where layers `around` the site take channels of zeros along, numbers of groups are
-    merged that have no such divisor.
-    """
-    prices = _prices(structure, works, machine)
-    block = prices[0].block
+def group_recipes(structure: BlockStructure, block: int) -> Mapping[str, FormPlan]:
+    """Those worth weighing for groups that an author wrote, but for what they are."""
     merged = [f"merge {by}" for by in merge_counts(structure, block)] if block else []
-    found = ((recipe, recipe_plan(recipe, structure)) for recipe in (*merged, "dense"))
-    candidates = [_candidate(structure, *each, prices) for each in found]
-    candidates += _absorbed(structure, prices, around) if block else []
-    there = recipe_plan("grouped", structure)
-    return _best(_candidate(structure, "grouped", there, prices), candidates)
+    return {recipe: recipe_plan(recipe, structure) for recipe in (*merged, "dense")}
 
 
-def _prices(
+def shrunk(structure: BlockStructure, prices: Sequence[OnnxRuntime]) -> list[OnnxRuntime]:
+    """As if all weights of the model shrank as much as those of this site."""
+    share = structure.exact_macs / structure.dense_macs
+    return [replace(price, share=share) for price in prices]
+
+
+def prices(
     structure: BlockStructure, works: Sequence[Work], machine: Machine | None
 ) -> list[OnnxRuntime]:
+    """Of a site in each of its works."""
     channels, own = structure.in_channels, machine or Machine()
     return [OnnxRuntime(work, own, read_channels=channels) for work in works]
 
@@ -102,76 +76,33 @@ def choose_eager(structure: BlockStructure, work: Work) -> Choice:
     That is one of `groupfx.plan.forms`; dense, the mask folded into the weight, where no other
     saves enough.
     """
-    plain = (form for form in FORMS if form != "grouped" or structure.equal)
-    dense, *others = (
-        _candidate(structure, form, recipe_plan(form, structure), [Eager(work)])
-        for form in ("dense", *plain)
-    )
+    price, channels = Eager(work), structure.in_channels
+    names = ("dense", *(form for form in FORMS if form != "grouped" or structure.equal))
+    plans = {form: recipe_plan(form, structure) for form in names}
+    times = {form: price.site(plan, channels) for form, plan in plans.items()}
+    there = times["dense"]
     least = _LEAST_POINTWISE_SAVING if work.taps == 1 else _LEAST_EAGER_SAVING
-    return _best(dense, others, least)
+    sure = [
+        form
+        for form, plan in plans.items()
+        if form == "dense" or pays(times[form], there, times[form] - price.products(plan), least)
+    ]
+    best = min(sure, key=times.__getitem__)
+    return Choice(best, plans[best], times[best], there)
 
 
-class Price(Protocol):
-    """What choosing asks of a cost model."""
-
-    def site(self, plan: FormPlan, in_channels: int) -> float:
-        """Microseconds of a site that reads `in_channels`, in the form of `plan`."""
-
-    def products(self, plan: FormPlan) -> float:
-        """Microseconds of its convolutions alone."""
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """Microseconds of a form, and of its convolutions alone, for each price."""
-
-    recipe: str
-    plan: FormPlan
-    times: tuple[float, ...]
-    products: tuple[float, ...]
-
-
-def _candidate(
-    structure: BlockStructure, recipe: str, plan: FormPlan, prices: Sequence[Price]
-) -> _Candidate:
-    times = tuple(price.site(plan, structure.in_channels) for price in prices)
-    return _Candidate(recipe, plan, times, tuple(price.products(plan) for price in prices))
-
-
-def _absorbed(
-    structure: BlockStructure, prices: Sequence[OnnxRuntime], around: Around | None
-) -> Iterator[_Candidate]:
-    """What the layers around make possible, in the blocked layout and, without padding, in the
-    plain one.
-    """
+def absorbable(structure: BlockStructure, block: int, around: Around | None) -> Iterator[Absorbed]:
+    """Bins whose channels the layers around are to bring in order; none where they cannot."""
     if around is None:
         return
-    for width in dict.fromkeys((prices[0].block or 1, 1)):
-        for absorbed in absorbed_bins(structure, width):
-            plan = absorbed.layout(structure).in_order(None)
-            times = tuple(around.cost(price, structure, absorbed) for price in prices)
-            products = tuple(price.products(plan) for price in prices)
-            yield _Candidate(str(absorbed), absorbed.plan(structure), times, products)
+    for width in dict.fromkeys((block or 1, 1)):
+        found = absorbed_bins(structure, width)
+        yield from found
+        if around.outputs is None and width == block:
+            yield from (replace(absorbed, by_product=True) for absorbed in found)
 
 
-def _best(
-    there: _Candidate, candidates: Iterable[_Candidate], least: float = _LEAST_SAVING
-) -> Choice:
-    """What takes least, if that saves enough of what is there, by each of the prices."""
-    best, ratio = there, 1.0
-    for candidate in candidates:
-        both = list(zip(candidate.times, there.times, strict=True))
-        pay = (
-            _pays(new, old, new - products, least)
-            for (new, old), products in zip(both, candidate.products, strict=True)
-        )
-        found = math.prod(new / old for new, old in both)
-        if found < ratio and all(pay):
-            best, ratio = candidate, found
-    return Choice(best.recipe, best.plan, best.times[0], there.times[0])
-
-
-def _pays(new: float, old: float, moved: float, least: float) -> bool:
+def pays(new: float, old: float, moved: float, least: float = _LEAST_SAVING) -> bool:
     """Whether a site of `new` microseconds, with what is `moved`, is surely faster than `old`."""
     return old - new >= max(least * old, _LEAST_MICROSECONDS, _OF_MOVES * moved)
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ..errors import UsageError
@@ -44,6 +44,14 @@ _ELEMENT = 4
 _ALIAS = 4096
 # What an output of a Split takes of a node: 10 of them took 8 us where a node took 2.
 _OF_CUT = 0.4
+# Of the time that memory takes, the share in which a convolution that is not depthwise computes.
+_HIDDEN = 0.6
+# So many times the cache, and nothing that is written is in it: of MobileNetV2 at 96x96 and batch
+# 16, a depthwise convolution takes 3 times as long as it computes, a 1x1 one up to 1.8 times.
+_ALL_BEYOND = 4
+# Reorder, gather, addition and reorder took 2.0 us at 64 channels of 8x8, a 1x1 convolution 2.4:
+# three nodes that stand next to each other take nothing by themselves.
+_LEFT_OUT = 3
 # Shape, Slice, Slice, Concat, Expand.
 _CONSTANT_NODES = 5
 # Shape, Reshape, Reshape; the Transpose itself is counted as a copy.
@@ -56,8 +64,10 @@ class Work:
     14x14) and of the input, the same where not given, samples in a batch.
 
     `model_weights` are the bytes of all weights of the model: where they do not fit into the
-    cache, weights come from memory. `blocked` is whether the runtime has a blocked layout for the
-    site: for 2-d convolutions in float32. Raises UsageError if a number is not positive.
+    cache, weights come from memory. `model_values` are the most that a convolution of it reads and
+    writes: where these do not fit, what a large one writes lies in no cache, nor does all that it
+    reads. `blocked` is whether the runtime has a blocked layout for the site: for 2-d convolutions
+    in float32. Raises UsageError if a number is not positive.
     """
 
     taps: int
@@ -65,6 +75,7 @@ class Work:
     input_positions: int | None = None
     batch: int = 1
     model_weights: int = 0
+    model_values: int = 0
     blocked: bool = True
 
     def __post_init__(self) -> None:
@@ -99,23 +110,52 @@ class OnnxRuntime:
         return self.machine.block if self.work.blocked else 0
 
     def site(self, plan: FormPlan, in_channels: int) -> float:
-        """The whole site, which reads `in_channels`, in the form of `plan`."""
+        """The whole site, which reads `in_channels`, in the form of `plan`, between convolutions
+        in the blocked layout.
+        """
+        total = self.inside(plan, in_channels)
+        if not self.reads_as_it_is(plan):
+            total += self.leaves(in_channels * self._read, self.work.read_positions)
+        written = len(plan.output_gather.indices) * self._written
+        if not plan.ends_in_conv:
+            # What was fused into the one convolution.
+            total += self.copy(written)
+        return total if self.gives_blocked(plan) else total + self.enters(written)
+
+    def inside(self, plan: FormPlan, in_channels: int, *, joined: bool = False) -> float:
+        """The nodes of the site alone: what it reads and what it gives lie as it needs them.
+
+        If `joined`, no gather stands behind: the site that follows gathers for both.
+        """
         layouts = [self._layout_of(conv) for conv in plan.convs]
         total = self._moved(plan.input_gather, self._read, in_channels)
-        as_it_is = self._reads_as_it_is(plan)
-        if not as_it_is:
-            total += self._leaves(in_channels * self._read, self.work.read_positions)
+        as_it_is = self.reads_as_it_is(plan)
         cuts = plan.cuts
         total += self._cut(cuts)
         for conv, layout in zip(plan.convs, layouts, strict=True):
             total += 0 if cuts else self._source(plan, conv, in_channels)
             total += 0 if as_it_is else self._enter(conv.in_channels, layout)
             total += self.conv(conv.in_channels, conv.out_channels, conv.groups)
-        return total + self._joining(plan, layouts)
+        return total + self._joining(plan, layouts, joined=joined)
+
+    def reads_as_it_is(self, plan: FormPlan) -> bool:
+        """Whether one conv reads the layer's input in the layout in which it came."""
+        if len(plan.convs) != 1:
+            return not plan.convs
+        first = plan.convs[0]
+        whole = plan.input_gather.kind == "identity" and first.source is None
+        return whole and (self._layout_of(first) == "blocked" or not self.block)
+
+    def gives_blocked(self, plan: FormPlan, *, joined: bool = False) -> bool:
+        """Whether the result is in the blocked layout, or there is none."""
+        if not self.block:
+            return True
+        return not _gathers_behind(plan, joined) and not self._joins_outside(plan)
 
     def products(self, plan: FormPlan) -> float:
         """The convolutions of the site alone, without what is moved for them."""
-        return sum(self.conv(c.in_channels, c.out_channels, c.groups) for c in plan.convs)
+        own = sum(self.conv(c.in_channels, c.out_channels, c.groups) for c in plan.convs)
+        return own + self._picked(plan)
 
     def piece(self, piece: Piece, bins: int = 1) -> float:
         """One conv of `bins` equal bins, from its gather to its part of the concatenation."""
@@ -124,10 +164,10 @@ class OnnxRuntime:
         total = self._gather(columns, self._read, self.read_channels)
         total += self._enter(columns, layout) + self.conv(columns, rows, bins)
         if piece.added:
-            return total + (self._copy(rows * self._written) if layout == "plain" else 0)
+            return total + (self.copy(rows * self._written) if layout == "plain" else 0)
         written = rows * self._written
-        leaves = 0.0 if layout == "plain" else self._leaves(written, self.work.positions)
-        return total + leaves + self._copy(written) - self.machine.node
+        leaves = 0.0 if layout == "plain" else self.leaves(written, self.work.positions)
+        return total + leaves + self.copy(written) - self.machine.node
 
     def layout(self, inputs: int, outputs: int, groups: int) -> Layout:
         """What the runtime makes of a convolution."""
@@ -151,27 +191,29 @@ class OnnxRuntime:
             read = padded(read, self.block)
         weights = groups * read * filters * self.work.taps * _ELEMENT / self._bandwidth / 1e3
         if layout == "plain":
-            # A product reads its weights from end to end, and computes meanwhile.
+            # A product reads its weights from end to end and writes, and computes meanwhile.
             product = groups * self._product(read, filters)
-            values = inputs * self._read
-            streamed = values * self._each(0, values) / 1e3
-            return node + max(product, weights) + groups * self._unfold(read) + streamed
+            streamed, written = (
+                values * self._each(0, values) / 1e3
+                for values in (inputs * self._read, outputs * self._written)
+            )
+            return node + max(product, weights, written) + groups * self._unfold(read) + streamed
         if read == filters == 1:
             time = outputs * self.work.taps * self._written / self.machine.depthwise / 1e3
         else:
             time = groups * self._blocked(read, filters, direct=layout == "direct")
-        return node + time + weights
+        waits = self._waits(inputs, outputs) * (1 if read == filters == 1 else 1 - _HIDDEN)
+        return node + time + weights + waits
+
+    def _waits(self, inputs: int, outputs: int) -> float:
+        """What a depthwise convolution waits for values that lie in no cache."""
+        machine, values = self.machine, inputs * self._read + outputs * self._written
+        of_model = _beyond(self.work.model_values, machine.cache, _ALL_BEYOND * machine.cache)
+        own = _beyond(values, machine.near_bytes, machine.far_bytes)
+        return of_model * own * values * machine.stream / 1e3
 
     def _layout_of(self, conv: ConvPlan) -> Layout:
         return self.layout(conv.in_channels, conv.out_channels, conv.groups)
-
-    def _reads_as_it_is(self, plan: FormPlan) -> bool:
-        """Whether one conv reads the layer's input in the layout in which it came."""
-        if len(plan.convs) != 1:
-            return not plan.convs
-        first = plan.convs[0]
-        whole = plan.input_gather.kind == "identity" and first.source is None
-        return whole and (self._layout_of(first) == "blocked" or not self.block)
 
     @property
     def _bandwidth(self) -> float:
@@ -220,20 +262,19 @@ class OnnxRuntime:
     def _each(self, near: float, values: int) -> float:
         """Nanoseconds for each value out of a tensor of `values`, which take `near` in a cache."""
         machine = self.machine
-        beyond = math.log(max(values, 1) * _ELEMENT / machine.near_bytes)
-        share = min(max(beyond / math.log(machine.far_bytes / machine.near_bytes), 0.0), 1.0)
+        share = _beyond(values, machine.near_bytes, machine.far_bytes)
         return near + share * max(machine.far - near, 0.0)
 
-    def _copy(self, values: int, source: int = 0) -> float:
+    def copy(self, values: int, source: int = 0) -> float:
         """A copy of `values` out of a tensor of `source`, where that is larger."""
         each = self._each(self.machine.move, max(values, source))
         return self.machine.node + values * each / 1e3
 
-    def _enters(self, values: int) -> float:
+    def enters(self, values: int) -> float:
         """A change from the plain layout into the blocked one."""
         return self.machine.node + values * self.machine.reorder / 1e3 if self.block else 0
 
-    def _leaves(self, values: int, positions: int) -> float:
+    def leaves(self, values: int, positions: int) -> float:
         """A change from the blocked layout into the plain one, of maps of so many `positions`."""
         if not self.block:
             return 0
@@ -242,14 +283,18 @@ class OnnxRuntime:
         each = self._each(machine.reorder_aliased if aliased else machine.reorder, values)
         return machine.node + values * each / 1e3
 
+    def interpolates(self, values: int) -> float:
+        """What so many values between others take longer than in the blocked layout."""
+        return values * self.machine.interpolate / 1e3 if self.block else 0
+
     def _gather(self, channels: int, positions: int, source: int) -> float:
         """So many channels out of `source` channels."""
         picked = channels * self.work.batch * self.machine.pick
-        return self._copy(channels * positions, source * positions) + picked
+        return self.copy(channels * positions, source * positions) + picked
 
     def _enter(self, inputs: int, layout: Layout) -> float:
         """What brings a gathered or sliced tensor into the layout of its convolution."""
-        return self._enters(inputs * self._read) if layout == "blocked" else 0
+        return self.enters(inputs * self._read) if layout == "blocked" else 0
 
     def _moved(self, gather: GatherPlan, positions: int, source: int) -> float:
         channels = len(gather.indices)
@@ -257,7 +302,7 @@ class OnnxRuntime:
             return 0
         if gather.kind == "gather":
             return self._gather(channels, positions, source)
-        return _TRANSPOSE_NODES * self.machine.node + self._copy(2 * channels * positions)
+        return _TRANSPOSE_NODES * self.machine.node + self.copy(2 * channels * positions)
 
     def _source(self, plan: FormPlan, conv: ConvPlan, in_channels: int) -> float:
         """What picks the conv's inputs of what is read."""
@@ -266,50 +311,69 @@ class OnnxRuntime:
         gathered = len(plan.input_gather.indices)
         if len(conv.inputs) == gathered:
             return 0
-        return self._copy(conv.in_channels * self._read, gathered * self._read)
+        return self.copy(conv.in_channels * self._read, gathered * self._read)
 
     def _cut(self, cuts: Sequence[int]) -> float:
         """A Split into so many channels each; nothing where there is none."""
         if not cuts:
             return 0
-        return self._copy(sum(cuts) * self._read) + len(cuts) * _OF_CUT * self.machine.node
+        return self.copy(sum(cuts) * self._read) + len(cuts) * _OF_CUT * self.machine.node
 
-    def _joining(self, plan: FormPlan, layouts: Sequence[Layout]) -> float:
-        """Everything behind the convolutions, until the result is as a dense one would leave it."""
+    def _picked(self, plan: FormPlan) -> float:
+        """The 1x1 convolution that picks what the site gives, where one does."""
+        if not plan.by_product:
+            return 0
+        one = replace(self, work=replace(self.work, taps=1, input_positions=None))
+        more = _LEFT_OUT * self.machine.node
+        return one.conv(plan.result_channels, len(plan.output_gather.indices), 1) + more
+
+    def _joins_outside(self, plan: FormPlan) -> bool:
+        """Whether the results of the convolutions are, or are concatenated, in the plain layout."""
+        parts = [conv for conv in plan.convs if not conv.added]
+        several = len(parts) > 1 or bool(plan.constants)
+        ragged = bool(plan.constants) or any(conv.out_channels % self.block for conv in parts)
+        plain = any(self._layout_of(conv) == "plain" for conv in parts)
+        return plain or (several and ragged)
+
+    def _joining(self, plan: FormPlan, layouts: Sequence[Layout], *, joined: bool) -> float:
+        """Everything of the site behind its convolutions."""
         pairs = list(zip(plan.convs, layouts, strict=True))
         parts = [(conv.out_channels, kind) for conv, kind in pairs if not conv.added]
         total = sum(
-            self._copy(conv.out_channels * self._written)
+            self.copy(conv.out_channels * self._written)
             for conv, kind in pairs
             if conv.added and kind == "plain"
         )
-        one = len(parts) == 1 and not plan.constants
-        identity = plan.output_gather.kind == "identity"
+        gathers = _gathers_behind(plan, joined)
         result = plan.result_channels * self._written
-        outside = not self.block or any(kind == "plain" for _, kind in parts)
-        if one and identity:
-            return total + (self._enters(result) if outside else 0)
+        several = len(parts) != 1 or bool(plan.constants)
         if plan.constants:
             total += _CONSTANT_NODES * self.machine.node
-        if not one:
-            ragged = bool(plan.constants) or any(
-                rows % self.block for rows, _ in parts if self.block
-            )
-            outside = outside or ragged
-            total += self._copy(result)
-        if outside:
+        if several:
+            total += self.copy(result)
+        if self.block and (several or gathers) and self._joins_outside(plan):
             left = [rows * self._written for rows, kind in parts if kind != "plain"]
-            total += sum(self._leaves(values, self.work.positions) for values in left)
-        elif not identity:
-            total += self._leaves(result, self.work.positions)
-        written = len(plan.output_gather.indices) * self._written
-        back = self._enters(written) if outside or not identity else 0
-        unfused = self._copy(written)
-        moved = self._moved(plan.output_gather, self._written, plan.result_channels)
-        return total + moved + back + unfused
+            total += sum(self.leaves(values, self.work.positions) for values in left)
+        elif gathers:
+            total += self.leaves(result, self.work.positions)
+        if not gathers:
+            return total + self._picked(plan)
+        return total + self._moved(plan.output_gather, self._written, plan.result_channels)
 
 
-def likely_slower(structure: BlockStructure, form: FormPlan, work: Work) -> str | None:
+def _gathers_behind(plan: FormPlan, joined: bool) -> bool:
+    return plan.output_gather.kind != "identity" and not joined and not plan.by_product
+
+
+def _beyond(values: int, near: int, far: int) -> float:
+    """How far so many values are from `near` bytes to `far` bytes: 0 to 1, by their logarithm."""
+    place = math.log(max(values, 1) * _ELEMENT / near) / math.log(far / near)
+    return min(max(place, 0.0), 1.0)
+
+
+def likely_slower(
+    structure: BlockStructure, form: FormPlan, work: Work, remedy: str = "try form=dense"
+) -> str | None:
     """Why `form` is likely to be slower than dense on ONNX Runtime's CPU, or None if it is not.
 
     The text goes on after `SLOWER`.
@@ -321,4 +385,4 @@ def likely_slower(structure: BlockStructure, form: FormPlan, work: Work) -> str 
     time = price.site(form, structure.in_channels)
     if time <= dense:
         return None
-    return f"about {time / dense:.2f} times as long ({time:.0f} us, {dense:.0f}); try form=dense"
+    return f"about {time / dense:.2f} times as long ({time:.0f} us, {dense:.0f}); {remedy}"

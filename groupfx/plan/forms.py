@@ -101,6 +101,9 @@ class FormPlan:
     anything, there is no conv, and the result is the constants alone.
 
     If `input_gather` is the identity, the convs read slices of the layer's own input.
+
+    `by_product` is for runtimes with a blocked layout, which a gather leaves: the output gather is
+    a 1x1 convolution of zeros and ones there, which takes along an addition that follows.
     """
 
     form: Form
@@ -108,6 +111,7 @@ class FormPlan:
     convs: tuple[ConvPlan, ...]
     constants: tuple[int, ...]
     output_gather: GatherPlan
+    by_product: bool = False
 
     @cached_property
     def macs(self) -> int:
@@ -158,6 +162,11 @@ class FormPlan:
         one = len(self.convs) == 1 and not self.constants
         return one and self.output_gather.kind == "identity"
 
+    @property
+    def ends_in_conv(self) -> bool:
+        """Whether one convolution gives the result, so that a runtime can fuse what follows."""
+        return self.in_order or self.by_product
+
     def describe(self) -> str:
         """The form, its convolutions and what gathers for them, in one line."""
         sides = (("input", self.input_gather), ("output", self.output_gather))
@@ -165,6 +174,7 @@ class FormPlan:
             [
                 f"{self.form}: {first_few([conv.describe() for conv in self.convs])}",
                 *(f"{name} {side.kind}" for name, side in sides if side.kind != "identity"),
+                *(["by a 1x1 convolution"] if self.by_product else []),
             ]
         )
 

@@ -35,8 +35,11 @@ class Machine:
     out of the blocked layout, and takes it out in `reorder_aliased` where the maps of all channels
     begin at one place of the first cache; `far` is what each of them takes, and what a product
     takes to read a value, out of a tensor of `far_bytes` or more, nothing of the kind up to
-    `near_bytes`; `pick` (microseconds) finds one channel of a gather. Weights stream in at `cold`
-    from memory, at `warm` where all of the model's fit into `cache` bytes.
+    `near_bytes`; `stream` is what a depthwise convolution of such tensors waits for each value
+    where those of the model do not fit into `cache` bytes; `pick` (microseconds) finds one channel
+    of a gather; `interpolate` is what a value that is interpolated between others takes longer in
+    the plain layout than in the blocked one. Weights stream in at `cold` from memory, at `warm`
+    where all fit into `cache`.
     """
 
     block: int = 16
@@ -64,6 +67,8 @@ class Machine:
     move: float = 0.06
     reorder: float = 0.08
     reorder_aliased: float = 0.15
+    interpolate: float = 0.9
+    stream: float = 0.3
     far: float = 0.25
     near_bytes: int = 1 << 20
     far_bytes: int = 8 << 20
@@ -71,6 +76,11 @@ class Machine:
     cold: float = 36
     warm: float = 200
     cache: int = 16 << 20
+
+    @classmethod
+    def with_blocks(cls, width: int) -> Machine:
+        """The machine whose runtime has blocks of `width` channels, 0 for none."""
+        return cls.avx2() if width == cls.avx2().block else cls(block=width)
 
     @classmethod
     def avx2(cls) -> Machine:

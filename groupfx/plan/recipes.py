@@ -8,6 +8,8 @@
                                                        place of a gather for each convolution
     absorbed 16: 0+3 1+2                               two bins, whose channels the layers around
                                                        bring in order (`groupfx.plan.absorbed`)
+    absorbed 16, by product: 0+3 1+2                   the same, its outputs brought in order by a
+                                                       1x1 convolution in place of a gather
 
 A recipe knows blocks by their places and nothing of channels or times: on another site with blocks
 of the same sizes it means the same.
@@ -23,6 +25,7 @@ from typing import cast
 from ..errors import UsageError
 from .absorbed import Absorbed
 from .binned import WAYS, Way
+from .binned.piece import require_width
 from .blocks import Block, BlockStructure
 from .channels import Slice
 from .forms import FORMS, BinForm, ConvPlan, FormPlan, plan
@@ -33,6 +36,8 @@ Places = tuple[int, ...]
 
 _MERGE = re.compile(r"merge (\d{1,9})")
 _BINS = re.compile(r"bins of (\d{1,4})(, one gather)?: (.+)")
+# No place has more digits; Python reads no number of thousands of them.
+_BIN = re.compile(r"\d{1,9}(\+\d{1,9})*")
 _MEANT = f"write {', '.join(FORMS)}, 'merge 4', or 'bins of 16: merged 0+3 1+2; accumulated 4'"
 
 
@@ -61,6 +66,7 @@ class Binned:
 
         Raises UsageError unless each block is in one bin, and each way applies to its bins.
         """
+        require_width(self, self.width)
         written = sorted(place for _, bins in self.carried for bin_ in bins for place in bin_)
         if written != list(range(len(structure.blocks))):
             raise UsageError(
@@ -167,7 +173,10 @@ def _merged_groups(structure: BlockStructure, by: int) -> FormPlan:
     """Each `by` neighbouring groups as one, with zeros between them: no channel is moved."""
     groups = len(structure.blocks)
     if not _are_groups(structure) or by < 1 or groups % by:
-        raise UsageError(f"merge {by}: it takes groups of neighbours, whose number {by} divides")
+        raise UsageError(
+            f"merge {by}: it takes groups of neighbours, whose number {by} divides, and here are "
+            f"{groups} blocks"
+        )
     channels, rows = structure.in_channels, structure.out_channels
     width = channels // groups * by
     columns = tuple(tuple(range(at, at + width)) for at in range(0, channels, width))
@@ -194,7 +203,7 @@ def _binned(recipe: str) -> Binned:
     carried: list[tuple[Way, tuple[Places, ...]]] = []
     for part in found[3].split("; "):
         way, *bins = part.split(" ")
-        if way not in WAYS or not bins or not all(re.fullmatch(r"\d+(\+\d+)*", b) for b in bins):
+        if way not in WAYS or not bins or not all(_BIN.fullmatch(b) for b in bins):
             raise UsageError(f"{recipe!r}: {part!r} is no way and its bins; {_MEANT}")
         places = tuple(tuple(map(int, bin_.split("+"))) for bin_ in bins)
         carried.append((cast(Way, way), places))

@@ -2,7 +2,11 @@
 
 from dataclasses import dataclass
 
+from ...errors import UsageError
 from ..channels import Slice
+
+WIDEST = 64
+"""Four times the widest blocks of a CPU: what a recipe pads to more is a slip of the pen."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,12 @@ class Piece:
     rows: int
     added: bool = False
     grouped: bool = False
+
+
+def require_width(recipe: object, width: int) -> None:
+    """Raise UsageError where a recipe would pad to blocks that no CPU has."""
+    if not 1 <= width <= WIDEST:
+        raise UsageError(f"{recipe}: blocks have 1 to {WIDEST} channels, 8 or 16 on most CPUs")
 
 
 def padded(channels: int, width: int) -> int:
