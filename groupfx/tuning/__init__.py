@@ -1,17 +1,26 @@
 """The fastest form of each site, measured in the whole model, on this machine."""
 
-from .backends import backend_named, backend_names, runs_torch
+from .backends import (
+    Session,
+    backend_named,
+    backend_names,
+    require_dimensions,
+    runs_torch,
+    session_text,
+)
 from .benchmark import Latency, Raced, race_models
 from .plan_file import PlannedRecipe, TuningPlan, read_plan
-from .probe import cpu_name
+from .processor import cpu_name, require_threads
 from .ratios import Ratio
-from .tune import Tuning, TuningOptions, tune_graph, tune_module
+from .result import Tuning
+from .tune import TuningOptions, tune_graph, tune_module
 
 __all__ = [
     "Latency",
     "PlannedRecipe",
     "Raced",
     "Ratio",
+    "Session",
     "Tuning",
     "TuningOptions",
     "TuningPlan",
@@ -20,7 +29,10 @@ __all__ = [
     "cpu_name",
     "race_models",
     "read_plan",
+    "require_dimensions",
+    "require_threads",
     "runs_torch",
+    "session_text",
     "tune_graph",
     "tune_module",
 ]

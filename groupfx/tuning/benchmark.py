@@ -96,7 +96,7 @@ def race_models(
     """
     timed = [
         _Timed(lambda m=model, f=feed: backend.load(m, f, threads), wall)  # type: ignore[misc]
-        for model, feed in zip(models, feeds, strict=True)
+        for model, feed in zip(map(backend.packed, models), feeds, strict=True)
     ]
     outputs, runs = zip(*(_once(each.load, wall) for each in timed), strict=True)
     one = max(runs)

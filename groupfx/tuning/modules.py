@@ -24,12 +24,12 @@ from ..plan.machine import Machine
 from ..plan.site_plan import site_of
 from ..rewriting import Pass, Pipeline, Site, Skip, Store, UnreadableSite, find_sites
 from ..rewriting.block_layers import Blocks
+from ..running.copies import copied
 from ..running.inputs import ExampleInputs
 from ..tracing import open_model
-from ..tracing.program import copied
 from .backends import Profile
 from .backends.torch_eager import device_name, on_host
-from .probe import cpu_name
+from .processor import cpu_name
 from .profile import overhead
 from .sites import TunedSite, signature
 from .variants import SiteChoices
@@ -89,7 +89,7 @@ class ModuleSubject:
                 passes.append(SplitGroupedConv(only=tuple(names)))  # type: ignore[arg-type]
         return Pipeline(passes)
 
-    def made(self, recipes: Mapping[str, str]) -> nn.Module:
+    def made(self, recipes: Mapping[str, str], *, alone: bool = False) -> nn.Module:
         return self.pipeline(recipes)(self.model, self.feeds, verify=False).model.eval()
 
     def fits(self, site: TunedSite, recipe: str) -> None:
@@ -99,7 +99,7 @@ class ModuleSubject:
 
     def choices(self, machine: Callable[[], Machine]) -> Sequence[SiteChoices]:
         """Everything: there is no model of what they cost."""
-        return [SiteChoices(s, _recipes(s), s.untouched, math.nan, math.nan) for s in self.sites]
+        return [SiteChoices(s, _recipes(s), s.untouched) for s in self.sites]
 
     def times(self, made: nn.Module, profile: Profile) -> Mapping[str, float]:
         assert isinstance(made, fx.GraphModule)

@@ -1,32 +1,28 @@
 """What this machine is, in a few seconds: the width of the blocked layout, and rates.
 
-The width is seen in the graph that ONNX Runtime makes of two small convolutions. The rates are
-those of the cost model, all tables of one kind scaled by one measured kernel.
+The rates are those of the cost model, all tables of one kind scaled by one measured kernel.
 """
 
 from __future__ import annotations
 
-import platform
 import statistics
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
+from ..deploy.running.blocked_layout import BLOCKS, block_width
 from ..plan.cost import OnnxRuntime, Work
 from ..plan.machine import Machine
-from .backends.onnx_runtime import BACKEND
+from .backends.onnx_runtime import OnnxRuntimeBackend
+from .backends.session import Session
 
-_BLOCKS = (16, 8)
 _CHAIN = 24
 _RUNS = 12
 _SIZE = 14
@@ -37,35 +33,29 @@ _MEASURED = ("blocked", "pointwise", "plain", "node", "cold")
 _LEAST, _MOST = 0.05, 20.0
 
 
-@cache
-def cpu_name() -> str:
-    """What the system calls the processor."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+def probe(threads: int, session: Session) -> dict[str, float]:
+    """The width of the blocks, and factors on the rates of `Machine()` by their names, in sessions
+    of ONNX Runtime with these options.
 
-
-def probe(threads: int) -> dict[str, float]:
-    """The width of the blocks, and factors on the rates of `Machine()` by their names."""
-    block = block_width()
-    base = Machine(block=block) if block != _BLOCKS[1] else Machine.avx2()
+    Raises ModelError or OSError where the runtime does not run, or there is no room for its files.
+    """
+    backend = OnnxRuntimeBackend(session=session)
+    block = block_width(partial(backend.options, threads))
+    base = Machine.with_blocks(block)
     found: dict[str, float] = {"block": block}
+    timed = partial(_per_node, backend, threads)
     work, chain = Work(9, _SIZE * _SIZE), range(_CHAIN)
     price = OnnxRuntime(work, base)
-    wide = _per_node([_conv_node(k, 64, 3) for k in chain], 64, threads)
+    wide = timed([_conv_node(k, 64, 3) for k in chain], 64)
     found["blocked"] = (price.conv(64, 64, 1) - base.node) / wide
-    narrow = _per_node([_conv_node(k, 128, 1) for k in chain], 128, threads)
+    narrow = timed([_conv_node(k, 128, 1) for k in chain], 128)
     price = OnnxRuntime(replace(work, taps=1), base)
     found["pointwise"] = (price.conv(128, 128, 1) - base.node) / narrow
     # One channel more than a multiple of 4 is im2col and a product.
-    plain = _per_node([_conv_node(k, 65, 3) for k in chain], 65, threads)
+    plain = timed([_conv_node(k, 65, 3) for k in chain], 65)
     found["plain"] = (OnnxRuntime(work, base).conv(65, 65, 1) - base.node) / plain
     tiny = [helper.make_node("Abs", [f"v{k}"], [f"v{k + 1}"]) for k in chain]
-    found["node"] = _per_node([(node, None) for node in tiny], 1, threads, size=1) / _NODE
+    found["node"] = timed([(node, None) for node in tiny], 1, size=1) / _NODE
     found["cold"] = _bandwidth() / _COLD
     return {
         name: value if name == "block" else min(max(value, _LEAST), _MOST)
@@ -75,12 +65,24 @@ def probe(threads: int) -> dict[str, float]:
 
 def machine_of(found: Mapping[str, Any]) -> Machine:
     """The machine that a probe found; the default where it is of another kind."""
+    return _machine_in(found) or Machine()
+
+
+def is_machine(found: Mapping[str, Any]) -> bool:
+    """Whether it is what a probe finds."""
+    return _machine_in(found) is not None
+
+
+def _machine_in(found: Mapping[str, Any]) -> Machine | None:
     try:
         block = int(found["block"])
         factor = {name: float(found[name]) for name in _MEASURED}
-    except (KeyError, TypeError, ValueError):
-        return Machine()
-    base = Machine.avx2() if block == _BLOCKS[1] else Machine(block=block)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    known = block in (0, *BLOCKS)
+    if not known or not all(_LEAST <= value <= _MOST for value in factor.values()):
+        return None
+    base = Machine.with_blocks(block)
     return replace(
         base,
         blocked=tuple(tuple(rate * factor["blocked"] for rate in row) for row in base.blocked),
@@ -96,38 +98,14 @@ def machine_of(found: Mapping[str, Any]) -> Machine:
     )
 
 
-def block_width(level: int | None = None) -> int:
-    """The width of the blocked layout, 0 where there is none (or `level` switches it off)."""
-    for width in _BLOCKS:
-        model = _model([_conv_node(0, 2 * width, 3, groups=2)], 2 * width, 8)
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        if level is not None:
-            options.graph_optimization_level = ort.GraphOptimizationLevel(level)
-        with tempfile.TemporaryDirectory() as folder:
-            place = Path(folder) / "optimised.onnx"
-            options.optimized_model_filepath = str(place)
-            ort.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
-            nodes = onnx.load(place).graph.node
-        if any("nchwc" in node.domain for node in nodes):
-            return width
-    return 0
-
-
 _Made = tuple[onnx.NodeProto, onnx.TensorProto | None]
 
 
-def _conv_node(place: int, channels: int, kernel: int, *, groups: int = 1) -> _Made:
-    values = np.random.default_rng(place).standard_normal(
-        (channels, channels // groups, kernel, kernel)
-    )
+def _conv_node(place: int, channels: int, kernel: int) -> _Made:
+    values = np.random.default_rng(place).standard_normal((channels, channels, kernel, kernel))
     weight = numpy_helper.from_array((values / channels / kernel).astype(np.float32), f"w{place}")
     pads = [kernel // 2] * 4
-    node = helper.make_node(
-        "Conv", [f"v{place}", f"w{place}"], [f"v{place + 1}"], pads=pads, group=groups
-    )
+    node = helper.make_node("Conv", [f"v{place}", f"w{place}"], [f"v{place + 1}"], pads=pads)
     return node, weight
 
 
@@ -143,11 +121,17 @@ def _model(made: list[_Made], channels: int, size: int) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=opsets, ir_version=9)
 
 
-def _per_node(made: list[_Made], channels: int, threads: int, size: int = _SIZE) -> float:
+def _per_node(
+    backend: OnnxRuntimeBackend,
+    threads: int,
+    made: list[_Made],
+    channels: int,
+    size: int = _SIZE,
+) -> float:
     """Microseconds of one node in a chain."""
     x = np.ones((1, channels, size, size), np.float32)
     model = ir.from_proto(_model(made, channels, size))
-    run, clock = BACKEND.load(model, {"v0": x}, threads), BACKEND.clock(threads)
+    run, clock = backend.load(model, {"v0": x}, threads), backend.clock(threads)
     times = []
     for _ in range(_RUNS):
         start = clock()

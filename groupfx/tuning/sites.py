@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy.typing as npt
 import onnx_ir as ir
 
 from ..convs.spec import ConvSpec
 from ..deploy.forms.absorbing import absorb, surroundings
+from ..deploy.forms.activating import activate_branches
+from ..deploy.forms.chaining import join_gathers
+from ..deploy.forms.fastest import fastest_forms
 from ..deploy.forms.forming import apply_form
 from ..deploy.forms.static_shapes import static_shapes
+from ..deploy.forms.works import Works
 from ..deploy.forms.zero_blocks import zero_blocks
 from ..deploy.graph.conv_nodes import ConvNode, conv_nodes
+from ..deploy.graph.free_names import Names
 from ..deploy.graph.metadata import mark
 from ..plan.absorbed import Absorbed
 from ..plan.around import Around
@@ -59,18 +65,16 @@ def tunable_sites(
     """The sites of `model`, run on inputs of these shapes; and those whose sizes nobody knows."""
     shapes = static_shapes(model, inputs)
     convs, _ = conv_nodes(model)
-    weights = sum(conv.weight_tensor.nbytes for conv in convs if conv.weight_tensor is not None)
+    works_of = Works.of(convs, shapes)
     blocks = {conv.name: found for conv in convs if (found := _blocks(conv)) is not None}
-    around = surroundings(
-        model, blocks, shapes, lambda conv: _works(conv, _ends(conv, shapes), weights)
-    )
+    around = surroundings(model, blocks, shapes, works_of)
     sites: list[TunedSite] = []
     unknown: list[str] = []
     for conv in convs:
         structure, ends = blocks.get(conv.name), _ends(conv, shapes)
         if structure is None:
             continue
-        works = _works(conv, ends, weights)
+        works = works_of(conv)
         if ends is None or not works:
             unknown.append(conv.name)
         else:
@@ -78,10 +82,26 @@ def tunable_sites(
     return tuple(sites), tuple(unknown)
 
 
-def with_recipes(model: ir.Model, recipes: Mapping[str, str]) -> ir.Model:
+def expected_of(
+    model: ir.Model, feeds: Mapping[str, npt.NDArray[Any]], machine: Machine
+) -> Mapping[str, str]:
+    """The recipes of sites that an export takes, which chooses them together, for these inputs."""
+    shapes = static_shapes(model, {name: array.shape for name, array in feeds.items()})
+    batches = [array.shape[0] for array in feeds.values() if array.ndim]
+    chosen = fastest_forms(model, _learned, shapes, machine, batches[:1] or None)
+    return chosen.recipes
+
+
+def _learned(conv: ConvNode) -> BlockStructure | None:
+    return None if conv.spec.groups > 1 else _blocks(conv)
+
+
+def with_recipes(model: ir.Model, recipes: Mapping[str, str], *, alone: bool = False) -> ir.Model:
     """A copy of `model` in which sites are executed by the recipes of their names.
 
-    Every convolution is marked with its name, so that it is compared with the original's.
+    Every convolution is marked with its name, so that it is compared with the original's. Gathers
+    of sites that follow each other are joined, unless each site is to be one `alone`, whose time
+    does not depend on what its neighbours are.
     """
     work = model.clone()
     convs, _ = conv_nodes(work)
@@ -94,12 +114,16 @@ def with_recipes(model: ir.Model, recipes: Mapping[str, str]) -> ir.Model:
     for conv in convs:
         mark(conv.node, conv.name)
     done = absorb(work, absorbed, blocks)
+    names = Names(work)
     for conv in convs:
         recipe = recipes.get(conv.name)
         if recipe in (None, _untouched(conv)) or conv.name in done or conv.name not in blocks:
             continue
         assert recipe is not None
-        apply_form(work, conv, recipe_plan(recipe, blocks[conv.name]))
+        apply_form(work, conv, recipe_plan(recipe, blocks[conv.name]), names)
+    if not alone:
+        join_gathers(work)
+        activate_branches(work)
     return work
 
 
@@ -110,23 +134,6 @@ _Ends = tuple[tuple[int, ...], tuple[int, ...]]
 def _ends(conv: ConvNode, shapes: Mapping[str, tuple[int, ...]]) -> _Ends | None:
     read, written = (shapes.get(_name(v)) for v in (conv.node.inputs[0], conv.node.outputs[0]))
     return None if read is None or written is None or 0 in (*read, *written) else (read, written)
-
-
-def _works(conv: ConvNode, ends: _Ends | None, weights: int) -> Sequence[Work]:
-    """What a convolution has to do; nothing where its sizes are not known."""
-    tensor, spec = conv.weight_tensor, conv.spec
-    if ends is None or tensor is None:
-        return ()
-    read, written = ends
-    work = Work(
-        math.prod(spec.kernel_size),
-        math.prod(written[2:]),
-        math.prod(read[2:]),
-        batch=written[0],
-        model_weights=weights,
-        blocked=spec.dims == 2 and tensor.dtype == ir.DataType.FLOAT,
-    )
-    return (work,)
 
 
 def _site(

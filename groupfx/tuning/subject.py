@@ -12,9 +12,9 @@ from ..plan.machine import Machine
 from .backends import Profile
 from .backends.backend import Feeds
 from .plan_file import fits_blocks
-from .probe import cpu_name
+from .processor import cpu_name
 from .profile import owners, site_times
-from .sites import TunedSite, tunable_sites, with_recipes
+from .sites import TunedSite, expected_of, tunable_sites, with_recipes
 from .variants import SiteChoices, site_choices
 
 
@@ -36,8 +36,11 @@ class Subject(Protocol):
     @property
     def processor(self) -> str: ...
 
-    def made(self, recipes: Mapping[str, str]) -> Any:
-        """The model with sites executed by the recipes of their names, the others untouched."""
+    def made(self, recipes: Mapping[str, str], *, alone: bool = False) -> Any:
+        """The model with sites executed by the recipes of their names, the others untouched.
+
+        What a profile is taken of has each site `alone`: nothing is shared with its neighbours.
+        """
 
     def fits(self, site: TunedSite, recipe: str) -> None:
         """Raise UsageError where `recipe` does not fit `site`."""
@@ -69,15 +72,19 @@ class GraphSubject:
         sites, unknown = tunable_sites(model, shapes)
         return cls(model, feeds, sites), unknown
 
-    def made(self, recipes: Mapping[str, str]) -> ir.Model:
-        return with_recipes(self.model, recipes)
+    def made(self, recipes: Mapping[str, str], *, alone: bool = False) -> ir.Model:
+        return with_recipes(self.model, recipes, alone=alone)
 
     def fits(self, site: TunedSite, recipe: str) -> None:
         fits_blocks(site, recipe)
 
     def choices(self, machine: Callable[[], Machine]) -> Sequence[SiteChoices]:
         found = machine()
-        return [site_choices(site, found) for site in self.sites]
+        expected = expected_of(self.model, self.feeds, found)
+        return [
+            site_choices(site, found, expected.get(site.name, site.untouched))
+            for site in self.sites
+        ]
 
     def times(self, made: ir.Model, profile: Profile) -> Mapping[str, float]:
         return site_times(profile, owners(made, [site.name for site in self.sites]))

@@ -9,11 +9,12 @@ drown, and wins by chance add up.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +22,35 @@ import numpy as np
 import onnx_ir as ir
 from torch import nn
 
-from ..errors import GroupfxError, ModelError, UsageError
+from ..errors import GroupfxError, ModelError, UsageError, first_line
 from ..plan.machine import Machine
 from ..rewriting import Pipeline
 from ..running.inputs import ExampleInputs
-from .backends import Backend, Profile, backend_named, runs_torch
+from ..running.stages import Stages
+from .backends import (
+    Backend,
+    Profile,
+    backend_named,
+    require_dimensions,
+    runs_torch,
+    session_text,
+)
 from .backends.backend import Feeds, Program
-from .cache import Cache, Key, cache_folder, open_cache
+from .cache import Cache, Key, PastRace, cache_folder, open_cache
 from .modules import ModuleSubject
 from .plan_file import PlannedRecipe, TuningPlan, applied
-from .probe import machine_of, probe
+from .probe import is_machine, machine_of, probe
+from .processor import require_threads
 from .race import Clock, least_seconds, race
 from .ratios import UNTOUCHED, Ratio, compare
+from .result import Tuning
 from .sites import TunedSite
 from .subject import GraphSubject, Subject
 from .variants import SiteChoices, expected_recipes, model_variants
 
 Progress = Callable[[int, int], None]
 
+DEFAULT_BUDGET, _MOST_BUDGET = 60.0, 1e9
 # What a recipe must save of a site's time to be taken there.
 _MARGIN = 0.04
 # Shares of the budget.
@@ -46,6 +58,13 @@ _OF_PROFILING, _OF_RACING = 0.6, 0.35
 _MOST_SECONDS_A_VARIANT, _MOST_SECONDS_OF_A_RACE = 1.0, 15.0
 # Where every site was measured before, a user waits for the race alone.
 _MOST_SECONDS_FROM_CACHE = 7.0
+_BUSY = (
+    "intervals are too wide to tell: tune again with less going on beside it or with a larger "
+    "budget (what was measured is kept), or write what is expected to be fastest: 'groupfx export'"
+)
+_RACED_BEFORE = (
+    "this file was raced before, as it is and on this machine: --no-cache (cache=False) races again"
+)
 _ASSEMBLED, _VARIANT, _EXPECTED = "assembled", "best variant", "by the cost model"
 
 
@@ -58,67 +77,37 @@ class TuningOptions:
     """Seconds that tuning may take, without the export and the check of the file; see
     `groupfx.tune`. Times are kept in the folder `cache`, or not where it is None.
 
-    Raises UsageError for a number that is not positive or an unknown backend, and
-    MissingDependencyError for one that is not installed.
+    Raises UsageError for what is no positive number, an unknown backend or an option that it does
+    not have, and MissingDependencyError for one that is not installed.
     """
 
-    budget: float = 60.0
+    budget: float = DEFAULT_BUDGET
     threads: int = 1
     backend: str = "onnxruntime"
     plan: TuningPlan | None = None
+    session: object = None
     cache: Path | None = field(default_factory=cache_folder)
     wall: Clock = field(default=time.perf_counter, repr=False)
 
     def __post_init__(self) -> None:
-        if not 0 < self.budget < math.inf:
-            raise UsageError(f"budget={self.budget}: give seconds, such as 60")
-        if self.threads < 1:
-            raise UsageError(f"threads={self.threads}: it must be at least 1")
-        backend_named(self.backend)
+        if not isinstance(self.budget, (int, float)) or not 0 < self.budget <= _MOST_BUDGET:
+            raise UsageError(f"budget={self.budget!r}: give seconds, such as 60")
+        require_threads(self.threads)
+        self.runtime()
 
-
-@dataclass(frozen=True)
-class Tuning:
-    """A tuned model: its plan, and what it takes by the time of the untouched one.
-
-    `model` is an ONNX graph, or a module of torch for backends that run those. `ratio` is None
-    where a plan was applied and nothing measured. `races` has every model that ran against the
-    untouched one. `changed` counts the sites that are not as they were.
-    """
-
-    model: Any
-    plan: TuningPlan
-    ratio: Ratio | None
-    races: Mapping[str, Ratio]
-    changed: int
-    notes: tuple[str, ...]
-
-    @property
-    def untouched(self) -> bool:
-        """Whether no site was changed."""
-        return not self.changed
-
-    @property
-    def summary(self) -> str:
-        """Such as `0.93 (0.92 to 0.94) x the time of the untouched model (...); 9 of 17 sites`."""
-        plan = self.plan
-        where = f"{plan.backend} {plan.version}, {_threads(plan.threads)}"
-        changed = f"{self.changed} of {_sites(len(plan.sites))} changed"
-        if self.ratio is None:
-            return f"a plan was applied, nothing was measured; {changed}"
-        if not self.untouched:
-            return f"{self.ratio} x the time of the untouched model ({where}); {changed}"
-        if not plan.sites:
-            return "untouched: no site can be executed in another way"
-        told = [f"{name} {ratio}: {ratio.verdict}" for name, ratio in self.races.items()]
-        why = f" ({'; '.join(told)})" if told else ""
-        return f"untouched: nothing is provably faster{why} ({where})"
+    def runtime(self) -> Backend:
+        """The backend, with the options of the user's session."""
+        return backend_named(self.backend).with_session(self.session, self.threads)
 
 
 def tune_graph(
-    model: ir.Model, feeds: Feeds, options: TuningOptions, progress: Progress = _quiet
+    model: ir.Model,
+    feeds: Feeds,
+    options: TuningOptions,
+    progress: Progress = _quiet,
+    stages: Stages | None = None,
 ) -> Tuning:
-    """Tune `model`, which is not changed, for inputs like `feeds`.
+    """Tune `model`, which is not changed, for inputs like `feeds`; `stages` are told what it takes.
 
     Raises ModelError for a model that gives other outputs on the same inputs, or does not run.
     """
@@ -126,12 +115,20 @@ def tune_graph(
         raise UsageError(
             f"the backend {options.backend} runs torch models, and this is an ONNX graph"
         )
-    backend = backend_named(options.backend)
-    return _tuned(*GraphSubject.of(model, feeds), options, backend, progress)
+    backend = options.runtime()
+    require_dimensions(backend.session, model, feeds)
+    told = stages or Stages()
+    with told("find sites"):
+        subject, unknown = GraphSubject.of(model, feeds)
+    return _tuned(subject, unknown, options, backend, progress, told)
 
 
 def tune_module(
-    model: nn.Module, inputs: ExampleInputs, options: TuningOptions, progress: Progress = _quiet
+    model: nn.Module,
+    inputs: ExampleInputs,
+    options: TuningOptions,
+    progress: Progress = _quiet,
+    stages: Stages | None = None,
 ) -> tuple[Tuning, Pipeline]:
     """Tune `model`, which is not changed, on the device on which it lies; and the passes that do
     what was found to be fastest. Raises as `tune_graph`.
@@ -140,9 +137,11 @@ def tune_module(
         raise UsageError(
             f"the backend {options.backend} runs ONNX graphs, and this is a torch model"
         )
-    backend = backend_named(options.backend)
-    subject, unknown = ModuleSubject.of(model, inputs)
-    tuning = _tuned(subject, unknown, options, backend, progress)
+    backend = options.runtime()
+    told = stages or Stages()
+    with told("find sites"):
+        subject, unknown = ModuleSubject.of(model, inputs)
+    tuning = _tuned(subject, unknown, options, backend, progress, told)
     return tuning, subject.pipeline({entry.site: entry.recipe for entry in tuning.plan.sites})
 
 
@@ -152,10 +151,18 @@ def _tuned(
     options: TuningOptions,
     backend: Backend,
     progress: Progress,
+    stages: Stages,
 ) -> Tuning:
-    here = TuningPlan(backend.name, backend.version(), subject.processor, options.threads, ())
+    here = TuningPlan(
+        backend.name,
+        backend.version(),
+        subject.processor,
+        options.threads,
+        (),
+        backend.session,
+    )
     notes = [f"its sizes are not known, it stays as it is: {name}" for name in unknown]
-    work = _Work(subject, options, backend, here, notes, progress)
+    work = _Work(subject, options, backend, here, notes, progress, stages)
     if options.plan is None:
         return work.run()
     found = applied(options.plan, subject.sites, here, subject.fits)
@@ -171,6 +178,7 @@ class _Work:
     here: TuningPlan
     notes: list[str]
     progress: Progress
+    stage: Stages
     seen: dict[tuple[str, str], list[float]] = field(default_factory=dict)
     totals: dict[int, float] = field(default_factory=dict)
     slowest: float = 0.0
@@ -182,14 +190,19 @@ class _Work:
     known: bool = False
     """whether every site was measured before"""
 
+    cache: Cache | None = None
+    dropped: dict[str, list[int]] = field(default_factory=dict)
+    """variants that could not be profiled, by the reason"""
+
     @property
     def sites(self) -> Sequence[TunedSite]:
         return self.subject.sites
 
     def run(self) -> Tuning:
         self.started = self.options.wall()
-        self.base = self.subject.made({})
-        self.one = self._once(self._load(self.base))
+        self.base = self._packed(self._made({}))
+        with self.stage("first run"):
+            self.one = self._once(self._load(self.base))
         if not self.sites:
             return self.result({}, UNTOUCHED, {})
         least = least_seconds(2, self.one)
@@ -199,9 +212,10 @@ class _Work:
                 f"run takes {self.one:.3g} s; give at least {math.ceil(least * 2)}"
             )
             return self.result({}, UNTOUCHED, {})
-        cache = self._cache()
-        choices = self.subject.choices(partial(self._machine, cache))
-        variants = model_variants(choices)
+        cache = self.cache = self._cache()
+        with self.stage("plan"):
+            choices = self.subject.choices(partial(self._machine, cache))
+            variants = model_variants(choices)
         expected = {_EXPECTED: expected_recipes(choices)}
         # The last of them are left out where there is no time to race all.
         if self._profiled(cache, variants):
@@ -228,12 +242,18 @@ class _Work:
         return took
 
     def _cache(self) -> Cache:
-        key = Key(self.here.backend, self.here.version, self.here.cpu, self.here.threads)
+        here = self.here
+        key = Key(here.backend, here.version, here.cpu, here.threads, session_text(here.session))
         return open_cache(key, self.options.cache)
 
     def _machine(self, cache: Cache) -> Machine:
-        if not cache.machine:
-            cache.machine = probe(self.options.threads)
+        if not is_machine(cache.machine):
+            try:
+                with self.stage("probe"):
+                    cache.machine = probe(self.options.threads, self.backend.session)
+            except (GroupfxError, OSError) as error:
+                why = first_line(error)
+                self.notes.append(f"this machine cannot be probed ({why}): usual rates are taken")
             cache.save()
         return machine_of(cache.machine)
 
@@ -252,10 +272,11 @@ class _Work:
                 )
                 break
             try:
-                made = self.subject.made(variant)
-                profile = self._profile(made, seconds)
-            except GroupfxError as error:
-                self.notes.append(f"variant {place} was dropped: {error}")
+                made = self._made(variant, alone=True)
+                with self.stage("profile"):
+                    profile = self._profile(made, seconds)
+            except (GroupfxError, OSError) as error:
+                self.dropped.setdefault(str(error), []).append(place)
                 continue
             if profile is None:
                 return False
@@ -303,42 +324,104 @@ class _Work:
 
     def _raced(self, found: Mapping[str, Mapping[str, str]]) -> Tuning:
         """The fastest of all that is provably faster than the untouched model."""
+        wanted: dict[str, Mapping[str, str]] = {}
+        for name, recipes in found.items():
+            if recipes and recipes not in wanted.values():
+                wanted[name] = recipes
+        options = self.options
+        most = _MOST_SECONDS_FROM_CACHE if self.known else _MOST_SECONDS_OF_A_RACE
+        # Who gives more than the default wants to know more.
+        most = min(most * max(options.budget / DEFAULT_BUDGET, 1.0), _OF_RACING * options.budget)
+        before = self._raced_before([*wanted.values()], most)
+        if before is not None:
+            self.notes.append(_RACED_BEFORE)
+            return self._decided(before.recipes, before.ratios)
         named: dict[str, Mapping[str, str]] = {}
         models = [self.base]
-        for name, recipes in found.items():
-            if recipes and recipes not in named.values():
-                # The next one takes about as long to load as those before, and must be raced.
-                needed = self.slowest + least_seconds(len(models) + 1, self.one)
-                if self._spent() + needed > self.options.budget:
-                    self.notes.append(f"{name}: left out, the budget was used up before")
-                    continue
-                try:
-                    made = self.subject.made(recipes)
-                    self._load(made)
-                except GroupfxError as error:
-                    self.notes.append(f"{name}: dropped, {error}")
-                    continue
-                named[name] = recipes
-                models.append(made)
+        for name, recipes in wanted.items():
+            # The next one takes about as long to load as those before, and must be raced.
+            needed = self.slowest + least_seconds(len(models) + 1, self.one)
+            if self._spent() + needed > options.budget:
+                self.notes.append(f"{name}: left out, the budget was used up before")
+                continue
+            try:
+                made = self._packed(self._made(recipes))
+                # What loads may still not run, and would end the race.
+                self._load(made)()
+            except GroupfxError as error:
+                self.notes.append(f"{name}: dropped, {error}")
+                continue
+            named[name] = recipes
+            models.append(made)
         if not named:
             return self.result({}, UNTOUCHED, {})
-        options = self.options
         left = max(options.budget - self._spent(), 0)
-        most = _MOST_SECONDS_FROM_CACHE if self.known else _MOST_SECONDS_OF_A_RACE
-        seconds = min(most, left, _OF_RACING * options.budget)
         while len(models) > 2 and least_seconds(len(models), self.one) > left:
             name, _ = named.popitem()
             models.pop()
             self.notes.append(f"{name}: left out of the race, there was no time for it")
+        seconds = min(most, left)
         clock = self.backend.clock(options.threads) if self.subject.host else options.wall
         loads = [partial(self._load, model) for model in models]
-        heats = race(loads, clock, seconds, options.wall, self.progress, run=self.one)
+        try:
+            with self.stage("race"):
+                heats = race(
+                    loads, clock, seconds, options.wall, self.progress, run=self.one, narrow=True
+                )
+        except GroupfxError as error:
+            self.notes.append(f"the race was broken off, and nothing is claimed: {error}")
+            return self.result({}, UNTOUCHED, {})
         races = {name: compare(heats, place) for place, name in enumerate(named, 1)}
+        self._remember(PastRace(seconds, named, races))
+        return self._decided(named, races)
+
+    def _decided(
+        self, named: Mapping[str, Mapping[str, str]], races: Mapping[str, Ratio]
+    ) -> Tuning:
         faster = [name for name, ratio in races.items() if ratio.verdict == "faster"]
         if not faster:
+            if any(ratio.verdict == "cannot tell" for ratio in races.values()):
+                self.notes.append(_BUSY)
             return self.result({}, UNTOUCHED, races)
         best = min(faster, key=lambda name: races[name].value)
         return self.result(named[best], races[best], races)
+
+    @cached_property
+    def _called(self) -> str | None:
+        """What a race about the untouched model is known by, to the last byte.
+
+        None for what has no bytes, as a module of torch.
+        """
+        if not isinstance(self.base, bytes):
+            return None
+        shapes = sorted((name, array.shape) for name, array in self.subject.feeds.items())
+        found = hashlib.sha256(self.base)
+        found.update(str(shapes).encode())
+        return found.hexdigest()[:32]
+
+    def _raced_before(self, wanted: Sequence[Mapping[str, str]], seconds: float) -> PastRace | None:
+        """A race that all who are `wanted` took part in; others may have won it."""
+        if self.cache is None or self._called is None:
+            return None
+        found = self.cache.raced(self._called, seconds)
+        if found is None or any(recipes not in found.recipes.values() for recipes in wanted):
+            return None
+        return found if all(map(self._fits, found.recipes.values())) else None
+
+    def _fits(self, recipes: Mapping[str, str]) -> bool:
+        """Whether a cache, which anybody may have written, has recipes of these sites."""
+        sites = {site.name: site for site in self.sites}
+        try:
+            for name, recipe in recipes.items():
+                self.subject.fits(sites[name], recipe)
+        except (KeyError, UsageError):
+            return False
+        return True
+
+    def _remember(self, race: PastRace) -> None:
+        if self.cache is not None and self._called is not None:
+            self.cache.remember(self._called, race)
+            self.cache.save()
 
     def result(
         self, recipes: Mapping[str, str], ratio: Ratio | None, races: Mapping[str, Ratio]
@@ -346,12 +429,25 @@ class _Work:
         """The model with these recipes, and the plan of all sites."""
         plan = _planned(self.here, self.sites, recipes)
         changed = sum(recipes.get(s.name, s.untouched) != s.untouched for s in self.sites)
-        made = self.subject.made(recipes)
-        return Tuning(made, plan, ratio, races, changed, tuple(self.notes))
+        made = self._made(recipes)
+        notes = [f"{_variants(places)} dropped: {why}" for why, places in self.dropped.items()]
+        notes += self.notes
+        if self.cache is not None and self.cache.problem is not None:
+            notes.append(self.cache.problem)
+        return Tuning(made, plan, ratio, races, changed, tuple(notes))
+
+    def _made(self, recipes: Mapping[str, str], *, alone: bool = False) -> Any:
+        with self.stage("make variants"):
+            return self.subject.made(recipes, alone=alone)
+
+    def _packed(self, model: Any) -> Any:
+        with self.stage("load"):
+            return self.backend.packed(model)
 
     def _load(self, model: Any) -> Program:
         before = self.options.wall()
-        program = self.backend.load(model, self.subject.feeds, self.options.threads)
+        with self.stage("load"):
+            program = self.backend.load(model, self.subject.feeds, self.options.threads)
         self.slowest = max(self.slowest, self.options.wall() - before)
         return program
 
@@ -369,8 +465,15 @@ def _planned(
     return replace(here, sites=tuple(entries))
 
 
-def alike(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> bool:
-    """Whether two outputs are the same but for the order in which threads add up."""
+def alike(first: Any, second: Any) -> bool:
+    """Whether two outputs are the same but for the order in which threads add up.
+
+    A sequence of ONNX is a list of arrays; what is no number must be equal.
+    """
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(alike, first, second))
+    if not isinstance(first, np.ndarray):
+        return bool(first == second)
     if first.shape != second.shape:
         return False
     if not np.issubdtype(first.dtype, np.floating):
@@ -379,9 +482,7 @@ def alike(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> bool:
     return bool(np.allclose(first, second, rtol=1e-3, atol=1e-3 * size, equal_nan=True))
 
 
-def _threads(number: int) -> str:
-    return "1 thread" if number == 1 else f"{number} threads"
-
-
-def _sites(number: int) -> str:
-    return "1 site" if number == 1 else f"{number} sites"
+def _variants(places: Sequence[int]) -> str:
+    if len(places) == 1:
+        return f"variant {places[0]} was"
+    return f"variants {', '.join(map(str, places))} were"

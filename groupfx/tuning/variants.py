@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..plan.around import absorbed_bins
 from ..plan.binned import Way
-from ..plan.choice import choose, choose_groups, recipes
+from ..plan.choice import absorbable, recipes
 from ..plan.cost import OnnxRuntime
 from ..plan.forms import FormPlan
 from ..plan.machine import Machine
@@ -33,19 +32,16 @@ _LEANINGS = (3.0, 0.4)
 class SiteChoices:
     """What is tried at a site: recipes from the one that is expected to be fastest on.
 
-    `expected` is the recipe that the cost model takes; the times are what it expects of that and of
-    the untouched site, in microseconds.
+    `expected` is the recipe that the cost model takes, beside those of the other sites.
     """
 
     site: TunedSite
     recipes: tuple[str, ...]
     expected: str
-    time: float
-    untouched_time: float
 
 
-def site_choices(site: TunedSite, machine: Machine) -> SiteChoices:
-    """The recipes that are worth trying at `site`, and the model's own choice."""
+def site_choices(site: TunedSite, machine: Machine, expected: str) -> SiteChoices:
+    """The recipes that are worth trying at `site`."""
     channels = site.structure.in_channels
     price = site.price(machine)
     untouched = recipe_plan(site.untouched, site.structure)
@@ -60,10 +56,7 @@ def site_choices(site: TunedSite, machine: Machine) -> SiteChoices:
     }
     priced = sorted((time, recipe) for recipe, time in (times | _absorbed(site, price)).items())
     kept = tuple(recipe for time, recipe in priced if time <= _HOPELESS * base)
-    choice = (choose if site.untouched == "dense" else choose_groups)(
-        site.structure, site.work, machine=machine, around=site.around
-    )
-    return SiteChoices(site, kept, choice.recipe, choice.time, base)
+    return SiteChoices(site, kept, expected)
 
 
 def _absorbed(site: TunedSite, price: OnnxRuntime) -> dict[str, float]:
@@ -75,8 +68,7 @@ def _absorbed(site: TunedSite, price: OnnxRuntime) -> dict[str, float]:
     smaller = replace(price, share=share)
     found = {
         str(absorbed): site.around.cost(smaller, structure, absorbed)
-        for width in dict.fromkeys((price.block or 1, 1))
-        for absorbed in absorbed_bins(structure, width)
+        for absorbed in absorbable(structure, price.block, site.around)
     }
     return dict(sorted(found.items(), key=lambda item: item[1])[:_MOST_ABSORBED])
 

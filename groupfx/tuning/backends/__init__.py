@@ -7,15 +7,19 @@ from importlib import import_module
 
 from ...errors import UsageError
 from .backend import Backend, NodeTime, Profile, Program
+from .session import Session, require_dimensions, session_text
 
 __all__ = [
     "Backend",
     "NodeTime",
     "Profile",
     "Program",
+    "Session",
     "backend_named",
     "backend_names",
+    "require_dimensions",
     "runs_torch",
+    "session_text",
 ]
 
 _FILES: Mapping[str, str] = {

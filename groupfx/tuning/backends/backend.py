@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
+
+from ...errors import UsageError
 
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
@@ -42,6 +44,16 @@ class Backend(Protocol):
 
     name: str
 
+    @property
+    def session(self) -> Mapping[str, str]:
+        """Options of a user, under which all of its programs run."""
+
+    def with_session(self, given: object, threads: int) -> Self:
+        """It with the options `given`; itself where that is None.
+
+        Raises UsageError for what is no option of it, or does not go with so many threads.
+        """
+
     def require(self) -> None:
         """Raise MissingDependencyError where it is not installed."""
 
@@ -51,8 +63,34 @@ class Backend(Protocol):
     def clock(self, threads: int) -> Callable[[], float]:
         """Seconds that its programs take, apart from other processes where that can be."""
 
+    def packed(self, model: Any) -> Any:
+        """The model as `load` and `profile` take it too: what is loaded several times is made once.
+
+        It holds the weights a second time.
+        """
+
     def load(self, model: Any, feeds: Any, threads: int) -> Program:
         """The model, ready to run on `feeds`."""
 
     def profile(self, model: Any, feeds: Any, threads: int, seconds: float) -> Profile | None:
         """What each node takes, after running for about so long; None where nobody can say."""
+
+
+class WithoutSessions:
+    """A backend that takes no options of a user's session."""
+
+    name: str
+
+    @property
+    def session(self) -> Mapping[str, str]:
+        """None."""
+        return {}
+
+    def with_session(self, given: object, threads: int) -> Self:
+        """Itself. Raises UsageError where options are given."""
+        if given:
+            raise UsageError(
+                f"the backend {self.name} has no sessions of ONNX Runtime: session= and --session "
+                "are for onnxruntime"
+            )
+        return self

@@ -16,14 +16,14 @@ from torch.utils._pytree import tree_leaves
 from ...errors import ModelError, first_line
 from ...running.inputs import ExampleInputs
 from ..ratios import lower_half
-from .backend import NodeTime, Profile, Program
+from .backend import NodeTime, Profile, Program, WithoutSessions
 
 _LEAST_RUNS = 4
 _MOST_RUNS = 60
 
 
 @dataclass(frozen=True)
-class EagerBackend:
+class EagerBackend(WithoutSessions):
     """In inference mode, on the device on which the model lies."""
 
     name: str = "torch"
@@ -37,6 +37,10 @@ class EagerBackend:
     def clock(self, threads: int) -> Callable[[], float]:
         """One thread is the caller's own: its time leaves other processes out."""
         return time.thread_time if threads == 1 else time.perf_counter
+
+    def packed(self, model: nn.Module) -> nn.Module:
+        """Itself."""
+        return model
 
     def load(self, model: nn.Module, feeds: ExampleInputs, threads: int) -> Program:
         """`model` itself, its tensors at new places in memory."""
