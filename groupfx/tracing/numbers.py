@@ -77,6 +77,17 @@ class _Numbers(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        if n in self._wanted and isinstance(value, int):
-            self._found[n] = value
+        if n in self._wanted and (isinstance(value, int) or _is_of_state(n, value)):
+            self._found[n] = int(value)
         return value
+
+
+def _is_of_state(node: fx.Node, value: object) -> bool:
+    """Whether it is a tensor for a whole number, such as a buffer, and no input has a say in it."""
+    if not isinstance(value, torch.Tensor) or value.dim() or value.is_meta:
+        return False
+    behind = [node]
+    for each in behind:
+        behind += [more for more in each.all_input_nodes if more not in behind]
+    whole = not (value.is_floating_point() or value.is_complex())
+    return whole and all(each.op != "placeholder" for each in behind)

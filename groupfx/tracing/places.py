@@ -1,10 +1,14 @@
 """What a node of a graph does and where it is written, in the words of whoever wrote the model."""
 
+import re
 import sys
+from pathlib import Path
 from types import FrameType
 
 import torch
 from torch import fx, nn
+
+from ..running.grouped_runs import is_users
 
 # In the meta of a node: the file and the line of the user's code that made it.
 LINE = "line"
@@ -12,6 +16,7 @@ LINE = "line"
 # What is further out called the trace, and is no part of the model.
 _TRACE = fx.Tracer.trace.__code__
 _LIBRARIES = ("torch", __name__.partition(".")[0])
+_FRAME = re.compile(r'^\s*File "(.+)", line (\d+), in ', re.MULTILINE)
 
 
 def user_line() -> str | None:
@@ -26,10 +31,22 @@ def user_line() -> str | None:
     return None
 
 
+def innermost_line(trace: str) -> str | None:
+    """As `user_line`, of a stack that `torch.export` noted as text."""
+    # What torch adds by itself has a line of its own source, from its folder on.
+    frames = [(file, line) for file, line in _FRAME.findall(trace) if Path(file).is_absolute()]
+    found = [(file, line) for file, line in frames if is_users(file)]
+    return ":".join(found[-1]) if found else None
+
+
 def line_of(node: fx.Node) -> str | None:
     """Where the user wrote what `node` does, as `file:line`; None where that is not known."""
     line = node.meta.get(LINE)
     return None if line is None else str(line)
+
+
+_NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
+"""What torch.export says of a size, which no module's forward computed."""
 
 
 def owner_of(node: fx.Node) -> str:
@@ -38,6 +55,8 @@ def owner_of(node: fx.Node) -> str:
     if not stack:
         return ""
     path = str(next(reversed(stack.values()))[0])
+    if path == _NO_MODULE:
+        return ""
     # A call of a module is written in the forward of the module around it.
     if node.op == "call_module" and path == node.target:
         return path.rpartition(".")[0]

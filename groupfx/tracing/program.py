@@ -5,17 +5,14 @@ never changed. The *working* side is a copy, and passes rewrite it. Each side is
 way `modules`, one small graph (a *fragment*) for each convolution module.
 """
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-import torch
 from torch import fx, nn
 
 from ..convs.names import joined
 from ..convs.spec import ConvSpec
-from ..errors import ModelError
 from ..running.inputs import ExampleInputs
 
 Way = Literal["trace", "modules", "export"]
@@ -39,7 +36,9 @@ class Fragment:
 
     `path` is where the graph stands in the model: `""` for a whole model, else a module's path.
     `calls_of` are the numbers of the calls of a function that it stands for while that module runs
-    (`label` is what they are called), None where it is all of the model or of the module.
+    (`label` is what they are called, `place` where in the source), None where it is all of the
+    model or of the module.
+    `is_inner`: an operator of another graph runs it, such as a branch of `torch.cond`.
     `standing` maps the name of a reference node to the working node that stands for it; a node
     whose value is no longer computed anywhere is not in it. `earlier` is the fragment over the same
     working graph that this one goes on from.
@@ -53,7 +52,9 @@ class Fragment:
     is_module: bool = False
     calls_of: ConvSpec | None = None
     label: str = ""
+    place: str = ""
     changed: bool = False
+    is_inner: bool = False
     earlier: "Fragment | None" = None
     standing: dict[str, fx.Node] = field(init=False)
     _names: dict[fx.Node, list[str]] = field(init=False, repr=False)
@@ -61,6 +62,12 @@ class Fragment:
     def __post_init__(self) -> None:
         self.standing = {node.name: node for node in self.working.graph.nodes}
         self._names = {node: [name] for name, node in self.standing.items()}
+
+    def following(self, root: nn.Module) -> "Fragment":
+        """One that goes on from here: what it has become is now the original, found in `root`."""
+        reference = root.get_submodule(self.path)
+        assert isinstance(reference, fx.GraphModule)
+        return Fragment(self.path, reference, self.working, is_inner=self.is_inner, earlier=self)
 
     @property
     def is_part(self) -> bool:
@@ -99,6 +106,13 @@ class Fragment:
         """Name, in the whole model, of what lies at `path` in this fragment."""
         return self.label or joined(self.path, self.home(path))
 
+    def site_name(self, path: str) -> str:
+        """As `full_name`, of a module that was being called when a node was recorded.
+
+        Of what runs inside an operator, that is known by its path in the whole model.
+        """
+        return path if self.is_inner else self.full_name(path)
+
     def working_key(self, key: str) -> str:
         """Key in the result's state_dict of a tensor of the working graph."""
         return joined(self.path, key)
@@ -128,7 +142,9 @@ class Program:
     modules that cannot be opened and for other convolutions that ran, the reason; `uncalled` are
     modules that forward does not call.
     `dynamic` is False where an export fixed the sizes of the inputs. `macs` are those of the
-    original for one sample, None where it was not run.
+    original for one sample, None where it was not run. `written` are the parameters that forward
+    writes to. `small` are inputs of the smallest size that the model was seen to take; None where
+    none was tried.
     """
 
     way: Way
@@ -141,57 +157,10 @@ class Program:
     uncalled: tuple[str, ...] = ()
     dynamic: bool = True
     macs: int | None = None
+    written: tuple[str, ...] = ()
+    small: ExampleInputs | None = None
 
-
-def share_tensors(model: nn.Module) -> dict[int, Any]:
-    """A memo for `copy.deepcopy` under which the copy holds the very parameters of `model`.
-
-    Buffers are copied: a forward may write to them.
-    """
-    memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
-    memo.update(_detached_attributes(model))
-    return memo
-
-
-def _detached_attributes(model: nn.Module) -> dict[int, Any]:
-    """Plain tensors on modules, without their history: deepcopy refuses a tensor that has one."""
-    return {
-        id(value): value.detach()
-        for module in model.modules()
-        for value in module.__dict__.values()
-        if isinstance(value, torch.Tensor) and value.grad_fn is not None
-    }
-
-
-def _complete(model: nn.Module, memo: dict[int, Any]) -> None:
-    """Give each copy of a `GraphModule` the fields that its own way of copying leaves behind."""
-    for module in model.modules():
-        twin = memo.get(id(module))
-        if not isinstance(module, fx.GraphModule) or twin is None or twin is module:
-            continue
-        twin.training = module.training
-        for name, value in module.__dict__.items():
-            if name not in twin.__dict__:
-                twin.__dict__[name] = copy.deepcopy(value, memo)
-
-
-def copied(
-    model: nn.Module, *, share: bool, instead: Mapping[nn.Module, nn.Module] | None = None
-) -> nn.Module:
-    """A deep copy of `model`, which shares its parameters or has its own.
-
-    Where a module is a key of `instead`, the copy holds the other module itself. Raises
-    `ModelError` where Python cannot copy the model.
-    """
-    memo = share_tensors(model) if share else _detached_attributes(model)
-    memo.update({id(old): new for old, new in (instead or {}).items()})
-    try:
-        twin = copy.deepcopy(model, memo)
-        _complete(model, memo)
-        return twin
-    except Exception as error:
-        raise ModelError(
-            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}): "
-            "a rewrite works on a copy so that your model stays as it is; "
-            "pass inplace=True to work on the model itself"
-        ) from error
+    @property
+    def whole(self) -> Fragment:
+        """The graph of the whole model, in the ways `trace` and `export`: what others lie in."""
+        return self.fragments[0]

@@ -93,6 +93,17 @@ def _reads_dequantised(node: fx.Node) -> bool:
     return False
 
 
+def quantises(module: nn.Module) -> bool:
+    """Whether `module` is trained for quantisation: torch.ao's fake quantisers lie in it.
+
+    What `convert` makes of it later is made of the layer itself. Their kernels trust what they are
+    given, so that a graph with them would not be held by a file either.
+    """
+    return any(
+        type(each).__module__.startswith("torch.ao.quantization") for each in module.modules()
+    )
+
+
 def refuse_quantised(model: nn.Module) -> None:
     """Raise `ModelError` where a convolution runs on whole numbers, with the way that works."""
     found = [layer for layer in quantised_layers(model) if layer.is_convolution]

@@ -4,7 +4,8 @@
 without any error, and each is looked for here:
 
 - `forward` reads `self.training`, the grad mode, or draws random numbers while it runs: the model
-  is traced twice, with all of them changed, and the two graphs are compared;
+  is traced twice, with all of them changed, and the two graphs are compared; where only the mode
+  matters, and a graph is worth more than the class, there is one of each mode (`both_modes`);
 - a custom `torch.autograd.Function` is inlined and its backward is lost: the module that calls it
   stays a leaf;
 - hooks on modules that are traced through, or on the root, would be recorded once or dropped;
@@ -34,25 +35,25 @@ import numpy as np
 import torch
 import torch.utils.checkpoint
 from torch import fx, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
 from ..convs.calls import CONV_FUNCTIONS, PLACE
-from ..convs.names import joined
 from ..convs.spec import CONV_TYPES, original_type
 from ..errors import kind_and_line, no_exit
 from ..learned.groups import has_learned_groups
-from ..nn import is_weight_hook
 from ..running.grouped_runs import at, error_place, users_place
-from ..running.unchanged import unchanged
+from ..running.settings import settings_unchanged
+from ..running.unchanged import evaluate, seed_torch, unchanged
+from ..verify.measures import identical
+from .attributes import Attributes
+from .hooks import hooked
+from .memories import Memories
 from .places import LINE, user_line
+from .quantised import quantises
+from .values_read import ValuesRead, what_is_no_graph
 
 _RAISES = "LOAD_ASSERTION_ERROR"
-_HOOK_FIELDS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
 
 
 class CannotTrace(Exception):
@@ -65,6 +66,15 @@ class _CustomBackward(Exception):
     def __init__(self, function: type) -> None:
         super().__init__(function.__name__)
         self.function = function
+
+
+class _TracedValue(fx.Proxy):
+    """A value of the graph, which refuses what a graph cannot do: `weight.data = tensor`."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if hasattr(torch.Tensor, name):
+            raise CannotTrace(f"forward assigns to .{name} of a tensor{at(users_place())}")
+        super().__setattr__(name, value)
 
 
 class Tracer(fx.Tracer):
@@ -98,6 +108,9 @@ class Tracer(fx.Tracer):
             node.meta[PLACE] = users_place()
         return node
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _TracedValue(node, self)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name in self.opaque:
             return True
@@ -109,6 +122,9 @@ class Tracer(fx.Tracer):
         if has_learned_groups(m):
             return True
         library = kind.__module__.startswith(("torch.nn", "torch.ao.nn"))
+        fused = isinstance(m, nn.Sequential) and kind.__module__.startswith("torch.ao.nn")
+        if fused or isinstance(m, _ConvNd):
+            return quantises(m) or (library and not fused)
         return library and not isinstance(m, nn.Sequential)
 
     def call_module(
@@ -195,7 +211,7 @@ def seeded(seed: int) -> Iterator[None]:
     with unchanged():
         random.seed(seed)
         np.random.seed(seed)
-        torch.manual_seed(seed)
+        seed_torch(seed)
         yield
 
 
@@ -204,27 +220,17 @@ def _random_states() -> tuple[Any, ...]:
     return random.getstate(), numbers[2], bytes(numbers[1]), bytes(torch.get_rng_state().numpy())
 
 
-def hooked(module: nn.Module) -> list[str]:
-    """Names of the kinds of user hooks on `module`, legacy reparametrisations not counted."""
-    found = []
-    for field in _HOOK_FIELDS:
-        hooks = getattr(module, field, None) or {}
-        if any(not _recomputes(hook) for hook in hooks.values()):
-            found.append(field.strip("_").replace("_", " "))
-    return found
-
-
 @dataclass(frozen=True)
 class Trace:
-    """A traced graph, the tensors that `forward` made on the way, and what is now fixed."""
+    """A traced graph, the tensors that `forward` made on the way, and what is now fixed.
+
+    `trained` is the graph of train mode where that is another one, and this is of eval mode.
+    """
 
     graph: fx.Graph
     constants: Mapping[str, torch.Tensor]
     notes: tuple[str, ...] = ()
-
-
-def _recomputes(hook: object) -> bool:
-    return is_weight_hook(hook, str(getattr(hook, "name", getattr(hook, "_tensor_name", ""))))
+    trained: fx.Graph | None = None
 
 
 def trace(
@@ -232,9 +238,10 @@ def trace(
     given: frozenset[str],
     *,
     asked: bool = False,
+    modes: bool = False,
     leaves: Collection[str] = (),
 ) -> Trace:
-    """Graph of `model`, which is left as it was.
+    """Graph of `model`, which is left as it was; with `modes` that of each mode, if need be.
 
     `given` names the arguments of `forward` that the caller passes, `leaves` the paths of modules
     that are to stay one call each. Raises `CannotTrace` with the reason where the graph would not
@@ -252,29 +259,113 @@ def trace(
     with _checkpoints_seen(checkpointed):
         traced, other = _in_both_modes(model, fixed, leaves)
     difference = _first_difference(traced, other)
-    if difference:
-        raise CannotTrace(
-            "forward depends on the training mode, the grad mode or random numbers, "
-            f"and a trace would freeze it (it differs at {difference})"
-        )
+    trained = None
+    if difference is not None:
+        cause, node = _cause(model, fixed, leaves, traced, difference)
+        if cause != _MODE or not modes:
+            raise _depends_on(cause, node)
+        traced, other = _of_each_mode(model, fixed, leaves)
+        trained = other.graph
     notes = [f"argument {name!r} is fixed at {value!r}" for name, value in fixed.items()]
     if checkpointed:
         what = ", ".join(dict.fromkeys(checkpointed))
         notes.append(
             f"activation checkpointing (of {what}) is not in a trace, which takes more memory in "
-            "training: open the model with way='modules' to keep it"
+            "training, and counts a batch once in the statistics of norms there, not again in the "
+            "backward: open the model with way='modules' to keep it"
         )
-    return Trace(traced.graph, traced.constants, tuple(notes))
+    return Trace(traced.graph, traced.constants, tuple(notes), trained)
+
+
+_MODE = "the training mode"
+
+
+def _depends_on(cause: str, node: fx.Node) -> CannotTrace:
+    place = at(node.meta.get(LINE) or "")
+    return CannotTrace(
+        f"forward depends on {cause}, and a trace would freeze it (it differs at "
+        f"{node.name}{place})"
+    )
+
+
+def _cause(
+    model: nn.Module,
+    fixed: dict[str, Any],
+    leaves: Collection[str],
+    traced: Trace,
+    difference: fx.Node,
+) -> tuple[str, fx.Node]:
+    """What the graph of a model depends on, and the first node that is another then."""
+    with torch.set_grad_enabled(not torch.is_grad_enabled()):
+        ungraded = _trace_with_leaves(model, fixed, leaves, seed=1)
+    drawn = _trace_with_leaves(model, fixed, leaves, seed=2)
+    for cause, changed in (("the grad mode", ungraded), ("random numbers", drawn)):
+        node = _first_difference(traced, changed)
+        if node is not None:
+            return cause, node
+    return _MODE, difference
+
+
+def _of_each_mode(
+    model: nn.Module, fixed: dict[str, Any], leaves: Collection[str]
+) -> tuple[Trace, Trace]:
+    """The traces of eval and of train mode, each of which depends on nothing else."""
+    evaluated, trained = (_traced_in(model, fixed, leaves, training=m) for m in (False, True))
+    with torch.set_grad_enabled(not torch.is_grad_enabled()):
+        for mode, traced in ((False, evaluated), (True, trained)):
+            again = _traced_in(model, fixed, leaves, training=mode, seed=2)
+            node = _first_difference(traced, again)
+            if node is not None:
+                raise _depends_on("the grad mode or random numbers", node)
+    return evaluated, trained
+
+
+def _traced_in(
+    model: nn.Module,
+    fixed: dict[str, Any],
+    leaves: Collection[str],
+    *,
+    training: bool,
+    seed: int = 1,
+) -> Trace:
+    """The trace in one mode of all modules."""
+    with unchanged(model):
+        evaluate(model, training=training)
+        return _trace_with_leaves(model, fixed, leaves, seed=seed)
 
 
 def _in_both_modes(
     model: nn.Module, fixed: dict[str, Any], leaves: Collection[str]
 ) -> tuple[Trace, Trace]:
-    traced = _trace_with_leaves(model, fixed, leaves, seed=1)
-    with unchanged(model), torch.set_grad_enabled(not torch.is_grad_enabled()):
+    graded = torch.is_grad_enabled()
+    with _grad_switches_seen() as switches:
+        traced = _trace_with_leaves(model, fixed, leaves, seed=1)
+    with unchanged(model):
         for module in model.modules():
             module.training = not module.training
-        return traced, _trace_with_leaves(model, fixed, leaves, seed=2)
+        if switches:
+            # Whoever sets it by the mode may have set it to what it was, in both traces.
+            _trace_with_leaves(model, fixed, leaves, seed=2)
+        with torch.set_grad_enabled(not graded):
+            return traced, _trace_with_leaves(model, fixed, leaves, seed=2)
+
+
+@contextlib.contextmanager
+def _grad_switches_seen() -> Iterator[list[bool]]:
+    """While active, notes what the grad mode is set to, whatever it was."""
+    seen: list[bool] = []
+    room: Any = torch._C
+    switch = room._set_grad_enabled
+
+    def noted(mode: bool) -> None:
+        seen.append(mode)
+        switch(mode)
+
+    room._set_grad_enabled = noted
+    try:
+        yield seen
+    finally:
+        room._set_grad_enabled = switch
 
 
 @contextlib.contextmanager
@@ -336,15 +427,10 @@ def _trace_with_leaves(
     opaque = set(leaves)
     while True:
         tracer = Tracer(frozenset(opaque))
-        before = _Attributes(model)
+        before, memories = Attributes(model), Memories(model)
         try:
             with seeded(seed), _autograd_functions_refused(), no_exit(type(model).__name__):
-                start = _random_states()
-                graph = tracer.trace(model, dict(fixed) or None)
-                if _random_states() != start:
-                    raise CannotTrace(
-                        "forward draws random numbers while it runs, and a trace would freeze them"
-                    )
+                graph = _recorded(tracer, model, fixed)
         except _CustomBackward as error:
             owner = tracer.calls[-1] if tracer.calls else ""
             if not owner:
@@ -364,52 +450,49 @@ def _trace_with_leaves(
                 for name, value in model.__dict__.items()
                 if name.startswith("_tensor_constant") and isinstance(value, torch.Tensor)
             }
+            more = what_is_no_graph(model, graph)
+            if more:
+                raise CannotTrace(more)
+            grown = memories.grown()
+            if grown:
+                raise CannotTrace(f"forward keeps values in the cache of {grown}, as a trace would")
             changed = before.restore(except_for=constants.keys())
             if changed:
                 raise CannotTrace(f"forward assigns to {changed}, which a trace would freeze")
             return Trace(graph, constants)
         finally:
             before.restore()
+            memories.grown()
 
 
-class _Attributes:
-    """The attributes of every module of a model, to be put back after `forward` ran on proxies."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._dicts = [
-            (path, held, dict(held))
-            for path, module in model.named_modules()
-            for held in (module.__dict__, module._parameters, module._buffers, module._modules)
-        ]
-
-    def restore(self, except_for: Collection[str] = ()) -> str | None:
-        """Undo every assignment; the first one found, by name, if there was any."""
-        changed = None
-        for path, held, before in self._dicts:
-            names = [n for n in held.keys() | before.keys() if held.get(n) is not before.get(n)]
-            if not names:
-                continue
-            own = [name for name in names if name not in except_for]
-            if own and changed is None:
-                changed = joined(path, own[0])
-            held.clear()
-            held.update(before)
-        return changed
+def _recorded(tracer: Tracer, model: nn.Module, fixed: dict[str, Any]) -> fx.Graph:
+    """The graph; `CannotTrace` where forward did with numbers what a graph would not do again."""
+    start = _random_states()
+    with settings_unchanged(), ValuesRead(model) as read:
+        graph = tracer.trace(model, dict(fixed) or None)
+    if read.why:
+        raise CannotTrace(read.why)
+    if _random_states() != start:
+        raise CannotTrace(
+            "forward draws random numbers while it runs, and a trace would freeze them"
+        )
+    return graph
 
 
-def _first_difference(traced: Trace, other: Trace) -> str | None:
-    """Name of the first node in which two traces differ, constants compared by value."""
-    nodes, twins = list(traced.graph.nodes), list(other.graph.nodes)
+def _first_difference(traced: Trace, other: Trace) -> fx.Node | None:
+    """The first node in which two traces differ, constants compared by value."""
+    nodes: list[fx.Node] = list(traced.graph.nodes)
+    twins: list[fx.Node] = list(other.graph.nodes)
     for node, twin in zip(nodes, twins, strict=False):
         # Node names are given in order, so equal graphs have equal names and equal argument reprs.
         same = (node.op, node.name, node.target) == (twin.op, twin.name, twin.target)
         if not same or repr((node.args, node.kwargs)) != repr((twin.args, twin.kwargs)):
-            return str(node.name)
+            return node
         if node.op == "get_attr" and node.target in traced.constants:
             constant = traced.constants[str(node.target)]
-            if not torch.equal(constant, other.constants[str(node.target)]):
-                return str(node.name)
+            if not identical(constant, other.constants[str(node.target)]):
+                return node
     if len(nodes) != len(twins):
         longer = nodes if len(nodes) > len(twins) else twins
-        return str(longer[min(len(nodes), len(twins))].name)
+        return longer[min(len(nodes), len(twins))]
     return None
