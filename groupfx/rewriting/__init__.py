@@ -4,7 +4,15 @@ from ..plan.notes import Note
 from ..running.totals import Complexity, Totals, totals
 from .checking import Progress
 from .driver import PassResult, UnreadableSite, find_sites, require_sites, run_pass
-from .operation_pass import OperationPass, Place, Respelled, Spelling, has_node, shape_of
+from .operation_pass import (
+    OperationPass,
+    Place,
+    Respelled,
+    Spelling,
+    has_node,
+    reads_size,
+    shape_of,
+)
 from .pass_ import Convolution, Option, Pass, Rewritten, Skip, name_matches, unwanted
 from .pipeline import Pipeline, example_inputs
 from .report import PassSummary, Report, RewrittenSite, SkippedSite
@@ -41,6 +49,7 @@ __all__ = [
     "find_sites",
     "has_node",
     "name_matches",
+    "reads_size",
     "require_sites",
     "run_pass",
     "shape_of",

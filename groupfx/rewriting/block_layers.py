@@ -63,8 +63,10 @@ def plan_blocks(
     structure: BlockStructure,
     form: PlainForm | Literal["auto", "fastest"],
     remarks: Sequence[str],
+    remedy: str = "try form=dense",
 ) -> Blocks:
-    """How the blocks of the site's layer are executed in `form`; `remarks` open the notes.
+    """How the blocks of the site's layer are executed in `form`; `remarks` open the notes, and
+    `remedy` helps where it is likely to be slow.
 
     `fastest` is what is expected to be in eager PyTorch, and `auto` where no sizes are known.
     """
@@ -72,7 +74,7 @@ def plan_blocks(
     plain = plan(structure, "auto" if form == "fastest" else form)
     chosen = plain if choice is None else choice.plan
     notes = [structure.describe(), *remarks, *structure.remarks()]
-    notes += _speed(site, structure, chosen) if form != "fastest" else []
+    notes += _speed(site, structure, chosen, remedy) if form != "fastest" else []
     norm = _moving_batchnorm(site, chosen)
     if isinstance(norm, str):
         notes.append(Note("BatchNorm stays behind", norm))
@@ -85,9 +87,11 @@ def _fastest(site: Site, structure: BlockStructure) -> Choice | None:
     return choose_eager(structure, work) if work is not None and structure.blocks else None
 
 
-def _speed(site: Site, structure: BlockStructure, form: FormPlan) -> list[Note]:
+def _speed(site: Site, structure: BlockStructure, form: FormPlan, remedy: str) -> list[Note]:
     work = _work(site)
-    reason = None if work is None else likely_slower(structure, form, replace(work, batch=1))
+    reason = (
+        None if work is None else likely_slower(structure, form, replace(work, batch=1), remedy)
+    )
     return [] if reason is None else [Note(SLOWER, reason)]
 
 

@@ -11,15 +11,16 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+import torch
 from torch import fx
 
-from ..convs.calls import Computed, ConvCall, Recomputed, Source, Stored, read_conv
+from ..convs.calls import OPERAND, Computed, ConvCall, Recomputed, Source, Stored, read_conv
 from ..convs.names import split_number, unnumbered
 from ..convs.sources import sources
 from ..errors import InternalError, MismatchError
 from ..learned.groups import deciding_tensors
 from ..running.inputs import ExampleInputs
-from ..running.weightless import WHY, is_weightless
+from ..running.weightless import is_weightless, why_not_compared
 from ..state.map import Entry, Requirement
 from ..tracing import Fragment, Program
 from ..verify import (
@@ -29,9 +30,12 @@ from ..verify import (
     compare_models,
     compare_regions,
     observable_sites,
+    observed_at,
     other_spatial,
+    small_inputs,
 )
 from .learned_sites import learned_calls
+from .operation_pass import example_of
 from .report import Report, RewrittenSite
 from .zeroed import checked_against
 
@@ -45,7 +49,7 @@ _FREE_POSITIONS = (5, 7, 3)
 def check_program(program: Program, report: Report) -> Report:
     """`report` with a verdict for the whole model, whose sites have theirs."""
     if is_weightless(program.model):
-        return replace(report, notes=(*report.notes, WHY))
+        return replace(report, notes=(*report.notes, why_not_compared(program.model)))
     program, _, notes = checked_against(program, report.sites)
     native = deciding_tensors(program.model)
     assert program.inputs is not None
@@ -56,6 +60,7 @@ def check_program(program: Program, report: Report) -> Report:
         native=native,
         vary=program.dynamic,
         once=True,
+        small=program.small,
     )
     return replace(report, model=whole, notes=(*report.notes, *notes))
 
@@ -93,7 +98,7 @@ def _checked_sites(
     native = deciding_tensors(program.model)
     checked: list[RewrittenSite] = []
     by_path: dict[str, list[RewrittenSite]] = defaultdict(list)
-    proved: Proved = {}
+    proved = Proved()
     for site, twin in zip(sites, compared, strict=True):
         outer = _outer(site, by_path)
         if site.verdict is not None:
@@ -198,10 +203,13 @@ def _region(fragment: Fragment, start: fx.Node, end: fx.Node) -> Region:
 def _example(site: RewrittenSite, node: fx.Node) -> Any:
     """Shape of what goes into a region, or the value of an argument that was left out."""
     if node.name != site.start:
-        shape = node.meta.get("shape")
-        return (node.args[0] if node.args else None) if shape is None else tuple(shape)
+        example = example_of(node)
+        return (node.args[0] if node.args else None) if example is None else example
     if site.input_shape is not None:
-        return site.input_shape
+        dtype = node.meta.get("dtype")
+        # Beside a weight that is made complex in forward, of real parameters, nothing tells.
+        told = dtype is None or not dtype.is_complex
+        return site.input_shape if told else torch.zeros(site.input_shape, dtype=dtype)
     spec = site.spec
     reach = [(k - 1) * d + 1 for k, d in zip(spec.kernel_size, spec.dilation, strict=True)]
     sizes = [r + free for r, free in zip(reach, _FREE_POSITIONS, strict=False)]
@@ -222,11 +230,29 @@ def _observable(
         call = read_conv(node, root) or learned_calls(root).get(node)
         if isinstance(call, ConvCall):
             parameters[site.name] = list(_weight_parameters(site.fragment, call.weight))
+    if program.dynamic:
+        seen_first = _at_smallest(program, parameters)
+        if all(seen_first.values()):
+            return seen_first
+    # What reaches no output of a small input is looked for in a larger one.
     for inputs in _smaller(program.inputs) if program.dynamic else ():
         seen = observable_sites(program.model, inputs, parameters)
         if None not in seen.values():
             return seen
     return observable_sites(program.model, program.inputs, parameters)
+
+
+def _at_smallest(
+    program: Program, parameters: Mapping[str, Sequence[str]]
+) -> dict[str, bool | None]:
+    """What is seen at the smallest size that the model takes, which the program is told."""
+    assert program.inputs is not None
+    for inputs in small_inputs(program.inputs):
+        seen = observed_at(program.model, inputs, parameters)
+        if seen is not None:
+            program.small = inputs
+            return seen
+    return dict.fromkeys(parameters)
 
 
 def _smaller(inputs: ExampleInputs) -> Iterator[ExampleInputs]:
@@ -252,6 +278,8 @@ def _weight_parameters(fragment: Fragment, weight: Source) -> Iterable[str]:
     for node in sources(weight.node):
         if node.op == "get_attr":
             yield fragment.original_key(str(node.target))
+        elif OPERAND in node.meta:
+            yield node.meta[OPERAND]
         elif node.op == "call_module":
             path = str(node.target)
             for name, _ in root.get_submodule(path).named_parameters():

@@ -14,13 +14,14 @@ from torch import fx, nn
 
 from ..convs.calls import ConvCall, Recomputed, Unreadable, convs
 from ..convs.names import call_name, numbered, unnumbered
-from ..convs.swapped_calls import SwappedCalls
 from ..errors import GroupfxError, InternalError
 from ..folding.fold import Fold
 from ..plan.notes import Note
 from ..plan.site_plan import site_of
 from ..state.map import Entry, Requirement
 from ..tracing import Fragment, Program, Shapes, SwappedConv
+from ..tracing.graphs import CALLS
+from ..tracing.swapping import put
 from .folding import carry_out, read_problem, whole_graph
 from .graph_pass import GraphPass
 from .operation_pass import OperationPass, Respelled
@@ -62,18 +63,24 @@ def find_sites(
     program: Program, store: Store, read: Read = convs
 ) -> Iterator[Site | UnreadableSite]:
     """Every call of the program that `read` finds, in graph order; all convolutions by default."""
-    for fragment in program.fragments:
-        found = read(fragment.working)
-        bases = [call_name(call, fragment.full_name) for call in found.values()]
-        counts = Counter(bases)
-        for (node, call), base, name in zip(found.items(), bases, numbered(bases), strict=True):
-            if isinstance(call, Unreadable):
-                if call.groups != 1:
-                    yield UnreadableSite(name, call.reason)
-                continue
-            shapes = fragment.shapes or _node_shapes(call, node)
-            calls = fragment.calls if fragment.is_part else counts[base]
-            yield Site(name, fragment, call, store, calls, shapes)
+    found = [
+        (fragment, node, call)
+        for fragment in program.fragments
+        for node, call in read(fragment.working).items()
+    ]
+    bases = [call_name(call, fragment.site_name) for fragment, _, call in found]
+    counts: Counter[str] = Counter()
+    for (_, node, _), base in zip(found, bases, strict=True):
+        counts[base] += node.meta.get(CALLS, 1)
+    for (fragment, node, call), base, name in zip(found, bases, numbered(bases), strict=True):
+        if isinstance(call, Unreadable):
+            if call.groups != 1:
+                yield UnreadableSite(name, call.reason)
+            continue
+        # Those of the module are not those of the call, where its forward moves axes first.
+        shapes = _node_shapes(call, node) or fragment.shapes
+        calls = fragment.calls if fragment.is_part else counts[base]
+        yield Site(name, fragment, call, store, calls, shapes)
     for path, unreachable in program.unreachable.items():
         yield UnreadableSite(path, unreachable.reason, unreachable.calls)
     for path in program.uncalled:
@@ -296,19 +303,4 @@ def _finish(pass_: Pass[Any], fragment: Fragment, program: Program) -> None:
         ) from error
     fragment.changed = True
     if fragment.is_part:
-        _install(fragment, program)
-
-
-def _install(fragment: Fragment, program: Program) -> None:
-    result = program.result
-    old = result.get_submodule(fragment.path)
-    if fragment.calls_of is not None:
-        SwappedCalls.of(old).graphs[fragment.calls_of] = fragment.working
-        return
-    if old is fragment.working:
-        return
-    if isinstance(fragment.working, SwappedConv):
-        fragment.working.keep_fields(old)
-    for path, module in list(result.named_modules(remove_duplicate=False)):
-        if module is old:
-            result.set_submodule(path, fragment.working)
+        put(program.result, fragment.path, fragment.working, fragment.calls_of)

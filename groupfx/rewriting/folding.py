@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from ..convs.calls import ConvCall, Stored, attribute, convs
 from ..convs.names import call_name
@@ -40,6 +41,7 @@ from .leaves import gather_module
 from .report import RewrittenSite
 from .resizing import write_groups, write_size
 from .store import Store
+from .writes import writes
 
 _NO_GRAPH = (
     "fold-permutations looks at the whole graph, and this model was opened by its modules: "
@@ -51,31 +53,26 @@ def whole_graph(program: Program) -> Fragment | str:
     """The fragment with the whole graph, or why there is none that can be folded."""
     if program.way == "modules":
         return _NO_GRAPH
-    (fragment,) = program.fragments
-    changed = changed_in_place(fragment.working.graph)
+    fragment = program.whole
+    changed = changed_in_place(fragment.working)
     if changed is not None:
         return f"{changed} is changed in place and read again afterwards"
     return fragment
 
 
-def changed_in_place(graph: fx.Graph) -> str | None:
+def changed_in_place(module: fx.GraphModule) -> str | None:
     """The name of a value that is changed in place and read again afterwards, if there is one.
 
     Whoever reads it later would read what a gather in between has copied.
     """
-    place = {node: number for number, node in enumerate(graph.nodes)}
-    for node in graph.nodes:
+    place = {node: number for number, node in enumerate(module.graph.nodes)}
+    for node in module.graph.nodes:
         if node.op not in ("call_function", "call_method") or not node.all_input_nodes:
             continue
-        name = getattr(node.target, "__name__", str(node.target)).partition(".")[0]
-        inside = (name.endswith("_") and not name.endswith("__")) or name in _IN_PLACE
         first = first_argument(node)
-        if inside and any(place[user] > place[node] for user in first.users):
+        if writes(node, module) and any(place[user] > place[node] for user in first.users):
             return first.name
     return None
-
-
-_IN_PLACE = frozenset({"iadd", "isub", "imul", "itruediv", "setitem"})
 
 
 def read_problem(program: Program, fragment: Fragment, store: Store) -> Problem:
@@ -117,7 +114,7 @@ def _shapes(
     recorder = _Recorder(module)
     exported = isinstance(module.graph._codegen, fx.graph._PyTreeCodeGen)
     if exported:
-        given: list[Any] = list(ordered.tensors())
+        given: list[Any] = tree_leaves((ordered.args, dict(ordered.kwargs)))
     else:
         bound = inspect.signature(model.forward).bind(*ordered.args, **ordered.kwargs)
         bound.apply_defaults()

@@ -18,11 +18,13 @@ from ..learned.groups import (
     UnfitMapsError,
     groups_of,
     has_learned_groups,
+    is_balanced,
 )
 from ..nn import Flgc1d, Flgc2d, Flgc3d
 from ..nn.flgc import BALANCED
 from ..running.float64 import Float64
 from ..running.unchanged import unchanged
+from ..tracing.hooks import lost_with
 from .site import Site
 from .weights import MaskedLayer
 
@@ -74,6 +76,10 @@ def read_layer(site: Site) -> MaskedLayer | str:
     reason = _kept_back(site, layer, conv)
     if reason is not None:
         return reason
+    lost = _without_probabilities(layer) if is_balanced(layer) else 0
+    if lost:
+        has = "1 channel has" if lost == 1 else f"{lost} channels have"
+        return f"{has} NaN or infinity among its scores, and so all it computes is NaN; train anew"
     mask = groups.mask()
     spec = _confirmed(layer, conv, mask)
     if isinstance(spec, str):
@@ -96,11 +102,17 @@ def read_layer(site: Site) -> MaskedLayer | str:
     )
 
 
+def _without_probabilities(layer: nn.Module) -> int:
+    """How many channels have a row of scores whose softmax is no number."""
+    maps = (getattr(layer, name).detach().float() for name in (INPUT_SCORES, OUTPUT_SCORES))
+    return sum(int(torch.softmax(scores, 1).isnan().any(1).sum()) for scores in maps)
+
+
 def _kept_back(site: Site, layer: nn.Module, conv: nn.Module) -> str | None:
     """Why nothing may take the layer's place, whatever it computes; None if something may."""
     hooks = [*site.store.hooks(layer), *site.store.hooks(conv)]
     if hooks:
-        return f"it has hooks ({', '.join(dict.fromkeys(hooks))}), which would be lost; remove them"
+        return lost_with(hooks)
     if original_type(conv) not in CONV_TYPES or nn.utils.parametrize.is_parametrized(conv):
         return f"its conv is a {type(conv).__name__}, whose weight is not simply stored"
     if nn.utils.parametrize.is_parametrized(layer):

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ..convs.spec import marked_like
 from ..nn import ChannelGather, ChannelShuffle, ChannelTranspose
 from ..plan.gathers import GatherPlan
 
@@ -13,7 +14,8 @@ def parameter_like(tensor: Tensor, value: Tensor) -> nn.Parameter:
     plain = wanted is None or tensor.is_contiguous()
     if wanted is not None and not plain and tensor.is_contiguous(memory_format=wanted):
         value = value.contiguous(memory_format=wanted)
-    return nn.Parameter(value.detach().clone(), requires_grad=tensor.requires_grad)
+    made = nn.Parameter(value.detach().clone(), requires_grad=tensor.requires_grad)
+    return marked_like(tensor, made)
 
 
 def gather_module(gather: GatherPlan) -> nn.Module:

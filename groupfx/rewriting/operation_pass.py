@@ -5,21 +5,27 @@ become functions. What they do to an operation is proved between its inputs and 
 graph as it was when the pass began.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, fx, nn
 
 from ..convs.calls import ConvCall, Unreadable, attribute
 from ..convs.names import joined
+from ..nn import TrainingMode
 from ..tracing.places import LINE, line_of, operation_of, owner_of
 from ..tracing.program import Fragment
-from ..verify import SiteVerdict
+from ..tracing.varying import VaryingAxes
+from ..verify import Rounding, SiteVerdict
 from .pass_ import Pass, Rewritten, Skip
 from .site import Site
 from .store import Store
+
+_NONE = Rounding()
 
 
 @dataclass(frozen=True)
@@ -30,12 +36,17 @@ class Spelling:
     the operation and returns the one with its value; None where the operation has no value and
     goes, such as an assert. `after` says in a few words what stands there then. `same_piece`: of a
     site that was rewritten before, it is the piece that it was, and the site's plan still holds.
+    `fixes_sizes`: it is the same for images of the example's size alone. `rounding`: what may be
+    rounded otherwise. `unread`: names of tensors that go with it, which the graph never reads.
     """
 
     after: str
     inputs: tuple[fx.Node, ...]
     emit: Callable[[], fx.Node | None]
     same_piece: bool = False
+    fixes_sizes: bool = False
+    rounding: Rounding = _NONE
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,9 @@ class Respelled:
     starts: tuple[str, ...] = field(repr=False)
     end: str = field(repr=False)
     valued: bool = True
+    fixes_sizes: bool = False
+    rounding: Rounding = field(default=_NONE, repr=False)
+    unread: tuple[str, ...] = field(default=(), repr=False)
     verdict: SiteVerdict | None = None
     replaces: ClassVar[bool] = True
 
@@ -78,6 +92,7 @@ class Place:
     node: fx.Node
     fragment: Fragment
     store: Store
+    axes: VaryingAxes
 
     @property
     def root(self) -> fx.GraphModule:
@@ -124,12 +139,51 @@ class Place:
         """A call of a function, in front of the operation."""
         return self._made(self.graph.call_function(function, args, kwargs))
 
+    def mode(self, value: object) -> TrainingMode | None:
+        """What gives an argument that asks for the mode when it runs; None if it is another."""
+        if not isinstance(value, fx.Node) or value.op != "call_module":
+            return None
+        # Of the reference: a layer may have taken its place, and another call still ask it.
+        module: Any = self.fragment.reference
+        for name in str(value.target).split("."):
+            module = getattr(module, name, None)
+        return module if isinstance(module, TrainingMode) else None
+
+    def asks_for_the_mode(self, value: object) -> bool:
+        """Whether an argument is true in train mode, and false in eval mode."""
+        mode = self.mode(value)
+        return mode is not None and (mode.evaluated, mode.trained) == (False, True)
+
+    def dropped(self, share: object, training: object) -> float | None:
+        """The share that a dropout drops in train mode, and none else; None if it does otherwise.
+
+        `share` or `training` is what asks for the mode.
+        """
+        given = self.mode(share)
+        if given is not None and training is True and given.evaluated == 0:
+            return given.trained
+        plain = isinstance(share, (int, float)) and self.asks_for_the_mode(training)
+        return float(share) if plain else None  # type: ignore[arg-type]
+
+    @property
+    def training(self) -> bool:
+        """The mode that what stands for the operation is to be in: that which the operation asks.
+
+        Of a part that was put in a mode of its own, it is that of the part.
+        """
+        modes = [mode for mode in map(self.mode, self.node.all_input_nodes) if mode is not None]
+        return modes[0].training if modes else self.root.training
+
     def call_module(self, module: nn.Module, *args: fx.Node, stem: str | None = None) -> fx.Node:
         """A call of a new module without tensors, which takes a free name beside the operation."""
-        module.train(self.root.training)
+        module.train(self.training)
         path = self._free(stem or type(module).__name__.lower())
         self.root.add_submodule(path, module)
         return self._made(self.graph.call_module(path, args))
+
+    def copy(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+        """The operation once more, with other arguments."""
+        return self._made(self.graph.create_node(self.node.op, self.node.target, args, kwargs))
 
     def call_part(self, path: str, *args: fx.Node) -> fx.Node:
         """A call of a module that is there."""
@@ -142,16 +196,17 @@ class Place:
     def restructure(self, path: str, container: nn.Module, names: Mapping[str, str]) -> None:
         """Put `container` in place of the module at `path`, once, and tell where tensors went.
 
-        `names` gives for each tensor of the module its name in the container.
+        `names` gives for each tensor of the module its name in the container; others are gone.
         """
         if self.is_restructured(path):
             return
         self.store.placed.add((id(self.fragment), path))
         entries = self.store.entries
         for place in self.store.paths_of(self.root.get_submodule(path)):
-            for old, new in names.items():
-                entry = entries.pop(joined(place, old), None)
-                if entry is not None:
+            held = self.root.get_submodule(path).state_dict(prefix=f"{place}.")
+            for key in held:
+                entry, new = entries.pop(key, None), names.get(key.removeprefix(f"{place}."))
+                if entry is not None and new is not None:
                     entries[joined(place, new)] = entry
             _put(self.root, place, container)
 
@@ -162,6 +217,16 @@ class Place:
             return
         for path in self.store.paths_of(module):
             _put(self.root, path, None)
+
+    def drop_modes(self) -> None:
+        """Let the operation, which is about to go, ask for no mode any more."""
+        for node in self.node.all_input_nodes:
+            if self.mode(node) is None:
+                continue
+            self.node.replace_input_with(node, None)  # type: ignore[arg-type]
+            if not node.users:
+                self.fragment.forget(node)
+                self.graph.erase_node(node)
 
     def drop_unread(self, path: str) -> None:
         """Erase the nodes that read tensors of the module at `path` for nothing."""
@@ -178,8 +243,13 @@ class Place:
         return node
 
     def _free(self, stem: str) -> str:
-        """A path beside the operation at which nothing is."""
+        """A path beside the operation at which nothing is.
+
+        What it came from may be gone, or be a layer now, as an exported norm with its activation.
+        """
         owner, number = owner_of(self.node), 1
+        while owner and not _holds_others(self.root, owner):
+            owner = owner.rpartition(".")[0]
         path = joined(owner, stem)
         while _is_taken(self.root, path):
             number += 1
@@ -194,6 +264,14 @@ def _put(root: nn.Module, path: str, module: nn.Module | None) -> None:
         held.pop(name, None)
     else:  # assigned, not added: a name keeps its place, and parameters their order
         held[name] = module
+
+
+def _holds_others(root: nn.Module, path: str) -> bool:
+    """Whether a module is there that is no layer of torch's."""
+    if not _is_taken(root, path):
+        return False
+    module = root.get_submodule(path)
+    return type(module) in (nn.Module, nn.Sequential) or not fx.Tracer().is_leaf_module(module, "")
 
 
 def _is_taken(root: nn.Module, path: str) -> bool:
@@ -213,6 +291,21 @@ def shape_of(node: fx.Node) -> tuple[int, ...] | None:
         sizes = node.meta["val"].shape
         return tuple(n if isinstance(n, int) else int(n.node.hint) for n in sizes)
     return None if shape is None else tuple(shape)
+
+
+def example_of(node: fx.Node) -> tuple[int, ...] | Tensor | None:
+    """The shape of what goes into a region; a tensor like it, where it holds no real numbers."""
+    shape, dtype = shape_of(node), node.meta.get("dtype")
+    if shape is None or dtype is None or dtype.is_floating_point:
+        return shape
+    return (torch.arange(math.prod(shape)) % 2).reshape(shape).to(dtype)
+
+
+def reads_size(node: fx.Node) -> bool:
+    """Whether it is a size of its input, or all of them."""
+    if node.target is getattr:
+        return node.args[1:2] == ("shape",)
+    return node.target in ("size", torch.ops.aten.sym_size.int)
 
 
 def has_node(value: Any) -> bool:
@@ -245,8 +338,12 @@ class OperationPass(Pass[Any]):
         raise NotImplementedError(f"{self.pass_name()} has no sites")
 
 
-def _other_inputs(end: fx.Node, inputs: Collection[fx.Node]) -> list[fx.Node]:
-    """Tensors besides `inputs` that the value of `end` is made of, such as one with its size."""
+def _other_inputs(end: fx.Node, inputs: Collection[fx.Node], *, fixes_sizes: bool) -> list[fx.Node]:
+    """Tensors besides `inputs` that the value of `end` is made of, such as one with its size.
+
+    With `fixes_sizes`, what is read for its size alone is one, though it be made of `inputs`: the
+    layers in between are no part of what is written otherwise.
+    """
     between: set[fx.Node] = set()
     pending = list(inputs)
     while pending:
@@ -263,6 +360,10 @@ def _other_inputs(end: fx.Node, inputs: Collection[fx.Node]) -> list[fx.Node]:
         seen.add(node)
         if shape_of(node) is not None and node not in between:
             found.append(node)
+        elif fixes_sizes and reads_size(node):
+            read = (each for each in node.all_input_nodes if each.op != "get_attr")
+            found += [each for each in read if each not in seen]
+            seen.update(node.all_input_nodes)
         else:
             waiting += node.all_input_nodes
     return found
@@ -271,7 +372,8 @@ def _other_inputs(end: fx.Node, inputs: Collection[fx.Node]) -> list[fx.Node]:
 def respelled_at(place: Place, pass_name: str, spelling: Spelling, number: int) -> Respelled:
     """The record of what is about to be done at `place`."""
     name = owner_of(place.node) or "the model"
-    inputs = (*spelling.inputs, *_other_inputs(place.node, spelling.inputs))
+    others = _other_inputs(place.node, spelling.inputs, fixes_sizes=spelling.fixes_sizes)
+    inputs = (*spelling.inputs, *others)
     starts = [place.fragment.stands_for(node) for node in inputs]
     end = place.fragment.stands_for(place.node)
     assert end is not None
@@ -285,4 +387,7 @@ def respelled_at(place: Place, pass_name: str, spelling: Spelling, number: int) 
         fragment=place.fragment,
         starts=tuple(str(start) for start in starts),
         end=end,
+        fixes_sizes=spelling.fixes_sizes,
+        rounding=spelling.rounding,
+        unread=spelling.unread,
     )

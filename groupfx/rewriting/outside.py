@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
+from ..convs.calls import attribute
 from ..convs.names import joined
 from ..nn.swapped import SwappedConv
+from ..running.float64 import named_state
 from ..running.twins import twin_tree
 from ..state.map import Entry, Requirement, Rows
 from ..tracing.program import Fragment, Program
@@ -112,7 +114,7 @@ class Outside:
         lost = [module for _, module in graphs.modules(before=True)]
         owned = Owned(
             modules=_ids(lost) | self._copies(fragment, lost),
-            tensors=set(map(id, graphs.tensors(before=True))),
+            tensors=set(map(id, graphs.tensors(before=True))) | _unread(fragment, sites),
             made=_ids([module for _, module in graphs.modules(before=False)]),
             made_tensors=set(map(id, graphs.tensors(before=False))),
         )
@@ -134,6 +136,14 @@ class Outside:
         return {id(root.get_submodule(path)) for path, each in named if id(each) in wanted}
 
 
+def _unread(fragment: Fragment, sites: Iterable[RewrittenSite | Respelled]) -> set[int]:
+    """The ids of the tensors that operations took along, if the graph indeed never read them."""
+    root = fragment.reference
+    read = {str(node.target) for node in root.graph.find_nodes(op="get_attr") if node.users}
+    names = {name for site in sites if isinstance(site, Respelled) for name in site.unread}
+    return {id(attribute(root, name)) for name in names - read}
+
+
 def _ids(modules: Iterable[nn.Module]) -> set[int]:
     """Of the modules and all that is in them."""
     return {id(part) for module in modules for part in module.modules()}
@@ -146,8 +156,8 @@ def map_changes(
 
     `kept` names those that were compared with the original's of that name, which they must be.
     """
-    before = _named(program.model)
-    for name, tensor in _named(program.result).items():
+    before = named_state(program.model)
+    for name, tensor in named_state(program.result).items():
         entry = entries.get(name)
         if not isinstance(entry, Entry):
             continue
@@ -174,10 +184,3 @@ def _entry_changes(name: str, tensor: Tensor, entry: Entry, source: Tensor) -> I
     expected = entry.of(source)  # one tensor at a time, and rows are no copy
     if expected.shape != tensor.shape or not same_bits(expected, tensor):
         yield Change(name, "values", f"those of {entry}", "others")
-
-
-def _named(model: nn.Module) -> dict[str, Tensor]:
-    return {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }

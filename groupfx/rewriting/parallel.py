@@ -59,7 +59,7 @@ def merge_parallel(
     """Merge all branches of the program that are one convolution; those done, and those left."""
     if program.way == "modules":
         return [], [SkippedSite("the model", "unknown", pass_.pass_name(), _NO_GRAPH)]
-    (fragment,) = program.fragments
+    fragment = program.whole
     done: list[RewrittenSite] = []
     left: list[SkippedSite] = []
     seen = list(operations(program, fragment, store))

@@ -253,7 +253,7 @@ def _nearest(pattern: str, names: Sequence[str]) -> str:
     ends = [name for name in names if name.endswith(f".{pattern}")]
     near = [*ends, *difflib.get_close_matches(pattern, names, n=_NEAR), *names]
     shown = list(dict.fromkeys(near))[:_NEAR]
-    return f"{'the nearest are' if len(names) > _NEAR else 'there are'} {', '.join(shown)}"
+    return f"the {'nearest ' if len(names) > _NEAR else ''}sites are {', '.join(shown)}"
 
 
 _NEAR = 3

@@ -10,12 +10,13 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from ..errors import MismatchError, ModelError, UsageError
 from ..running.alone import alone
 from ..running.guess import infer_inputs
 from ..running.inputs import ExampleInputs
+from ..running.kept import values_kept
 from ..running.totals import Complexity, totals
 from ..running.weightless import is_weightless, on_meta, without_values
 from ..tracing import Program, inputs_of, module_of, open_model
@@ -74,19 +75,34 @@ class Pipeline:
         `ModelError` where the model cannot be opened, and `MismatchError` where the check fails.
         """
         program = self.opened(model, inputs, way=way, inplace=inplace)
-        try:
-            return self.run(program, verify=verify, progress=progress)
-        except MismatchError as error:
-            reason = _whole_alone(error.report)
-            opened = (way, program.way, inplace)
-            if reason is not None and "has shape" in reason and program.way == "export":
-                raise MismatchError(f"{error}{_FIXED}", report=error.report) from error
-            if reason is None or self.needs_graph or opened != ("auto", "trace", False):
-                raise
-        # What a trace computed once, the model computes each time: its own class does.
-        program = self.opened(model, inputs, way="modules")
-        program.notes = (f"not traced: {reason}", *program.notes)
-        return self.run(program, verify=verify, progress=progress)
+        fixed = in_calls = False
+        while True:
+            try:
+                return self.run(program, verify=verify, progress=progress)
+            except MismatchError as error:
+                reason = _whole_alone(error.report)
+                if reason is None or inplace:
+                    raise
+                if _may_be_fixed(program) and not fixed:
+                    # What it computes of a size, such as a padding, was computed once.
+                    fixed = True
+                    program = self.opened(model, inputs, way="export", fixed=True)
+                    reason = f"exported for one size, because with open ones {reason}"
+                elif not in_calls and _swaps_modules(program):
+                    # Forward looks at its modules or their parameters, which then are others.
+                    in_calls = True
+                    program = self.opened(model, inputs, way="modules", in_calls=True)
+                    reason = f"its modules stay, and their calls are taken, because else {reason}"
+                elif way == "auto" and not (program.way == "trace" and self.needs_graph):
+                    # What was computed once there, the model computes each time.
+                    done = {"trace": "traced", "export": "exported"}.get(program.way)
+                    if done is None:
+                        raise
+                    program = self.opened(model, inputs, way="modules")
+                    reason = f"not {done}: {reason}"
+                else:
+                    raise
+                program.notes = (reason, *program.notes)
 
     def opened(
         self,
@@ -96,6 +112,8 @@ class Pipeline:
         way: str = "auto",
         inplace: bool = False,
         read_only: bool = False,
+        fixed: bool = False,
+        in_calls: bool = False,
     ) -> Program:
         """`model` as the passes want to see it, with notes on its inputs; see `open_model`."""
         given, said = module_of(model)
@@ -116,6 +134,10 @@ class Pipeline:
                 inplace=inplace,
                 read_only=read_only,
                 whole=self.needs_graph,
+                fixed=fixed,
+                respells=self._respells,
+                in_calls=in_calls,
+                both_modes=not self._is_blind,  # they look for norms in eval mode
                 leaves=self.keeps_whole,
             )
             program = opening(way=way)
@@ -125,6 +147,11 @@ class Pipeline:
                     program = opening(way="export")
         program.notes = (*program.notes, *said, *notes)
         return program
+
+    @property
+    def _respells(self) -> bool:
+        """Whether a pass gives operations another spelling, which only a graph has."""
+        return any(isinstance(pass_, OperationPass) for pass_ in self.passes)
 
     @property
     def _is_blind(self) -> bool:
@@ -150,13 +177,16 @@ class Pipeline:
         # First of all: a forward may write to its own modules.
         stages.compare()
         report = _report(program, stages)
+        kept = partial(values_kept, (program.model, program.result), program.written)
         try:
-            before = totals(program.model, program.inputs, macs=program.macs)
-            complexity = Complexity(before, totals(program.result, program.inputs))
-            stages.check()
-            report = dataclasses.replace(_report(program, stages), complexity=complexity)
-            if verify:
-                report = check_program(program, report)
+            with kept():
+                before = totals(program.model, program.inputs, macs=program.macs)
+                complexity = Complexity(before, totals(program.result, program.inputs))
+            with kept():  # again: what is compared is what the count did not write to
+                stages.check()
+                report = dataclasses.replace(_report(program, stages), complexity=complexity)
+                if verify:
+                    report = check_program(program, report)
         except Exception:
             if not stages.changes:  # which else are why it does not run
                 raise
@@ -164,12 +194,15 @@ class Pipeline:
         return Result(program.result, report, stages.state_map(), program)
 
 
-_FIXED = (
-    ". The model was opened by torch.export, which computes once, at the size of the example, what "
-    "this forward computes of the size of each input, such as a padding: give it fixed numbers, as "
-    "torch.nn.ZeroPad2d does, or rewrite it without what asks for one graph (another target, or "
-    "passes that take a site at a time)"
-)
+def _may_be_fixed(program: Program) -> bool:
+    """Whether the model can be exported for the sizes of the example alone, and was for more."""
+    given = isinstance(program.model, fx.GraphModule)
+    return program.way == "export" and program.dynamic and not given
+
+
+def _swaps_modules(program: Program) -> bool:
+    """Whether modules of the model's own class were replaced."""
+    return program.way == "modules" and any(each.is_module for each in program.fragments)
 
 
 def _whole_alone(report: object) -> str | None:

@@ -1,7 +1,7 @@
 """Carry out a pass over operations, and prove what it did."""
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from torch import fx
@@ -11,11 +11,23 @@ from ..plan.site_plan import NOTE, site_of
 from ..state.map import Entry, Requirement
 from ..tracing.places import owner_of
 from ..tracing.program import Fragment, Program
+from ..tracing.varying import VaryingAxes
 from ..verify import Proved, Region, SiteVerdict, compare_regions
-from .operation_pass import OperationPass, Place, Respelled, Spelling, respelled_at, shape_of
+from .operation_pass import (
+    OperationPass,
+    Place,
+    Respelled,
+    Spelling,
+    example_of,
+    respelled_at,
+    shape_of,
+)
 from .pass_ import Skip
 from .report import SkippedSite
 from .store import Store
+
+_SIZES = frozenset(range(2, 16))
+"""Every axis behind the channels."""
 
 _NO_GRAPH = (
     "it takes a graph of the whole model, and this one was opened by its modules ({reasons})"
@@ -30,7 +42,8 @@ def run_operations(
     if program.way == "modules":
         reason = _NO_GRAPH.format(reasons="; ".join(program.notes) or "as asked for")
         return [], [SkippedSite("the model", "operation", name, reason)]
-    (fragment,) = program.fragments
+    fragment = program.whole
+    axes = VaryingAxes(fragment.working, program.inputs)
     done: list[Respelled] = []
     skipped: list[SkippedSite] = []
     numbers: Counter[str] = Counter()
@@ -39,7 +52,7 @@ def run_operations(
     for node in reversed(nodes) if pass_.backwards else nodes:
         if node in gone or node.op in ("placeholder", "output"):
             continue
-        place = Place(node, fragment, store)
+        place = Place(node, fragment, store, axes)
         spelling = pass_.spell(place)
         if isinstance(spelling, Skip):
             where = f"{owner_of(node) or 'the model'}: {place.operation}"
@@ -72,6 +85,8 @@ def _respell(
         shape = shape_of(node)
         if shape is not None:
             made.meta.setdefault("shape", shape)
+            if "dtype" in node.meta:
+                made.meta.setdefault("dtype", node.meta["dtype"])
         node.replace_all_uses_with(made)
         fragment.stand_in(node, made)
     if made is not None and spelling.same_piece and NOTE in node.meta:
@@ -106,6 +121,8 @@ def _erase(
         if node is not end and node.is_impure():
             continue
         sources = node.all_input_nodes
+        if node is not end:
+            _forget_plan(fragment, node)
         fragment.forget(node)
         fragment.working.graph.erase_node(node)
         gone.add(node)
@@ -126,12 +143,16 @@ def _finish(name: str, fragment: Fragment) -> None:
 def checked(
     respelled: Collection[Respelled],
     entries: Mapping[str, Entry | Requirement],
+    program: Program,
     *,
     modes: bool = True,
 ) -> Iterator[Respelled]:
-    """Each with a verdict, but for what has no value; `modes`: the model has a train mode."""
+    """Each with a verdict, but for what has no value; `modes`: the model has a train mode.
+
+    What differs in sizes to which no input of `program` leads is compared in those that it has.
+    """
     rows = {key: entry for key, entry in entries.items() if isinstance(entry, Entry)}
-    proved: Proved = {}
+    proved = Proved()
     nodes: dict[int, dict[str, fx.Node]] = {}
     for each in respelled:
         fragment = each.fragment
@@ -139,28 +160,63 @@ def checked(
             nodes[id(fragment)] = {node.name: node for node in fragment.reference.graph.nodes}
         known = nodes[id(fragment)]
         if each.valued:
-            each = replace(each, verdict=_verdict(each, known, rows, proved, modes=modes))
+            starts = [known[name] for name in each.starts]
+            kept = _SIZES if each.fixes_sizes else frozenset()
+            verdict = _verdict(each, starts, known[each.end], rows, proved, kept, modes=modes)
+            if not verdict.ok:
+                kept |= _never_other(fragment, starts, program)
+                verdict = _verdict(each, starts, known[each.end], rows, proved, kept, modes=modes)
+            if not verdict.ok and _count_others(starts):
+                kept |= {0}
+                verdict = _verdict(each, starts, known[each.end], rows, proved, kept, modes=modes)
+            each = replace(each, verdict=verdict)
         yield each
+
+
+def _never_other(fragment: Fragment, starts: Sequence[fx.Node], program: Program) -> frozenset[int]:
+    """Axes of a region's inputs that are as long on every input of the model."""
+    axes = VaryingAxes(fragment.reference, program.inputs)
+    main = [node for node in starts if len(shape_of(node) or ()) > 1]
+    rank = max((len(shape_of(node) or ()) for node in main), default=0)
+    other = {axis for node in main for axis in axes.rows(node)}
+    if program.dynamic and axes.takes_other_sizes:
+        other |= {axis for node in main for axis in axes.sized(node, rank)}
+    return frozenset(range(rank)) - other
+
+
+def _count_others(starts: Sequence[fx.Node]) -> bool:
+    """Whether one input has several rows for each of another, which no drawn sizes hold to."""
+    shapes = [shape for shape in map(shape_of, starts) if shape is not None and len(shape) > 1]
+    return len({shape[0] for shape in shapes}) > 1
 
 
 def _verdict(
     each: Respelled,
-    nodes: Mapping[str, fx.Node],
+    starts: Sequence[fx.Node],
+    before: fx.Node,
     rows: Mapping[str, Entry],
     proved: Proved,
+    kept: frozenset[int],
     *,
     modes: bool,
 ) -> SiteVerdict:
     fragment = each.fragment
-    starts = [nodes[name] for name in each.starts]
     end = fragment.standing.get(each.end)
     if end is None:
         raise InternalError(f"{each.name}: nothing computes {each.end} any more")
     # Of what was read for its size alone, nothing is left, and nothing asks for it.
     now = [fragment.standing.get(node.name, node) for node in starts]
-    reference = Region(fragment.reference, tuple(starts), nodes[each.end], fragment.original_key)
+    reference = Region(fragment.reference, tuple(starts), before, fragment.original_key)
     working = Region(fragment.working, tuple(now), end, fragment.working_key)
-    examples = [shape_of(node) for node in starts]
+    examples = [example_of(node) for node in starts]
     return compare_regions(
-        reference, working, examples, exact=False, rows=rows, proved=proved, modes=modes
+        reference,
+        working,
+        examples,
+        exact=False,
+        rows=rows,
+        proved=proved,
+        modes=modes,
+        kept=kept,
+        rounding=each.rounding,
     )

@@ -36,6 +36,7 @@ from ..learned.groups import has_learned_groups
 from ..nn import is_weight_hook
 from ..running.unchanged import evaluate, unchanged
 from ..state.map import Rows
+from ..tracing.hooks import lost_with
 from ..verify.region import Region, run_region
 from .site import Site
 from .weights import MaskedLayer
@@ -204,7 +205,7 @@ def _refusal(site: Site, layer: MaskedLayer, refuses: Refuses, pass_name: str) -
     if site.module is not None:
         hooks = [hook for part in site.module.modules() for hook in site.store.hooks(part)]
     if hooks:
-        return f"it has hooks ({', '.join(dict.fromkeys(hooks))}), which would be lost; remove them"
+        return lost_with(hooks)
     reason = _rank_refusal(site)
     return reason or _sharing(site, layer, tensors)
 

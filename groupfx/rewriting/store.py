@@ -18,15 +18,17 @@ from ..convs.calls import ConvCall, Stored
 from ..convs.names import joined
 from ..convs.spec import BATCHNORMS, norm_channels, rows_of
 from ..learned.groups import INPUT_SCORES, OUTPUT_SCORES
-from ..nn import HookedWeight, is_weight_hook
+from ..nn import HookedWeight, hooked_names
 from ..nn.flgc import BALANCED
 from ..nn.marks import mark_orders
 from ..plan.channel_order import ChannelOrders
 from ..plan.channels import Slice
+from ..running.copies import has_gradient_hooks
+from ..running.overlaps import lying_on
 from ..state import compose
 from ..state.map import Entry, Fixed, Picked, Requirement, Rows, Zeros
+from ..tracing.hooks import hooked, state_hooks
 from ..tracing.program import Fragment, Program
-from ..tracing.tracer import hooked
 from .leaves import parameter_like
 from .places import found_at, holder_of, holding, put, remove
 from .resizing import fit_fields
@@ -35,6 +37,12 @@ from .weights import MaskedLayer
 Place = tuple[int, str]
 _HOOKED = "hooked"
 _COUNTER = "num_batches_tracked"
+
+
+def _taken_over(module: nn.Module) -> HookedWeight | None:
+    """What computes the one tensor of `module` that a legacy hook makes; None if there is none."""
+    names = hooked_names(module)
+    return HookedWeight.from_module(module, names[0]) if len(names) == 1 else None
 
 
 class Store:
@@ -57,6 +65,7 @@ class Store:
         self._calls: dict[int, list[fx.Node]] = defaultdict(list)
         self._reads: dict[int, list[fx.Node]] = defaultdict(list)
         self._gradient_hooks: dict[int, str] = {}
+        self._lies_on = lying_on(program.result)
         self.batchnorm_channels: set[int] = set()
         self._survey()
 
@@ -65,7 +74,7 @@ class Store:
         hooked_names = {
             name
             for name, tensor in self.program.model.named_parameters(remove_duplicate=False)
-            if tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None)
+            if has_gradient_hooks(tensor)
         }
         for path, module in self.program.result.named_modules(remove_duplicate=False):
             self._paths[id(module)].append(path)
@@ -89,7 +98,7 @@ class Store:
 
     def hooks(self, module: nn.Module) -> list[str]:
         """Kinds of the user's hooks on `module` and on the gradients of its parameters."""
-        return hooked(module) + self.gradient_hooks(module.parameters())
+        return [*hooked(module), *state_hooks(module), *self.gradient_hooks(module.parameters())]
 
     def gradient_hooks(self, tensors: Iterable[torch.Tensor]) -> list[str]:
         """The user's hooks on the gradients of `tensors`."""
@@ -101,6 +110,10 @@ class Store:
         hooks = self.gradient_hooks([tensor])
         if hooks:
             return f"there is a {hooks[0]}"
+        if not tensor.numel():
+            return "it has no elements"
+        if id(tensor) in self._lies_on:
+            return f"it lies in the memory of {self._lies_on[id(tensor)]} too"
         paths = [self._paths[module][0] for module, _ in self._registered[id(tensor)]]
         for (module, name), path in zip(self._registered[id(tensor)], paths, strict=True):
             if len(paths) > 1 and not (self._calls.get(module) or self._reads.get(id(tensor))):
@@ -189,9 +202,7 @@ class Store:
 
     def can_expose(self, module: nn.Module) -> bool:
         """Whether the recomputed weight of `module` can be computed in the graph instead."""
-        if not any(is_weight_hook(hook) for hook in module._forward_pre_hooks.values()):
-            return True
-        return HookedWeight.from_module(module) is not None
+        return not hooked_names(module) or _taken_over(module) is not None
 
     def kept_whole(self, claims: Sequence[tuple[Fragment, ConvCall]]) -> Mapping[fx.Node, str]:
         """For the calls that are about to be cut: which weights must stay whole, and why.
@@ -217,6 +228,9 @@ class Store:
                     found[call.node] = f"{key} is shared by calls that would cut it differently"
                 elif not places.issuperset(self._registered[id(tensor)]):
                     found[call.node] = f"{key} is shared with a module that needs it whole"
+                elif id(tensor) in self._lies_on:
+                    other = self._lies_on[id(tensor)]
+                    found[call.node] = f"{key} lies in the memory of {other} too"
                 elif not claimed_nodes.issuperset(readers):
                     found[call.node] = f"{key} is read elsewhere in the graph"
         return found
@@ -390,7 +404,7 @@ class Store:
         module = working.get_submodule(path)
         if not self.all_claimed(module):
             return path
-        taken = HookedWeight.from_module(module)
+        taken = _taken_over(module)
         home = fragment.home(path)
         if home == path:
             holder = taken or holding(nn.Module(), module)

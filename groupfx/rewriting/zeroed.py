@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
+from ..running.copies import copied
 from ..running.inputs import ExampleInputs
 from ..running.unchanged import evaluate, unchanged
 from ..tracing.graphs import copied_graph
-from ..tracing.program import Fragment, Program, copied
+from ..tracing.program import Fragment, Program
 from .report import RewrittenSite
 
 Reference = tuple[Program, tuple[RewrittenSite, ...], tuple[str, ...]]

@@ -21,6 +21,9 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils._pytree import tree_map
 
+from .collecting import new_objects_alone
+from .settings import settings_unchanged
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -31,12 +34,13 @@ ALONE = threading.RLock()
 def alone(function: Callable[P, T]) -> Callable[P, T]:
     """`function`, of which one at a time runs, whichever of those that are decorated it is.
 
-    It runs without the caller's autocast, and without a default device that holds no values.
+    It runs without the caller's autocast, and without a default device that holds no values; and
+    what was there before it waits for the garbage collector until its end.
     """
 
     @functools.wraps(function)
     def held(*args: P.args, **kwargs: P.kwargs) -> T:
-        with ALONE, shielded():
+        with ALONE, shielded(), new_objects_alone():
             return function(*args, **kwargs)
 
     return held
@@ -46,7 +50,7 @@ def alone(function: Callable[P, T]) -> Callable[P, T]:
 def shielded() -> Iterator[None]:
     """Without what the caller has switched on for the code around us."""
     # A model may be made under FakeTensorMode; what is made of it here is not fake.
-    with unset_fake_temporarily(), contextlib.ExitStack() as stack:
+    with unset_fake_temporarily(), settings_unchanged(), contextlib.ExitStack() as stack:
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))

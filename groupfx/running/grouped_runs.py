@@ -93,7 +93,7 @@ def users_place() -> str:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if _is_users(file):
+        if is_users(file):
             return place_of(file, frame.f_lineno)
         if frame.f_code.co_qualname in _CALLERS:
             return ""
@@ -110,14 +110,15 @@ def error_place(error: BaseException) -> str:
     place, trace = "", error.__traceback__
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename
-        if _is_users(file):
+        if is_users(file):
             place = place_of(file, trace.tb_lineno)
         trace = trace.tb_next
     return place
 
 
 @cache
-def _is_users(file: str) -> bool:
+def is_users(file: str) -> bool:
+    """Whether a source file is a model's: not torch's, ours nor Python's own."""
     if file.startswith("<"):
         return False
     real = str(Path(file).resolve())

@@ -14,8 +14,9 @@ import io
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import GeneratorType
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from ..errors import UsageError, no_exit
 # A description may come from a file, or from a slip of the finger: an input must not claim the
 # whole memory.
 MOST_ELEMENTS = 2**28
+_BIT_BY_BIT = (GeneratorType, map, filter, zip)
 _SIZES = re.compile(r"\d{1,9}(x\d{1,9}){0,4}")
 
 
@@ -46,13 +48,13 @@ class ExampleInputs:
     def of(cls, value: object) -> ExampleInputs:
         """Read a tensor, a tuple or list of positional arguments, or a dict of keyword arguments.
 
-        Raises UsageError for anything else, and where there is no tensor in it.
+        Raises UsageError for anything else, for nested tensors, and where there is no tensor in it.
         """
         if isinstance(value, ExampleInputs):
             return value
         if isinstance(value, Tensor):
-            return cls((value,))
-        if isinstance(value, (tuple, list)):
+            inputs = cls((value,))
+        elif isinstance(value, (tuple, list)):
             inputs = cls(tuple(value))
         elif isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
             inputs = cls((), dict(value))
@@ -61,17 +63,31 @@ class ExampleInputs:
                 f"example inputs are a tensor, a tuple of positional arguments or a dict of "
                 f"keyword arguments, not a {type(value).__name__}"
             )
+        if any(isinstance(value, Iterator) for value in (*inputs.args, *inputs.kwargs.values())):
+            raise UsageError("an example input gives its values once alone: give a list of them")
         if next(inputs.tensors(), None) is None:
             raise UsageError(f"there is no tensor among the example inputs {_shown(value)}")
+        if any(tensor.is_nested for tensor in inputs.tensors()):
+            raise UsageError(
+                "an example input is a nested tensor, whose samples have sizes of their own: give "
+                "one of its samples with a batch axis, such as x[0][None]"
+            )
         return inputs
 
     def call(self, model: Callable[..., Any]) -> Any:
-        """`model(*args, **kwargs)`."""
+        """`model(*args, **kwargs)`; of what it gives bit by bit, all of it as a list.
+
+        A forward with `yield` in it has done nothing yet when it returns. Lists and dicts are given
+        as copies, for it may take out of them what it needs.
+        """
+        args = tuple(_map(value, _as_it_is) for value in self.args)
+        kwargs = {key: _map(value, _as_it_is) for key, value in self.kwargs.items()}
         with no_exit(getattr(model, "__name__", type(model).__name__)), _silent(model):
             if isinstance(model, fx.GraphModule) and fx.GraphModule in type(model).__bases__:
                 # Its own __call__ does the same, and prints a traceback of what it raises.
-                return nn.Module.__call__(model, *self.args, **self.kwargs)
-            return model(*self.args, **self.kwargs)
+                return nn.Module.__call__(model, *args, **kwargs)
+            output = model(*args, **kwargs)
+            return list(output) if isinstance(output, _BIT_BY_BIT) else output
 
     def map(self, change: Callable[[Tensor], Tensor]) -> ExampleInputs:
         """The same arguments with `change` applied to every tensor."""
@@ -113,6 +129,16 @@ class ExampleInputs:
         if not self.batch or self.batch == batch:
             return self
         return self.map(lambda t: _stretch(t, 0, batch) if t.dim() > 0 else t)
+
+    def asked(self, batch: int | None) -> ExampleInputs:
+        """With a batch that a user asks for; as they are where that is None.
+
+        Raises UsageError for one that would claim the whole memory.
+        """
+        if batch is None:
+            return self
+        require_room([tuple(t.shape) for t in self.tensors() if t.dim()], batch)
+        return self.with_batch(batch)
 
     def resized(self, spatial: tuple[int, ...]) -> ExampleInputs:
         """Other spatial sizes: every tensor that has the current ones is repeated or trimmed.
@@ -216,15 +242,33 @@ def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         parts = [_map(part, change) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
     if isinstance(value, list):
-        return [_map(part, change) for part in value]
+        parts = [_map(part, change) for part in value]
+        return parts if type(value) is list else _with(value, parts)
     if isinstance(value, dict):
-        return {key: _map(part, change) for key, part in value.items()}
+        named = {key: _map(part, change) for key, part in value.items()}
+        return named if type(value) is dict else _with(value, named)
+    if isinstance(value, torch.Generator):
+        return value.clone_state()
     if _is_record(value):
         made = copy.copy(value)
         for name, part in vars(value).items():
             object.__setattr__(made, name, _map(part, change))
         return made
     return value
+
+
+def _with(value: Any, content: Any) -> Any:
+    """A list or a dict of a class of its own, that holds something else."""
+    made = copy.copy(value)
+    if isinstance(made, list):
+        made[:] = content
+    else:
+        made.update(content)
+    return made
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _is_record(value: Any) -> bool:
@@ -324,10 +368,25 @@ def in_order(model: nn.Module, inputs: ExampleInputs) -> ExampleInputs:
 
     `torch.export` would give keyword arguments in another order to the wrong parameters of a graph.
     """
+    bound = bound_arguments(model, inputs)
+    return ExampleInputs(bound.args, bound.kwargs, inputs.guessed)
+
+
+def bound_arguments(model: nn.Module, inputs: ExampleInputs) -> inspect.BoundArguments:
+    """The arguments of `forward` by name. Raises `UsageError` where they are others."""
     try:
-        bound = inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs)
+        return inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs)
     except TypeError as error:
         raise UsageError(
             f"the example inputs do not fit {type(model).__name__}.forward: {error}"
         ) from error
-    return ExampleInputs(bound.args, bound.kwargs, inputs.guessed)
+
+
+def require_room(shapes: Iterable[tuple[int, ...]], batch: int) -> None:
+    """Raise UsageError where so many rows of these shapes are more than inputs may hold."""
+    elements = sum(math.prod(shape[1:]) for shape in shapes) * batch
+    if elements > MOST_ELEMENTS:
+        raise UsageError(
+            f"batch={batch}: the inputs would have {elements:,} elements, and at most "
+            f"{MOST_ELEMENTS:,} are taken"
+        )

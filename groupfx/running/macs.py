@@ -5,11 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import conv_flop_count, flop_registry
 
 from ..learned.groups import INPUT_SCORES, OUTPUT_SCORES, has_learned_groups
 from .inputs import ExampleInputs
 from .watching import Watcher
+
+# torch 2.13 has a formula for it that wants an argument which it does not take.
+_SLOW = torch.ops.aten._slow_conv2d_forward.default
 
 
 class MacCounter(Watcher):
@@ -38,6 +41,9 @@ class MacCounter(Watcher):
         formula = flop_registry.get(func._overloadpacket)
         mask = func is torch.ops.aten.mm.default and (*args[0].shape, args[1].shape[1])
         if formula is None or mask in self._masks:
+            return
+        if func is _SLOW:
+            self._flops += int(conv_flop_count(args[0].shape, args[1].shape, result.shape))
             return
         # One of sizes is wrapped into a search for tensors, which takes longer than small layers.
         of_sizes = getattr(formula, "__wrapped__", None)

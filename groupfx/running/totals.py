@@ -38,7 +38,7 @@ def totals(model: nn.Module, inputs: ExampleInputs | None, *, macs: int | None =
     """Count `model`: what it calls as a graph, or its modules where it is not one.
 
     `macs` is what a run has counted already. Without it the model is run once in eval mode, and
-    where there is no input either, its MACs are None.
+    where there is no input either, or it does not run, its MACs are None.
     """
     groups = _groups(model)
     return Totals(
@@ -70,9 +70,13 @@ def _groups(model: nn.Module) -> list[int]:
     return groups
 
 
-def _macs(model: nn.Module, inputs: ExampleInputs) -> int:
+def _macs(model: nn.Module, inputs: ExampleInputs) -> int | None:
+    """None where the model does not run: what is wrong with it is for a check to say."""
     counter = MacCounter(model)
     with unchanged(model), torch.no_grad(), counter:
         evaluate(model)
-        inputs.call(model)
+        try:
+            inputs.call(model)
+        except Exception:
+            return None
     return counter.of_one(inputs)

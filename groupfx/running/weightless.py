@@ -21,15 +21,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_any, tree_map
 
 from ..convs.names import joined
-from .inputs import ExampleInputs
-from .twins import twin_tree
-from .unchanged import evaluate, unchanged
 
+_COMPARED = "each site was compared on drawn numbers, and no number of the model itself"
 WHY = (
-    "the model has no values (its tensors lie on the device meta): each site was compared on drawn "
-    "numbers, and no number of the model itself; load the weights into the original and rewrite "
-    "that to have them compared, or into the result through result.state_dict_map"
+    f"the model has no values (its tensors lie on the device meta): {_COMPARED}; load the weights "
+    "into the original and rewrite that to have them compared, or into the result through "
+    "result.state_dict_map"
 )
+_FIRST = 3
+
+
+def why_not_compared(model: nn.Module) -> str:
+    """What to say of a model without values, or with tensors that have none among its others."""
+    if all(map(_is_empty, model.parameters())):
+        return WHY
+    tensors = chain(model.named_parameters(), model.named_buffers())
+    empty = [name for name, tensor in tensors if _is_empty(tensor)]
+    more = f" and {len(empty) - _FIRST} more" if len(empty) > _FIRST else ""
+    return (
+        f"{', '.join(empty[:_FIRST])}{more} in the model: no values (on the device meta), so that "
+        f"{_COMPARED}; give it values, or take it out if nothing reads it, and rewrite again"
+    )
 
 
 def is_weightless(model: nn.Module) -> bool:
@@ -98,20 +110,3 @@ def without_values(model: nn.Module) -> Iterator[None]:
         return
     with _OnMeta():  # type: ignore[no-untyped-call]
         yield
-
-
-def shapes_fit(model: nn.Module, inputs: ExampleInputs) -> bool:
-    """Whether `model` runs on inputs of these shapes, tried in eval mode and without any values.
-
-    Takes no time for arithmetic and no memory. False too where a forward asks for values.
-    """
-    # What a forward keeps for its next call would be of meta, and what Dynamo keeps of a failure to
-    # compile it (torch.cond is compiled wherever it is called) ends later calls, the user's too.
-    twin, eager = twin_tree(model), torch.compiler.set_stance("force_eager")
-    with eager, unchanged(twin), torch.no_grad(), _OnMeta():  # type: ignore[no-untyped-call]
-        evaluate(twin)
-        try:
-            inputs.map(on_meta).call(twin)
-        except Exception:  # whatever a model raises on a size that it is not made for
-            return False
-    return True

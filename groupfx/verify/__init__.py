@@ -6,9 +6,17 @@ runtimes. `Float64` runs a model in float64 as it is. `Fingerprint` notices a ch
 """
 
 from ..running.float64 import Float64
+from .bounds import Rounding
 from .measures import Difference, difference
-from .models import Float64Runner, ModelVerdict, OutputVerdict, compare_models, other_spatial
-from .observable import observable_sites
+from .models import (
+    Float64Runner,
+    ModelVerdict,
+    OutputVerdict,
+    compare_models,
+    other_spatial,
+    small_inputs,
+)
+from .observable import observable_sites, observed_at
 from .region import Region, RegionCopy, run_region
 from .sites import Proved, SiteVerdict, compare_regions
 from .structure import Change
@@ -25,11 +33,14 @@ __all__ = [
     "Proved",
     "Region",
     "RegionCopy",
+    "Rounding",
     "SiteVerdict",
     "compare_models",
     "compare_regions",
     "difference",
     "observable_sites",
+    "observed_at",
     "other_spatial",
     "run_region",
+    "small_inputs",
 ]

@@ -41,8 +41,23 @@ _AVERAGES = frozenset(
     ("mean", *(f"{kind}avg_pool{rank}d" for kind in ("", "adaptive_") for rank in (1, 2, 3)))
 )
 
+# Smaller kernels are met by their whole windows, which costs nothing.
+_WHOLE_WINDOW = 32
+
 # A batch norm in eval mode: subtract, multiply, add, and a scale that is itself rounded twice.
 _NORM_TERMS = 5
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What may be rounded besides the sums of the original.
+
+    `terms` is through how many more roundings a value may pass. `constants` is the dtype of numbers
+    that a kernel of torch holds and that its backward multiplies with.
+    """
+
+    terms: int = 0
+    constants: torch.dtype | None = None
 
 
 @dataclass(frozen=True)
@@ -50,11 +65,14 @@ class ConvCalls:
     """What the convolutions of a region add up to.
 
     `terms` is how many roundings one output value passes through at most; `reach` is, for each
-    spatial dimension, the smallest input size at which every tap meets data in some window.
+    spatial dimension, an input size from which on every tap meets data in some window: the
+    smallest, but for kernels so small that whole windows cost nothing. `transposed` says whether
+    one is.
     """
 
     terms: int = 0
     reach: tuple[int, ...] = ()
+    transposed: bool = False
 
 
 class ConvRecorder(TorchFunctionMode):
@@ -74,6 +92,7 @@ class ConvRecorder(TorchFunctionMode):
         named = dict(kwargs or {})
         name = operator_name(func)
         terms, reach = self.calls.terms, self.calls.reach
+        transposed = False
         if name in SIGNATURES:
             call = {**dict(zip(SIGNATURES[name], args, strict=False)), **named}
             transposed = "transpose" in name or bool(call.get("transposed"))
@@ -89,7 +108,7 @@ class ConvRecorder(TorchFunctionMode):
             # A sum over at most all positions, and a division.
             (averaged, *_) = (value for value in (*args, *named.values()) if _is_tensor(value))
             terms += math.prod(averaged.shape[2:]) + 1
-        self.calls = ConvCalls(terms, reach)
+        self.calls = ConvCalls(terms, reach, self.calls.transposed or transposed)
         return func(*args, **named)
 
 
@@ -175,7 +194,14 @@ def _reach(call: Mapping[str, Any], transposed: bool) -> tuple[int, ...]:
     spans = [(size - 1) * step + 1 for size, step in zip(kernel, dilations, strict=True)]
     if transposed:
         return tuple(-(-span // stride) + 1 for span, stride in zip(spans, strides, strict=True))
-    return tuple(span + stride - 1 for span, stride in zip(spans, strides, strict=True))
+    whole = [span + stride - 1 for span, stride in zip(spans, strides, strict=True)]
+    padding = call.get("padding", 0)
+    if isinstance(padding, str):  # "same" pads by half a window
+        padding = [(span - 1) // 2 if padding == "same" else 0 for span in spans]
+    # The last tap meets data in the first window where the padding in front of it ends before it.
+    cut = [size - p for size, p in zip(whole, _each(padding, len(kernel)), strict=True)]
+    least = [max(size, s) for size, s in zip(cut, strides, strict=True)]
+    return tuple(max(a, min(b, _WHOLE_WINDOW)) for a, b in zip(least, whole, strict=True))
 
 
 def _each(value: Any, rank: int) -> tuple[int, ...]:

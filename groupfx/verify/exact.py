@@ -5,7 +5,7 @@ See `whole` for why, and for the probability with which a wrong form passes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -138,24 +138,47 @@ def prove(
     Returns whether gradients agree, None where there are none. Raises RegionMismatchError where a
     bit differs, and NotWholeError where the original's own numbers are not whole.
     """
+    trials = _trials(proof, carrier, sampler, sizes, seed)
+    gradients = _prove_first(original, rewritten, carrier, *next(trials))
+    for values, _ in trials:
+        _prove_output(original, rewritten, values)
+    return gradients
+
+
+def prove_outputs(
+    proof: WholeProof,
+    original: RegionCopy,
+    rewritten: RegionCopy,
+    carrier: Carrier,
+    sampler: Sampler,
+    sizes: Sequence[Size],
+    seed: int,
+) -> None:
+    """As `prove`, without the gradients, for regions whose numbers are known to stay whole."""
+    for values, _ in _trials(proof, carrier, sampler, sizes, seed):
+        _prove_output(original, rewritten, values)
+
+
+def _trials(
+    proof: WholeProof, carrier: Carrier, sampler: Sampler, sizes: Sequence[Size], seed: int
+) -> Iterator[tuple[Values, Draw]]:
+    """The inputs of each trial, for which both sides are filled, and what draws more numbers."""
     generator = torch.Generator().manual_seed(seed)
-    gradients = None
 
     def draw(shape: tuple[int, ...]) -> Tensor:
         return whole(shape, sampler.dtype, proof.reach, generator)
 
     for trial in range(proof.trials):
         carrier.fill(WholeFill(proof.polynomial, proof.reach, generator, spread=trial > 0))
-        values = sampler.values(sizes[trial % len(sizes)], draw)
-        if not trial:
-            gradients = _prove_first(original, rewritten, carrier, values, draw)
-            continue
-        with torch.no_grad():
-            before = original.run(values, training=False)
-            with failing(WHEN):
-                after = rewritten.run(values, training=False)
-        require_identical(f"{WHEN} the output", before, after)
-    return gradients
+        yield sampler.values(sizes[trial % len(sizes)], draw), draw
+
+
+def _prove_output(original: RegionCopy, rewritten: RegionCopy, values: Values) -> None:
+    with torch.no_grad():
+        before = original.run(values, training=False)
+        with failing(WHEN):
+            after = rewritten.run(values, training=False)
+    require_identical(f"{WHEN} the output", before, after)
 
 
 def _prove_first(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..running.unchanged import seed_torch
 from .measures import peak
 from .region import RegionCopy
 
@@ -62,7 +63,7 @@ def differentiate(
         for name, tensor in copy.tensors.items()
         if isinstance(tensor, nn.Parameter) and tensor.requires_grad
     }
-    torch.manual_seed(seed)
+    seed_torch(seed)
     output = copy.run(given, training=training)
     if not isinstance(output, Tensor):
         raise TypeError(f"the output is a {type(output).__name__}, not a tensor")
@@ -70,6 +71,8 @@ def differentiate(
         return Derivatives(output)
     wanted = [*leaves, *{id(tensor): tensor for tensor in parameters.values()}.values()]
     given_back = _normal(output, seed) if cotangent is None else cotangent(output.detach())
+    # What is complex among real numbers gets a cotangent without an imaginary part.
+    given_back = given_back.to(output.dtype)
     gradients = torch.autograd.grad(output, wanted, given_back, materialize_grads=True)
     found = {id(tensor): gradient for tensor, gradient in zip(wanted, gradients, strict=True)}
     return Derivatives(

@@ -99,6 +99,19 @@ def unlike(original: Any, candidate: Any) -> str | None:
     return None
 
 
+def _plain(tensor: Tensor) -> Tensor:
+    """The tensor without a class of the user's, which need not take all of what is computed here.
+
+    One made anew in each forward takes no other of its name. One that holds its numbers itself
+    (`__torch_dispatch__`) stays as it is.
+    """
+    kind = type(tensor)
+    if kind is Tensor or kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return tensor
+    with torch._C.DisableTorchFunctionSubclass():
+        return tensor.as_subclass(Tensor)
+
+
 def plain_number(value: float | None) -> float | None:
     """The number for a report, where JSON has no infinity and no NaN: None for those."""
     return value if value is not None and math.isfinite(value) else None
@@ -115,7 +128,10 @@ def paired_leaves(
     Raises StructureMismatchError where the two are not built alike.
     """
     if isinstance(original, Tensor) and isinstance(candidate, Tensor):
-        yield path, original, candidate
+        if original.is_nested and candidate.is_nested:
+            yield from paired_leaves(original.unbind(), candidate.unbind(), path)
+            return
+        yield path, _plain(original), _plain(candidate)
         return
     if not _same_type(_type(original), _type(candidate)):
         raise StructureMismatchError(

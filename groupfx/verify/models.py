@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import random
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +17,14 @@ from torch import Tensor, nn
 from ..errors import GroupfxError, ModelError, kind_and_line
 from ..running.float64 import Float64, named_state, widen
 from ..running.inputs import ExampleInputs
-from ..running.unchanged import evaluate, unchanged
-from ..running.weightless import shapes_fit
+from ..running.unchanged import evaluate, seed_torch, unchanged
 from .measures import StructureMismatchError, difference, identical, paired_leaves, plain_number
 
 _SEEDS = (11, 23, 47)
 # Below it, a part of an image is soon smaller than a kernel.
 _LARGE = 32
+# What most nets that make an image smaller can divide it by.
+_STRIDE = 32
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ def compare_models(
     native: Collection[str] = (),
     vary: bool = True,
     once: bool = False,
+    small: ExampleInputs | None = None,
 ) -> ModelVerdict:
     """Run both models in eval mode and float64 and compare every output tensor.
 
@@ -97,7 +100,8 @@ def compare_models(
     ones in another spatial size too. The original decides which sizes there are (with
     `vary=False`: only the given ones, for a model that was exported with fixed sizes). `once` makes
     the last of them alone, which is the smallest too, for models whose parts have been compared
-    already; the inputs as given, where sizes are fixed. Every output must satisfy max|d| / max|y|
+    already; the inputs as given, where sizes are fixed. `small` is of a size that the original was
+    seen to take, which ends the search for one. Every output must satisfy max|d| / max|y|
     <= `tolerance`; integers, bools and the structure must be equal; for values that are not finite
     see `measures`.
 
@@ -111,14 +115,14 @@ def compare_models(
     Raises ModelError if the original does not run on the given inputs.
     """
     try:
-        return _compare_models(original, rewritten, inputs, tolerance, native, vary, once)
+        return _compare_models(original, rewritten, inputs, tolerance, native, vary, once, small)
     except ModelError:
         # Of a model that is given token ids, the weights say what it computes in.
         narrow = _number_dtypes(inputs.tensors()) or _number_dtypes(original.parameters())
         if not narrow or not _runs_at_all(original, inputs):
             raise
         rough = math.sqrt(max(torch.finfo(dtype).eps for dtype in narrow))
-        sides = (original, rewritten, inputs, rough, native, vary, once)
+        sides = (original, rewritten, inputs, rough, native, vary, once, small)
         return _compare_models(*sides, wide=False)
 
 
@@ -145,14 +149,17 @@ def _compare_models(
     native: Collection[str],
     vary: bool,
     once: bool,
+    small: ExampleInputs | None,
     wide: bool = True,
 ) -> ModelVerdict:
     runs: list[tuple[tuple[int, ...], ...]] = []
     outputs: dict[str, OutputVerdict] = {}
     reason = None
-    with unchanged(original, rewritten), torch.no_grad():
-        before, after = (Float64Runner(side, native, wide=wide) for side in (original, rewritten))
-        for seed, given, expected in _runs(before, inputs, vary, once):
+    with torch.no_grad():
+        before, after = (
+            Float64Runner(side, native, wide=wide, products=True) for side in (original, rewritten)
+        )
+        for seed, given, expected in _runs(before, inputs, vary, once, small):
             runs.append(tuple(tuple(tensor.shape) for tensor in given.tensors()))
             try:
                 found = after.run(given, seed)
@@ -175,28 +182,39 @@ def _compare_models(
 class Float64Runner:
     """Runs one model in eval mode and float64, with the same random numbers for the same seed.
 
-    Not `wide`: in the model's own dtype.
+    Not `wide`: in the model's own dtype. For `products` see `Float64`.
     """
 
-    def __init__(self, model: nn.Module, native: Collection[str], *, wide: bool = True) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        native: Collection[str],
+        *,
+        wide: bool = True,
+        products: bool = False,
+    ) -> None:
         self.model = model
         self.wide = wide
-        state = named_state(model)
+        self._products = products
+        state = named_state(model) if native else {}
         self._native = [state[name] for name in native if name in state]
         self._wide: nn.Module | None = None
         self._ran = False
 
-    def run(self, inputs: ExampleInputs, seed: int) -> Any:
-        """The model's output. `inputs` are not written to."""
+    def run(self, inputs: ExampleInputs, seed: int, *, copies: bool = True) -> Any:
+        """The model's output. `inputs` are not written to.
+
+        Not `copies`: as it is or not at all.
+        """
         if not self.wide:
             return self._call(self.model, inputs, seed)
         if self._wide is not None:
             return self._call(self._wide, inputs, seed)
+        mode = Float64(self.model, self._native, products=self._products)
         try:
-            with Float64(self.model, self._native):
-                output = self._call(self.model, inputs, seed)
+            output = self._call(self.model, inputs, seed, mode)
         except Exception as error:
-            if self._ran or self._native or isinstance(error, GroupfxError):
+            if not copies or self._ran or self._native or isinstance(error, GroupfxError):
                 raise
             # TorchScript and custom operators are out of a function mode's reach.
             wide = _wide_copy(self.model, error)
@@ -207,12 +225,21 @@ class Float64Runner:
         self._ran = True
         return output
 
-    def _call(self, model: nn.Module, inputs: ExampleInputs, seed: int) -> Any:
-        evaluate(model)
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
-        return inputs.map(torch.clone).call(model)
+    def _call(
+        self,
+        model: nn.Module,
+        inputs: ExampleInputs,
+        seed: int,
+        mode: Float64 | None = None,
+    ) -> Any:
+        # What one run leaves behind, such as a generator's state, the other side's next is without.
+        with unchanged(model):
+            evaluate(model)
+            random.seed(seed)
+            np.random.seed(seed)
+            seed_torch(seed)
+            with mode or contextlib.nullcontext():
+                return inputs.map(torch.clone).call(model)
 
 
 def _wide_copy(model: nn.Module, error: Exception) -> nn.Module:
@@ -223,14 +250,19 @@ def _wide_copy(model: nn.Module, error: Exception) -> nn.Module:
 
 
 def _runs(
-    original: Float64Runner, inputs: ExampleInputs, vary: bool, once: bool
+    original: Float64Runner,
+    inputs: ExampleInputs,
+    vary: bool,
+    once: bool,
+    small: ExampleInputs | None,
 ) -> Iterator[tuple[int, ExampleInputs, Any]]:
     """Seed, inputs and the original's output of each run."""
     first = inputs.map(widen) if original.wide else inputs
     if once and vary:
         # Where only the given sizes are taken, the given values are.
-        choices = [*_smallest(first), *_other_sizes(first, vary)[1][:-1]]
-        others = _varied(original, _SEEDS[2], _possible(original.model, first, choices))
+        choices = small_inputs(inputs) if small is None else iter((small,))
+        wide = (choice.map(widen) if original.wide else choice for choice in choices)
+        others = _varied(original, _SEEDS[2], wide)
         if others is not None:
             yield others
             return
@@ -245,8 +277,8 @@ def _runs(
             f"{kind_and_line(error)}"
         ) from error
     yield _SEEDS[0], first, expected
-    for seed, choices in zip(_SEEDS[1:], () if once else _other_sizes(first, vary), strict=False):
-        found = _varied(original, seed, choices)
+    for seed, sizes in zip(_SEEDS[1:], () if once else _other_sizes(first, vary), strict=False):
+        found = _varied(original, seed, sizes)
         if found is not None:
             yield found
 
@@ -256,12 +288,16 @@ def _varied(
 ) -> tuple[int, ExampleInputs, Any] | None:
     """Random inputs of the first size that the original takes, and its output for them."""
     generator = torch.Generator().manual_seed(seed)
-    for choice in choices:
-        given = choice.randomized(generator)
-        try:
-            return seed, given, original.run(given, seed)
-        except Exception:
-            continue  # a size that the original does not take
+    refused: list[ExampleInputs] = []
+    # A copy is large, and what runs as it is in some size needs none in the others.
+    for copies, sizes in ((False, choices), (True, refused)):
+        for choice in sizes:
+            given = choice.randomized(generator)
+            try:
+                return seed, given, original.run(given, seed, copies=copies)
+            except Exception:  # a size that the original does not take
+                if not copies:
+                    refused.append(choice)
     return None
 
 
@@ -299,8 +335,32 @@ def _other_sizes(inputs: ExampleInputs, vary: bool) -> tuple[list[ExampleInputs]
     return [larger, inputs], [*resized, single, inputs]
 
 
+def small_inputs(example: ExampleInputs) -> Iterator[ExampleInputs]:
+    """Inputs of other sizes than the example's, the smallest first, for a model to be tried with.
+
+    One of any size, then those that nets take which halve sizes, then one sample of the example's.
+    Not those that are much larger than it: in three dimensions, 32 more are 24 times it.
+    """
+    most = 2 * _numbers(example)
+    tried: set[tuple[int, ...]] = set()
+    for choice in (*_smallest(example), *_other_sizes(example, True)[1][:-1]):
+        if choice.spatial in tried or _numbers(choice) > most:
+            continue
+        halved = not any(size % _STRIDE for size in choice.spatial)
+        if not tried or halved or choice.spatial == example.spatial:
+            yield choice
+            tried.add(choice.spatial)
+
+
+def _numbers(inputs: ExampleInputs) -> int:
+    return sum(tensor.numel() for tensor in inputs.tensors())
+
+
 def _smallest(inputs: ExampleInputs) -> Iterator[ExampleInputs]:
-    """One sample of about a ninth of the size, where that leaves enough to be seen."""
+    """One sample of about a ninth of the size, where that leaves enough to be seen.
+
+    As it comes out, then sizes that strided nets can halve.
+    """
     spatial = inputs.spatial
     if not inputs.batch or min(spatial, default=0) < _LARGE:
         return
@@ -308,24 +368,6 @@ def _smallest(inputs: ExampleInputs) -> Iterator[ExampleInputs]:
     for step in (1, 8, 16):
         sizes = [size * (3, 2, 3)[at % 3] // 8 // step * step for at, size in enumerate(spatial)]
         yield single.resized(tuple(max(size, step) for size in sizes))
-
-
-def _possible(
-    model: nn.Module, example: ExampleInputs, choices: Sequence[ExampleInputs]
-) -> Iterator[ExampleInputs]:
-    """Those of `choices` whose shapes `model` takes, as far as a run without values tells.
-
-    Not those that are much larger than the example: in three dimensions, 32 more are 24 times it.
-    """
-    most = 2 * _numbers(example)
-    tells = shapes_fit(model, example)
-    for choice in choices:
-        if _numbers(choice) <= most and (not tells or shapes_fit(model, choice)):
-            yield choice
-
-
-def _numbers(inputs: ExampleInputs) -> int:
-    return sum(tensor.numel() for tensor in inputs.tensors())
 
 
 def other_spatial(spatial: tuple[int, ...]) -> Iterator[tuple[int, ...]]:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..running.inputs import ExampleInputs
-from ..running.unchanged import evaluate, unchanged
+from ..running.pointwise import Pointwise
+from ..running.unchanged import evaluate, seed_torch, unchanged
 
 _SEED = 101
 
@@ -31,15 +32,27 @@ def observable_sites(
         inputs: one call's arguments.
         parameters: for each site the full names of its parameters.
     """
+    seen = observed_at(model, inputs, parameters)
+    return dict.fromkeys(parameters) if seen is None else seen
+
+
+def observed_at(
+    model: nn.Module, inputs: ExampleInputs, parameters: Mapping[str, Sequence[str]]
+) -> dict[str, bool | None] | None:
+    """The same; None where the model does not run on these inputs."""
     seen = _Seen()
+    ran = False
     wanted = {name for names in parameters.values() for name in names}
     try:
         with unchanged(model), torch.enable_grad(), _stand_ins(model, wanted, seen):
             evaluate(model)
-            torch.manual_seed(_SEED)
-            _backward(inputs.map(torch.clone).call(model))
+            seed_torch(_SEED)
+            with Pointwise():
+                output = inputs.map(torch.clone).call(model)
+            ran = True
+            _backward(output)
     except Exception:  # that a model has no usable derivative is one of the answers
-        return dict.fromkeys(parameters)
+        return dict.fromkeys(parameters) if ran else None
     return {site: seen.verdict(names) for site, names in parameters.items()}
 
 

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from ..running.float64 import widen
+from ..running.unchanged import seed_torch
 from .bounds import ConvCalls, Magnitudes
 from .carry import Carrier
 from .exact import WholeFill, whole
@@ -55,7 +56,8 @@ class OwnDtype:
 
     The copies become narrow. `polynomial` is None where whole numbers prove nothing of the
     original; `strict` asks for the same kinds of values where an input is not finite, as an exact
-    form gives them.
+    form gives them. `is_known` says that nothing in either asks for a size, so that one that is
+    large on one side will do.
     """
 
     original: RegionCopy
@@ -67,13 +69,15 @@ class OwnDtype:
     dtype: torch.dtype
     strict: bool
     seed: int
+    kept: frozenset[int] = frozenset()
+    is_known: bool = False
 
     def compare(self, small: Size) -> bool | None:
         """Whether the two agree; None where the original cannot be run in its dtype.
 
         `small` is a size that the original takes. Raises RegionMismatchError where they do not.
         """
-        sampler = Sampler(self.examples, self.seed, self.dtype)
+        sampler = Sampler(self.examples, self.seed, self.dtype, self.kept)
         generator = torch.Generator().manual_seed(self.seed)
         with torch.no_grad():
             if self.polynomial is None or self.carrier is None:
@@ -88,7 +92,7 @@ class OwnDtype:
             self.rewritten.narrow()
             reach = _PARAMETERS if mantissa(self.dtype) >= mantissa(torch.float32) else 1
             self.carrier.fill(WholeFill(self.polynomial, reach, generator))
-            for size in sampler.large_sizes(self.calls):
+            for size in sampler.large_sizes(self.calls, all_sides=not self.is_known):
                 values = self._large_values(sampler, size, reach, generator)
                 if values is not None:
                     break
@@ -113,7 +117,7 @@ class OwnDtype:
         for _ in range(_THINNINGS if large else 0):
             values = sampler.values(size, _sparse(self.dtype, large, min(share, 1.0), generator))
             with Magnitudes() as magnitudes:
-                if not _taken(self.original, magnitudes_of(values)):
+                if _taken(self.original, magnitudes_of(values)) is None:
                     return None
             if magnitudes.largest < limit:
                 return values
@@ -142,11 +146,11 @@ class OwnDtype:
         for size in (replace(small, batch=samples), small):
             ordinary = sampler.values(size, lambda shape: whole(shape, dtype, 1, generator))
             poisoned = self._changed(ordinary, lambda old, kind: torch.full_like(old, kind))
-            if _taken(self.original, poisoned):
+            before = _taken(self.original, poisoned)
+            if before is not None:
                 break
         else:
             return
-        before = self.original.run(poisoned, training=False)
         with failing(when):
             after = self.rewritten.run(poisoned, training=False)
         if self.strict or identical(before, after):
@@ -196,7 +200,7 @@ class OwnDtype:
         rounded = RoundedComparison(*sides, self.calls.terms, self.seed, self.dtype)
         for size in sampler.large_sizes(self.calls):
             inputs = {name: sampler.values(size, draw) for name, draw in draws.items()}
-            if not all(_taken(self.original, values) for values in inputs.values()):
+            if any(_taken(self.original, values) is None for values in inputs.values()):
                 continue
             for name, values in inputs.items():
                 rounded.compare_eval(values, f"in {_name(self.dtype)}, with inputs {name},")
@@ -212,12 +216,12 @@ class OwnDtype:
         self.rewritten.narrow()
         for inputs, (values, truth) in found.items():
             when = f"in {_name(self.dtype)}, with inputs {inputs},"
-            torch.manual_seed(self.seed)
+            seed_torch(self.seed)
             try:
                 before = self.original.run(values, training=False)
             except Exception:  # a kernel that this dtype does not have
                 return None
-            torch.manual_seed(self.seed)
+            seed_torch(self.seed)
             with failing(when):
                 after = self.rewritten.run(values, training=False)
             _require_in_yardstick(f"{when} the output", truth, before, after)
@@ -232,7 +236,7 @@ class OwnDtype:
                 found = {}
                 for name, draw in draws.items():
                     values = sampler.values(size, draw)
-                    torch.manual_seed(self.seed)
+                    seed_torch(self.seed)
                     truth = self.original.run([widen(v) for v in values], training=False)
                     found[name] = values, truth
                 return found
@@ -261,13 +265,13 @@ def _require_in_yardstick(what: str, truth: Tensor, before: Tensor, after: Tenso
         raise RegionMismatchError(f"{what} is off by {found:.3g}, where {limit:.3g} is allowed")
 
 
-def _taken(original: RegionCopy, values: Values) -> bool:
-    """Whether the original runs on these values, and gives a tensor that is not empty."""
+def _taken(original: RegionCopy, values: Values) -> Tensor | None:
+    """What the original gives for these values; None where it is nothing, or does not run."""
     try:
         found = original.run(values, training=False)
     except Exception:
-        return False
-    return isinstance(found, Tensor) and bool(found.numel())
+        return None
+    return found if isinstance(found, Tensor) and found.numel() else None
 
 
 def _sparse(dtype: torch.dtype, reach: int, share: float, generator: torch.Generator) -> Draw:

@@ -26,12 +26,25 @@ from ..errors import InternalError
 from ..nn.channel_gather import ChannelGather
 from ..nn.channel_shuffle import ChannelShuffle
 from ..running.float64 import Float64, widen
+from ..running.unchanged import set_mode
+
+
+class HeldWeight(nn.Module):
+    """A parameter, in place of a module that computes a weight."""
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self) -> Tensor:
+        return self.weight
+
 
 _WITHOUT_MODES = frozenset(
     [
         *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
         *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-        *(nn.Linear, nn.Identity, ChannelGather, ChannelShuffle),
+        *(nn.Linear, nn.Identity, ChannelGather, ChannelShuffle, HeldWeight),
     ]
 )
 _NORMS = frozenset([nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d])
@@ -126,10 +139,19 @@ class RegionState:
         targets = dict.fromkeys(
             str(node.target) for node in self.nodes if node.op in ("get_attr", "call_module")
         )
-        self.parts = {target: _part(region.module, target) for target in targets}
-        state = list(_state(region, self.parts))
+        self._take({target: _part(region.module, target) for target in targets})
+
+    def _take(self, parts: Mapping[str, Any]) -> None:
+        self.parts = parts
+        state = list(_state(self.region, parts))
         self.originals = {name: tensor for name, tensor, _ in state}
         self.modes = {name: mode for name, _, mode in state}
+
+    def with_parts(self, parts: Mapping[str, Any]) -> RegionState:
+        """The same region over other modules and tensors, by the same targets."""
+        twin = copy.copy(self)
+        twin._take(parts)
+        return twin
 
     def count(self) -> int:
         """How many numbers the tensors hold."""
@@ -173,8 +195,8 @@ class RegionCopy:
         `values` are not written to. In train mode running statistics and the like move on, in the
         copies; in eval mode they do not, and those of an observer, which would, are put back.
         """
-        for module in self.modules():
-            module.training = training
+        for module in self.modules:
+            set_mode(module, training)
         own = [value.clone() if isinstance(value, Tensor) else value for value in values]
         if self._keeps_dtype:
             return run_region(self._region, own, self._parts, self._nodes)
@@ -210,24 +232,24 @@ class RegionCopy:
             node.op == "call_module" or (node.op, node.target) in _KEEP_DTYPE
             for node in self._nodes
         )
-        return plain and all(map(is_plain, self.modules()))
+        return plain and all(map(is_plain, self.modules))
 
-    def modules(self) -> Iterator[nn.Module]:
+    @cached_property
+    def modules(self) -> tuple[nn.Module, ...]:
         """Every copied module, submodules included."""
-        for part in self._parts.values():
-            if isinstance(part, nn.Module):
-                yield from part.modules()
+        parts = (part for part in self._parts.values() if isinstance(part, nn.Module))
+        return tuple(module for part in parts for module in part.modules())
 
     def has_modes(self) -> bool:
         """Whether some module may compute something else, or remember something, in train mode."""
         return any(
             type(module) not in _WITHOUT_MODES or module._forward_hooks or module._forward_pre_hooks
-            for module in self.modules()
+            for module in self.modules
         )
 
     def norms(self) -> Iterator[_NormBase]:
         """The batch and instance norms that have a weight."""
-        for module in self.modules():
+        for module in self.modules:
             if isinstance(module, _NormBase) and module.weight is not None:
                 yield module
 

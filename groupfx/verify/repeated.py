@@ -28,8 +28,8 @@ _LIBRARIES = ("torch", "_operator")
 _OF_NO_EFFECT = ("training", "_parameters", "_buffers", "_modules")
 
 
-class _UnknownError(Exception):
-    """Something whose parts are not known."""
+class UnknownError(Exception):
+    """Something whose parts are not known. Internal: nothing is said of such a site."""
 
 
 def structure_of(
@@ -51,7 +51,7 @@ def structure_of(
             tuple(_side(rewritten, native)),
             tuple(_places(original, rewritten, rows)),
         )
-    except _UnknownError:
+    except UnknownError:
         return None
 
 
@@ -81,30 +81,38 @@ def _side(state: RegionState, native: Collection[str]) -> Iterator[Hashable]:
 def _function(node: fx.Node) -> Hashable:
     module = getattr(node.target, "__module__", None) or ""
     if node.op != "call_function" or module.split(".")[0] not in _LIBRARIES:
-        raise _UnknownError
+        raise UnknownError
     return node.target
 
 
 def _module(module: nn.Module, tensors: Mapping[int, int]) -> Hashable:
-    if not is_plain(module) or module._modules:
-        raise _UnknownError
-    fields = []
-    for key, value in vars(module).items():
-        if "hook" in key:
-            if value:
-                raise _UnknownError
-        elif key not in _OF_NO_EFFECT:
-            fields.append((key, _value(value)))
     held = tuple(
         (name, None if tensor is None else tensors[id(tensor)])
         for name, tensor in (*module._parameters.items(), *module._buffers.items())
     )
-    return type(module), tuple(fields), held
+    return type(module), fields_of(module), held
+
+
+def fields_of(module: nn.Module) -> tuple[tuple[str, Hashable], ...]:
+    """What a module is besides its class, its mode and its tensors.
+
+    Raises UnknownError for one of another class than torch's and ours, and for one with hooks.
+    """
+    if not is_plain(module) or module._modules:
+        raise UnknownError
+    fields = []
+    for key, value in vars(module).items():
+        if "hook" in key:
+            if value:
+                raise UnknownError
+        elif key not in _OF_NO_EFFECT:
+            fields.append((key, _value(value)))
+    return tuple(fields)
 
 
 def _tensor(tensor: Tensor, native: bool) -> Hashable:
     if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout is not torch.strided:
-        raise _UnknownError
+        raise UnknownError
     free = not native and (tensor.is_floating_point() or tensor.is_complex())
     kept = None if free else _bytes(tensor)
     return type(tensor), tuple(tensor.shape), tensor.stride(), tensor.dtype, kept
@@ -124,7 +132,7 @@ def _places(
     for name in rewritten.originals:
         entry = rows.get(name, Rows(name))
         if not isinstance(entry, Rows) or entry.key not in names:
-            raise _UnknownError
+            raise UnknownError
         yield names[entry.key], entry.start, entry.stop
 
 
@@ -146,4 +154,4 @@ def _value(value: Any, nodes: Mapping[fx.Node, int] | None = None) -> Hashable:
         return "dict", tuple((str(key), _value(item, nodes)) for key, item in value.items())
     if isinstance(value, set) and not value:
         return "set"
-    raise _UnknownError
+    raise UnknownError

@@ -18,12 +18,13 @@ weight is zero hides everything before it). Both regions are copied to the CPU, 
    and inputs that are not finite.
 
 What 2 to 4 find does not depend on the numbers in the tensors where the region is a polynomial, so
-that of sites that are built alike one is enough (`repeated`).
+that of sites that are built alike one is enough (`repeated`); and of those that differ in their
+channels alone, what is left is the output in whole numbers (`kinds`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,28 +35,28 @@ from ..errors import InternalError, kind_and_line
 from ..running.float64 import widen
 from ..running.unchanged import unchanged
 from ..state import Entry
-from .bounds import ConvCalls
+from .bounds import ConvCalls, Rounding
 from .carry import Carrier, TensorMap
-from .exact import NotWholeError, polynomial_of, proof_of, prove
+from .exact import NotWholeError, polynomial_of, proof_of, prove, prove_outputs
+from .kinds import kind_of
 from .measures import plain_number
 from .mismatch import RegionMismatchError
 from .own_dtype import OwnDtype
 from .polynomial import Polynomial
+from .recomputed import with_free_weights
 from .region import Region, RegionCopy, RegionState
 from .repeated import structure_of
 from .rounded import RoundedComparison
 from .samples import Sampler, Size, Values
 
 _SEED = 7919
+_NONE = Rounding()
 
 # Numbers in a site's tensors from which on it is compared in float32, if it can be.
 _LARGE = 2**22
 
 WHOLE_NUMBERS = "whole numbers"
 ROUNDING_BOUND = "rounding bound"
-
-Proved = MutableMapping[Hashable, "SiteVerdict"]
-"""The verdicts of sites that were proved, by how they are built; see `repeated`."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,17 @@ class SiteVerdict:
         }
 
 
+@dataclass
+class Proved:
+    """The verdicts of sites that were proved in whole numbers.
+
+    By how they are built (`repeated`), and the first ones of each kind (`kinds`).
+    """
+
+    built: dict[Hashable, SiteVerdict] = field(default_factory=dict)
+    kinds: dict[Hashable, SiteVerdict] = field(default_factory=dict)
+
+
 def compare_regions(
     original: Region,
     rewritten: Region,
@@ -119,6 +131,8 @@ def compare_regions(
     seed: int = _SEED,
     proved: Proved | None = None,
     modes: bool = True,
+    kept: frozenset[int] = frozenset(),
+    rounding: Rounding = _NONE,
 ) -> SiteVerdict:
     """Prove that two regions compute the same function; see the text of this module.
 
@@ -137,8 +151,11 @@ def compare_regions(
         native: full names of tensors that keep their own dtype; see `Float64`.
         seed: of everything random.
         proved: what earlier calls with the same `seed` proved, to which this one adds: of a site
-            that is built like one of them only the tensors are compared.
+            that is built like one of them only the tensors are compared, and of one of its kind
+            also the outputs in whole numbers.
         modes: whether there is a train mode to compare in, which an exported graph has not.
+        kept: axes of the inputs that have no other sizes than those of `examples`; 0 is the batch.
+        rounding: what may be rounded besides the sums of the original.
 
     Raises InternalError where a region is not closed: a value comes from outside its inputs.
     """
@@ -148,23 +165,41 @@ def compare_regions(
             f"the rewritten one {len(rewritten.inputs)}"
         )
     before, after = RegionState(original), RegionState(rewritten)
-    site = _Site(before, after, examples, exact, rows, native, seed, modes)
-    built = None
-    if proved is not None and rows is not None:
-        built = structure_of(before, after, (*examples, exact, seed, modes), rows, native)
-        known = proved.get(built)
-        if known is not None and TensorMap(before, after, rows, native).problem() is None:
-            return known
-    with unchanged(), torch.enable_grad():
+    free = None if rows is None else with_free_weights(before, after, rows)
+    if free is not None:
+        one, other, entries = free
+        whole = _Site(one, other, examples, exact, entries, native, seed, modes, kept, rounding)
+        found = whole.verdict()
+        if found.ok and found.proof == WHOLE_NUMBERS:
+            return found
+    site = _Site(before, after, examples, exact, rows, native, seed, modes, kept, rounding)
+    if proved is None or rows is None:
+        return site.verdict()
+    asked = (exact, seed, modes, kept, rounding)
+    built = structure_of(before, after, examples, rows, native)
+    known = proved.built.get((built, asked))
+    if known is not None and TensorMap(before, after, rows, native).problem() is None:
+        return known
+    kind = kind_of(before, after, examples, rows, native)
+    site.is_known = kind is not None
+    like = proved.kinds.get((kind, asked))
+    verdict = None if like is None else site.verdict_like(like)
+    if verdict is None:
         verdict = site.verdict()
-    if proved is not None and built is not None and verdict.ok and verdict.proof == WHOLE_NUMBERS:
-        proved[built] = verdict
+    if verdict.ok and verdict.proof == WHOLE_NUMBERS:
+        if built is not None:
+            proved.built[built, asked] = verdict
+        if kind is not None:
+            proved.kinds.setdefault((kind, asked), verdict)
     return verdict
 
 
 @dataclass
 class _Site:
-    """One comparison: its question, and what was found so far."""
+    """One comparison: its question, and what was found so far.
+
+    `is_known` says that the two are of a kind, in which nothing asks for a size (`kinds`).
+    """
 
     original: RegionState
     rewritten: RegionState
@@ -174,16 +209,54 @@ class _Site:
     native: Collection[str]
     seed: int
     modes: bool = True
+    kept: frozenset[int] = frozenset()
+    rounding: Rounding = _NONE
+    is_known: bool = False
     found: SiteVerdict = field(default_factory=lambda: SiteVerdict(ok=False))
 
     def verdict(self) -> SiteVerdict:
         """Compare everything that there is to compare."""
         try:
-            self._compare()
+            with unchanged(), torch.enable_grad():
+                self._compare()
         except RegionMismatchError as mismatch:
             worst = max(self.found.max_error, mismatch.error)
             return replace(self.found, ok=False, reason=str(mismatch), max_error=worst)
         return self.found
+
+    def verdict_like(self, like: SiteVerdict) -> SiteVerdict | None:
+        """That of a proved site of the same kind, if the channels are wired alike; else None."""
+        assert self.rows is not None
+        own = _own_dtype(self.original, self.native)
+        wide = not self._is_large or own != torch.float32
+        sides = self._copies(wide=wide)
+        dtype = widen(own) if wide else own
+        sampler = Sampler(self.examples, self.seed, dtype, self.kept)
+        carrier = Carrier(*sides, self.rows, self.native)
+        ((batch, _, *spatial), *_) = like.shapes[0]
+        size = Size(batch, tuple(spatial))
+        if carrier.problem() is not None:
+            return None
+        with unchanged(), torch.no_grad():
+            proof = proof_of(polynomial_of(sides[0], carrier, sampler, size), sampler.dtype)
+            if proof is None:
+                return None
+            try:
+                prove_outputs(proof, *sides, carrier, sampler, [size], self.seed)
+            except (RegionMismatchError, NotWholeError):
+                return None
+        shapes = (_shapes(sampler.values(size)),)
+        return replace(like, chance=proof.chance, shapes=shapes)
+
+    def _copies(self, *, wide: bool) -> tuple[RegionCopy, RegionCopy]:
+        return (
+            RegionCopy(self.original, self.native, wide=wide),
+            RegionCopy(self.rewritten, self.native, wide=wide),
+        )
+
+    @property
+    def _is_large(self) -> bool:
+        return self.original.count() >= _LARGE
 
     def _note(self, **fields: Any) -> None:
         self.found = replace(self.found, **fields)
@@ -193,8 +266,7 @@ class _Site:
 
         And what does not run in float64 in the dtype that it has.
         """
-        large = self.original.count() >= _LARGE
-        if not (large and self._compare_in(wide=False)):
+        if not (self._is_large and self._compare_in(wide=False)):
             self.found = SiteVerdict(ok=False)
             if not self._compare_in(wide=True):
                 self._compare_in(wide=False, bounded=True)
@@ -205,11 +277,8 @@ class _Site:
         `bounded` takes any dtype, and its rounding bound where there is no proof. False where
         nothing was compared.
         """
-        sides = (
-            RegionCopy(self.original, self.native, wide=wide),
-            RegionCopy(self.rewritten, self.native, wide=wide),
-        )
-        own = _own_dtype(sides[0], self.native)
+        sides = self._copies(wide=wide)
+        own = _own_dtype(self.original, self.native)
         if not (wide or bounded) and (
             self.rows is None
             or own != torch.float32
@@ -219,7 +288,7 @@ class _Site:
             return False
         dtype = widen(own) if wide else own
         try:
-            sampler, sizes, calls = _sampled(sides[0], self.examples, dtype, self.seed)
+            sampler, sizes, calls = self._sampled(sides[0], dtype)
         except InternalError:
             raise
         except Exception as error:
@@ -240,7 +309,8 @@ class _Site:
             if not bounded:
                 return False
             self._note(proof=f"{ROUNDING_BOUND} in {str(own).removeprefix('torch.')}")
-        rounded = RoundedComparison(*sides, carrier, calls.terms, self.seed, sampler.dtype)
+        terms, constants = calls.terms + self.rounding.terms, self.rounding.constants
+        rounded = RoundedComparison(*sides, carrier, terms, self.seed, sampler.dtype, constants)
         try:
             self._compare_rounded(rounded, sampler, sizes, whole=polynomial is not None)
         finally:
@@ -256,10 +326,24 @@ class _Site:
             dtype=own,
             strict=self.exact,
             seed=self.seed,
+            kept=self.kept,
+            is_known=self.is_known,
         )
         self._note(own_dtype_ok=False)
         self._note(own_dtype_ok=narrow.compare(sizes[0]))
         return True
+
+    def _sampled(
+        self, original: RegionCopy, dtype: torch.dtype
+    ) -> tuple[Sampler, list[Size], ConvCalls]:
+        """Inputs that the original takes: complex ones where its first weight is complex."""
+        sampler = Sampler(self.examples, self.seed, dtype, self.kept)
+        if dtype.is_complex:
+            try:
+                return sampler, *sampler.sizes(original, any_size=self.is_known)
+            except Exception:  # it makes them complex itself
+                sampler = Sampler(self.examples, self.seed, torch.float64, self.kept)
+        return sampler, *sampler.sizes(original, any_size=self.is_known)
 
     def _prove_whole(
         self,
@@ -334,22 +418,9 @@ class _Site:
             )
 
 
-def _sampled(
-    original: RegionCopy, examples: Sequence[Any], dtype: torch.dtype, seed: int
-) -> tuple[Sampler, list[Size], ConvCalls]:
-    """Inputs that the original takes: complex ones where its first weight is complex."""
-    sampler = Sampler(examples, seed, dtype)
-    if dtype.is_complex:
-        try:
-            return sampler, *sampler.sizes(original)
-        except Exception:  # it makes them complex itself
-            sampler = Sampler(examples, seed, torch.float64)
-    return sampler, *sampler.sizes(original)
-
-
-def _own_dtype(copy: RegionCopy, native: Collection[str]) -> torch.dtype:
+def _own_dtype(state: RegionState, native: Collection[str]) -> torch.dtype:
     """The dtype of the first tensor that takes part in the computation."""
-    for name, tensor in copy.originals.items():
+    for name, tensor in state.originals.items():
         number = tensor.is_complex() or (tensor.is_floating_point() and tensor.itemsize > 1)
         if name not in native and number:
             return tensor.dtype

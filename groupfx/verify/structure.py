@@ -150,22 +150,15 @@ class GraphPair:
 
     def modules(self, *, before: bool) -> list[tuple[int, nn.Module]]:
         """The modules that only the sites call: those that they lost, or those that they got."""
-        root = self.reference if before else self.working
-        nodes = self.lost if before else self.made
-        others: Iterable[fx.Node] = self.outside if before else self.outside.values()
-        kept = {
-            module
-            for node in others
-            if node.op == "call_module" and _has_module(root, str(node.target))
-            for module in root.get_submodule(str(node.target)).modules()
-        }
-        called = [
-            (site, module)
-            for node, site in nodes.items()
-            if node.op == "call_module" and _has_module(root, str(node.target))
-            for module in root.get_submodule(str(node.target)).modules()
-        ]
-        return [(site, module) for site, module in called if module not in kept]
+        return self._modules_lost if before else self._modules_made
+
+    @cached_property
+    def _modules_lost(self) -> list[tuple[int, nn.Module]]:
+        return _called_alone(self.reference, self.lost, self.outside)
+
+    @cached_property
+    def _modules_made(self) -> list[tuple[int, nn.Module]]:
+        return _called_alone(self.working, self.made, self.outside.values())
 
     def tensors(self, *, before: bool) -> list[object]:
         """The tensors that the sites' own nodes read."""
@@ -192,6 +185,20 @@ class GraphPair:
             if module.training not in modes:
                 told = [f"{'train' if mode else 'eval'} mode" for mode in (*modes, module.training)]
                 yield Change(path, "mode of what a site put there", *told)
+
+
+def _called_alone(
+    root: nn.Module, nodes: Mapping[fx.Node, int], others: Iterable[fx.Node]
+) -> list[tuple[int, nn.Module]]:
+    """The modules, and what is in them, that `nodes` call and `others` do not, with the number."""
+    kept = {part for node in others for part in _called(root, node)}
+    parts = ((site, part) for node, site in nodes.items() for part in _called(root, node))
+    return [(site, part) for site, part in parts if part not in kept]
+
+
+def _called(root: nn.Module, node: fx.Node) -> Iterator[nn.Module]:
+    found = _attribute(root, str(node.target)) if node.op == "call_module" else None
+    return found.modules() if isinstance(found, nn.Module) else iter(())
 
 
 def _reached(ends: Sequence[fx.Node], stops: Set[fx.Node]) -> dict[fx.Node, int]:
@@ -432,10 +439,6 @@ def _same_class(module: nn.Module, other: nn.Module) -> bool:
 
 def _only_reads(node: fx.Node) -> bool:
     return node.op == "get_attr" or node.target is operator.getitem
-
-
-def _has_module(root: nn.Module, target: str) -> bool:
-    return isinstance(_attribute(root, target), nn.Module)
 
 
 def _attribute(root: nn.Module, key: str) -> object:

@@ -57,6 +57,7 @@ def largest_reach(degree: int, magnitude: float, dtype: torch.dtype) -> int:
     """
     if not 0 < magnitude < math.inf:
         return 0
+    magnitude = max(magnitude, 1.0)  # what is drawn is in the mantissa too
     reach = int((2.0 ** mantissa(dtype) / magnitude) ** (1 / degree))
     while reach and magnitude * float(reach) ** degree >= 2.0 ** mantissa(dtype):
         reach -= 1
