@@ -7,190 +7,148 @@ piece of the graph with one result, that piece becomes a graph of its own, calle
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass
 
-import torch
-from torch import fx, nn
-from torch.nn import functional
+from torch import fx
+from torch.fx.node import map_arg
 
-from .blocks import collapse
+from ..plan.site_plan import site_of
+
+Takes = Callable[[str, int, int], bool]
+
+_INPUTS = ("x", "y", "z", "u", "v", "w")
+
+
+def take_out_parts(
+    graph: fx.Graph, paths: Iterable[str], takes: Takes = lambda _, inputs, nodes: nodes > 1
+) -> dict[str, fx.Graph]:
+    """Take the modules at `paths` out of `graph`, inner ones first; returns their graphs by path.
+
+    Targets in a part are relative to it. `takes` says whether a module may be one, given how many
+    values go into it and how many nodes are in it.
+    """
+    if any(node.target is operator.setitem for node in graph.nodes):
+        return {}  # what a part writes to may be read outside of it
+    _read_where_used(graph)
+    parts: dict[str, fx.Graph] = {}
+    for path in sorted(paths, key=lambda path: (-path.count("."), path)):
+        part = _take_out(path, graph, takes)
+        if part is not None:
+            parts[path] = part
+    return parts
+
+
+def _read_where_used(graph: fx.Graph) -> None:
+    """An exported graph reads all tensors first; here each is read where it is used."""
+    for node in [node for node in graph.nodes if node.op == "get_attr"]:
+        for user in list(node.users):
+            with graph.inserting_before(user):
+                user.replace_input_with(node, graph.node_copy(node))
+        graph.erase_node(node)
+
+
+def homes(node: fx.Node) -> Iterator[str]:
+    """Paths of the modules that hold what a node calls or reads."""
+    if node.op in ("call_module", "get_attr"):
+        steps = str(node.target).split(".")
+        yield from (".".join(steps[:count]) for count in range(1, len(steps)))
+
+
+def modules_around(node: fx.Node) -> dict[str, str]:
+    """The modules that were being called at a node, outer ones first: paths and classes."""
+    stack = (node.meta.get("nn_module_stack") or {}).values()
+    return {p: str(getattr(kind, "__name__", kind)).rpartition(".")[2] for p, kind in stack if p}
+
+
+def _is_inside(node: fx.Node, path: str) -> bool:
+    named = str(node.target) if node.op in ("call_module", "get_attr") else site_of(node.meta)
+    return f"{named}.".startswith(f"{path}.") or path in modules_around(node)
+
+
+def _take_out(path: str, graph: fx.Graph, takes: Takes) -> fx.Graph | None:
+    """The piece of `graph` that is a call of the module at `path`, each of which becomes a node.
+
+    None where its calls are several pieces, single nodes, or not the same.
+    """
+    nodes = list(graph.nodes)
+    runs: dict[str | None, list[int]] = {}
+    for place, node in enumerate(nodes):
+        if _is_inside(node, path):
+            runs.setdefault(call_of(node, path), []).append(place)
+    if len(runs) < 3:  # what is not known of a single call belongs to it
+        runs = (
+            {"": sorted(place for own in runs.values() for place in own)} if None in runs else runs
+        )
+    found = [_Piece.of(nodes[own[0] : own[-1] + 1], path, takes) for own in runs.values()]
+    pieces = [each for each in found if each is not None]
+    if not pieces or len(pieces) < len(found) or len({form_of(each.graph) for each in pieces}) > 1:
+        return None
+    calls: dict[fx.Node, fx.Node] = {}
+    for each in pieces:
+        with graph.inserting_after(each.end):
+            call = graph.call_module(path, tuple(calls.get(value, value) for value in each.given))
+        stack = dict(each.end.meta.get("nn_module_stack") or {})
+        around = {k: known for k, known in stack.items() if f"{path}.".startswith(f"{known[0]}.")}
+        call.meta = {"nn_module_stack": around}
+        each.end.replace_all_uses_with(call)
+        calls[each.end] = call
+        for node in reversed(each.inside):
+            graph.erase_node(node)
+    return pieces[0].graph
+
+
+def call_of(node: fx.Node, path: str) -> str | None:
+    """Which call of the module at `path` a node belongs to, if that was recorded."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return next((str(key) for key, (known, _) in stack.items() if known == path), None)
 
 
 @dataclass(frozen=True)
-class Nested:
-    """The graph of the whole, and those of its parts by their paths.
+class _Piece:
+    """The nodes of one call, what goes into them, the one that gives the value, and their graph."""
 
-    Targets in a part are relative to it. A part in `chains` only calls its children in their order;
-    `blocks` are frozen layers that are one call.
-    """
-
+    inside: list[fx.Node]
+    given: tuple[fx.Node, ...]
+    end: fx.Node
     graph: fx.Graph
-    parts: dict[str, fx.Graph] = field(default_factory=dict)
-    chains: set[str] = field(default_factory=set)
-    blocks: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, inside: list[fx.Node], path: str, takes: Takes) -> _Piece | None:
+        own = {*inside}
+        ends = [node for node in inside if any(user not in own for user in node.users)]
+        given = dict.fromkeys(s for n in inside for s in n.all_input_nodes if s not in own)
+        used = [str(node.target) for node in inside if node.op in ("call_module", "get_attr")]
+        whole = len(ends) == 1 and 0 < len(given) <= len(_INPUTS)
+        foreign = any(not target.startswith(f"{path}.") for target in used)
+        outer = any(node.op in ("placeholder", "output") for node in inside)
+        if not whole or foreign or outer or not takes(path, len(given), len(inside)):
+            return None
+        part = piece(inside, given, ends[0], lambda target: target.removeprefix(f"{path}."))
+        return cls(inside, tuple(given), ends[0], part)
 
 
-def nested(root: fx.GraphModule) -> Nested:
-    """The graph of `root`, which stays as it is, in parts."""
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in root.graph.nodes:
-        copies[node] = graph.node_copy(node, copies.__getitem__)
-    graph._codegen = root.graph._codegen
-    found = Nested(graph, blocks=collapse(graph, root))
-    if any(node.target in _WRITES for node in graph.nodes):
-        return found
-    for path in _containers(graph):
-        _take_out(path, root.get_submodule(path), found)
-    return found
-
-
-# What a part writes to may be read outside of it.
-_WRITES = (operator.setitem,)
-
-
-def _containers(graph: fx.Graph) -> list[str]:
-    """Paths that hold what the graph uses, the innermost first."""
-    paths: set[str] = set()
+def form_of(graph: fx.Graph) -> Hashable:
+    """What a graph does, the same for graphs that differ in names and in the order of nodes."""
+    known: dict[fx.Node, int] = {}
     for node in graph.nodes:
-        if node.op in ("call_module", "get_attr"):
-            steps = str(node.target).split(".")
-            paths.update(".".join(steps[:count]) for count in range(1, len(steps)))
-    return sorted(paths, key=lambda path: (-path.count("."), path))
+        # By what an argument is, a node stands as its number.
+        args, kwargs = map_arg((node.args, dict(sorted(node.kwargs.items()))), known.__getitem__)
+        target = len(known) if node.op == "placeholder" else node.target
+        known[node] = hash((node.op, target, repr(args), repr(kwargs)))
+    return frozenset(Counter(known.values()).items())
 
 
-def _take_out(path: str, module: nn.Module, found: Nested) -> None:
-    graph = found.graph
-    inside = _hull(path, graph)
-    ends = [node for node in inside if any(user not in inside for user in node.users)]
-    used = [node for node in inside if node.op in ("call_module", "get_attr")]
-    alone = len(used) == 1 and used[0].op == "call_module"
-    if len(ends) != 1 or alone or any(not _uses(node, path) for node in used):
-        return
-    end = ends[0]
-    given = dict.fromkeys(
-        source for node in inside for source in node.all_input_nodes if source not in inside
-    )
-    if not given or any(node.op in ("placeholder", "output") for node in inside):
-        return
+def piece(
+    inside: Iterable[fx.Node], given: Iterable[fx.Node], end: fx.Node, placed: Callable[[str], str]
+) -> fx.Graph:
+    """The nodes `inside` as a graph of what is `given`; `placed` says where targets lie in it."""
     part = fx.Graph()
-    names = ("x", "y", "z", "u", "v", "w")
-    lists = [str(s.target).rpartition(".")[0] for s in given if s.op == "call_module"]
-    if len(given) > len(names) or len(set(lists)) < len(lists):
-        return  # it begins in the middle of branches
-    copies = {source: part.placeholder(name) for source, name in zip(given, names, strict=False)}
+    copies = {value: part.placeholder(name) for value, name in zip(given, _INPUTS, strict=False)}
     for node in inside:
         copies[node] = part.node_copy(node, copies.__getitem__)
         if node.op in ("call_module", "get_attr"):
-            copies[node].target = str(node.target)[len(path) + 1 :]
+            copies[node].target = placed(str(node.target))
     part.output(copies[end])
-    chain = _is_chain(part, module)
-    if not chain and any(name.isdigit() for name in module._modules):
-        return  # a list, whose members say more than it would
-    with graph.inserting_after(end):
-        whole = graph.create_node("call_module", path, tuple(given))
-    end.replace_all_uses_with(whole)
-    for node in reversed(inside):
-        graph.erase_node(node)
-    found.parts[path] = part
-    if chain:
-        found.chains.add(path)
-
-
-def _hull(path: str, graph: fx.Graph) -> dict[fx.Node, None]:
-    """The nodes that use what is below `path`, and all between them, in the order of the graph."""
-    own = [node for node in graph.nodes if _uses(node, path) or _was_in(node, path)]
-    behind = reached(own, lambda node: node.users)
-    before = reached(own, lambda node: node.all_input_nodes)
-    inside = (behind & before) | set(own)
-    inside |= _slices(inside)
-    while True:
-        more = [node for node in graph.nodes if node not in inside and _joins(node, inside)]
-        if not more:
-            return dict.fromkeys(node for node in graph.nodes if node in inside)
-        given = {source for node in inside for source in node.all_input_nodes} - inside
-        sides = {source for node in more for source in node.all_input_nodes}
-        inside |= {*more, *(node for node in sides - given if _is_side(node, inside | given))}
-
-
-def _uses(node: fx.Node, path: str) -> bool:
-    named = node.op in ("call_module", "get_attr")
-    return named and str(node.target).startswith(f"{path}.")
-
-
-def _was_in(node: fx.Node, path: str) -> bool:
-    """Whether the trace that made the graph was inside the module when it met the call."""
-    stack = dict(node.meta.get("nn_module_stack") or {}).values()
-    return any(known[0] == path for known in stack)
-
-
-def _slices(inside: set[fx.Node]) -> set[fx.Node]:
-    """Slices that are taken for what is inside alone."""
-    sources = {source for node in inside for source in node.all_input_nodes} - inside
-    return {
-        node
-        for node in sources
-        if node.target is operator.getitem and inside.issuperset(node.users)
-    }
-
-
-def _joins(node: fx.Node, inside: set[fx.Node]) -> bool:
-    """Whether `node` belongs to what is inside: it brings branches together, or it is an assertion.
-
-    The residual of a block and the activation behind it are mostly functions: no module holds them.
-    """
-    sources = node.all_input_nodes
-    found = [source for source in sources if source in inside]
-    if not found or node.op not in ("call_function", "call_method"):
-        return False
-    if len(found) == len(sources) and not _is_needed(node):
-        return True
-    ends = {source for source in found if inside.isdisjoint(source.users)}
-    given = {source for part in inside for source in part.all_input_nodes} - inside
-    if len(sources) > 1:
-        sides = {source for source in sources if _is_side(source, inside | given)}
-        return bool(ends) and set(sources) <= inside | given | sides
-    last = sources[0]
-    activates = len(last.users) == 1 and len(last.all_input_nodes) > 1
-    return activates and last.op == "call_function" and node.target in _ACTIVATIONS
-
-
-def _is_side(node: fx.Node, known: set[fx.Node]) -> bool:
-    """Whether a call serves one other alone, and is made of what is known: a pooled shortcut."""
-    alone = len(node.users) == 1 and node.op in ("call_function", "call_method")
-    return alone and known.issuperset(node.all_input_nodes)
-
-
-_ACTIVATIONS = (functional.relu, torch.relu, functional.relu6, functional.gelu, functional.silu)
-
-
-def _is_needed(node: fx.Node) -> bool:
-    """Whether the output of the graph depends on `node`."""
-    return any(found.op == "output" for found in reached([node], lambda node: node.users))
-
-
-def reached(start: Iterable[fx.Node], step: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
-    """The nodes that steps from `start` lead to."""
-    found: set[fx.Node] = set()
-    pending = list(start)
-    while pending:
-        node = pending.pop()
-        for other in step(node):
-            if other not in found:
-                found.add(other)
-                pending.append(other)
-    return found
-
-
-def _is_chain(part: fx.Graph, module: nn.Module) -> bool:
-    """Whether the part is what `nn.Sequential` does with the children of `module`."""
-    first, *calls, _ = part.nodes
-    last = first
-    for node in calls:
-        if node.op != "call_module" or node.args != (last,) or node.kwargs:
-            return False
-        last = node
-    called = [str(node.target) for node in calls]
-    held = [*module._parameters, *module._buffers]
-    return called == [str(k) for k in range(len(calls))] == list(module._modules) and not held
+    return part

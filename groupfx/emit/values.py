@@ -1,125 +1,105 @@
-"""Plain values and small tensors as source."""
+"""Plain values, small tensors and calls as source."""
 
 from __future__ import annotations
 
-import ast
-import math
-from collections.abc import Callable
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.immutable_collections import immutable_dict
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from ..errors import RewriteError
-from .imports import Imports
-from .text import call, parsed
+from .text import is_name
 
-Write = Callable[[Any], ast.expr]
 MOST_NUMBERS = 4096
 
 
-def value(
-    given: Any, imports: Imports, other: Callable[[Any], ast.expr | None] = lambda given: None
-) -> ast.expr:
-    """`given` as an expression; `other` is asked first, for what only the caller knows.
+class Expression(str):
+    """A value that is written as it stands."""
 
-    Raises RewriteError for a value that has no such form.
-    """
-
-    def write(inner: Any) -> ast.expr:
-        return value(inner, imports, other)
-
-    found = other(given)
-    if found is not None:
-        return found
-    if isinstance(given, tuple) and hasattr(given, "_fields"):
-        return call(imports.callable(type(given)), map(write, given))
-    if isinstance(given, tuple):
-        return ast.Tuple([write(inner) for inner in given])
-    if isinstance(given, list):
-        return ast.List([write(inner) for inner in given])
-    if isinstance(given, dict) and type(given) not in (dict, immutable_dict):
-        parts = {str(key): write(part) for key, part in given.items()}
-        return call(imports.callable(type(given)), (), parts)
-    if isinstance(given, dict):
-        return ast.Dict([write(key) for key in given], [write(inner) for inner in given.values()])
-    if isinstance(given, slice):
-        return call("slice", [write(part) for part in (given.start, given.stop, given.step)])
-    if callable(given):
-        return parsed(imports.callable(given))
-    return _scalar(given)
+    def __repr__(self) -> str:
+        return str(self)
 
 
-def _scalar(given: Any) -> ast.expr:
-    kind = type(given)
-    if isinstance(given, torch.device):
-        return call("torch.device", [ast.Constant(str(given))])
-    if isinstance(given, torch.dtype | torch.memory_format | torch.layout | range):
-        return parsed(str(given))
-    if given is None or given is Ellipsis or kind in (bool, str):
-        return ast.Constant(given)
-    if kind is complex:
-        return call("complex", [_scalar(given.real), _scalar(given.imag)])
-    if kind not in (int, float):
-        raise RewriteError(
-            f"a value of type {kind.__module__}.{kind.__qualname__} cannot be written as Python"
-        )
-    if not math.isfinite(given):
-        return call("float", [ast.Constant(str(given))])
-    if math.copysign(1, given) < 0:
-        return ast.UnaryOp(ast.USub(), ast.Constant(-given))
-    return ast.Constant(given)
+# `repr` of these is source where `inf`, `nan` and `device` are imported, as a template does.
+_PLAIN = (
+    *(Expression, int, float, complex, str, bool, range, type(None), type(...)),
+    *(torch.dtype, torch.memory_format, torch.layout, torch.device),
+)
+_ROWS = (tuple, torch.Size, list, immutable_list)
 
 
-def index(given: Any, write: Write) -> ast.expr:
-    """What stands between the brackets of `x[given]`."""
-    if isinstance(given, tuple):
-        return ast.Tuple([index(part, write) for part in given])
-    if not isinstance(given, slice):
-        return write(given)
-    ends = (given.start, given.stop, given.step)
-    return ast.Slice(*(None if end is None else write(end) for end in ends))
+def source(value: Any) -> str:
+    """`value` as an expression. Raises RewriteError for one that has no such form."""
+    for leaf in _leaves(value):
+        if type(leaf) not in _PLAIN:
+            kind = f"{type(leaf).__module__}.{type(leaf).__qualname__}"
+            raise RewriteError(f"a value of type {kind} cannot be written as Python")
+    return repr(value)
 
 
-def zeros(tensor: Tensor) -> ast.expr:
-    """`torch.zeros` of the shape of `tensor`, whose numbers a state_dict brings."""
-    sizes: list[ast.expr] = [ast.Constant(int(size)) for size in tensor.shape]
-    # One floating-point dtype holds for the whole model, and is said once.
-    plain = tensor.is_floating_point() or tensor.is_complex()
-    return call(
-        "torch.zeros",
-        sizes or [parsed("()")],
-        {} if plain else {"dtype": parsed(str(tensor.dtype))},
+def _leaves(value: Any) -> Iterator[Any]:
+    """What `value` is made of; an instance of a class of tuples or dicts is itself a leaf."""
+    if type(value) in _ROWS:
+        parts = value
+    elif type(value) in (dict, immutable_dict):
+        parts = [*value, *value.values()]
+    elif isinstance(value, slice):
+        parts = [value.start, value.stop, value.step]
+    else:
+        yield value
+        return
+    for part in parts:
+        yield from _leaves(part)
+
+
+def counted(numbers: Sequence[int]) -> str:
+    """A list of numbers, short where they are all the same."""
+    same = len({*numbers}) == 1
+    return f"[{numbers[0]}] * {len(numbers)}" if same else f"{list(numbers)}"
+
+
+def called(head: str, given: Iterable[str], named: Mapping[str, str]) -> str:
+    """A call; what has no plain name stands in a dict."""
+    plain = [f"{name}={part}" for name, part in named.items() if is_name(name)]
+    odd = [f"{name!r}: {part}" for name, part in named.items() if not is_name(name)]
+    more = [f"**{{{', '.join(odd)}}}"] if odd else []
+    return f"{head}({', '.join([*given, *plain, *more])})"
+
+
+def listed(items: Sequence[str]) -> str:
+    """A list of expressions that make something; what comes several times in a row is counted."""
+    runs = [(text, len([*run])) for text, run in groupby(items)]
+    if len(runs) == 1 and len(items) > 1:
+        return f"[{items[0]} for _ in range({len(items)})]"
+    parts = (
+        ", ".join([text] * count) if count < 3 else f"*[{text} for _ in range({count})]"
+        for text, count in runs
     )
+    return f"[{', '.join(parts)}]"
 
 
-def constant(tensor: Tensor, path: str, imports: Imports) -> ast.expr:
-    """An expression for the very numbers of `tensor`.
+def table(name: str, remark: str, rows: Mapping[str, str]) -> str:
+    """A dict of long lists of numbers, which no formatter sets one to a line.
 
-    Raises RewriteError where there are more than `MOST_NUMBERS` that differ.
+    `rows` gives for each line with a key the numbers that follow it.
     """
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+    lines = []
+    for head, text in rows.items():
+        lines += [f"    {head}", textwrap.indent(textwrap.fill(f"{text},", 82), " " * 8)]
+    whole = ["", f"# {remark}", "# fmt: off", f"{name} = {{", *lines, "}", "# fmt: on"]
+    return "\n".join(whole) if rows else ""
+
+
+def numbers_of(tensor: Tensor, path: str) -> str:
+    """The very numbers of `tensor`. Raises RewriteError where there are more than MOST_NUMBERS."""
+    plain = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
+    if not plain or tensor.numel() > MOST_NUMBERS:
         raise RewriteError(
-            f"{path} is a tensor of another kind than plain numbers, so it cannot be written down"
+            f"{path} holds {tensor.numel()} numbers that no state_dict holds, and at most "
+            f"{MOST_NUMBERS} plain ones are written into a file: make it a persistent buffer"
         )
-    data = tensor.detach().cpu()
-    numbers = (data.double() if data.is_floating_point() else data).tolist()
-    flat = data.flatten()
-    known = data.dtype in (torch.float32, torch.int64, torch.bool) and len(flat) > 0
-    dtype = {} if known else {"dtype": parsed(str(data.dtype))}
-    if data.dtype == torch.int64 and len(flat) > 2 and torch.equal(flat, torch.arange(len(flat))):
-        counted = parsed(f"torch.arange({len(flat)})")
-        sizes = [ast.Constant(size) for size in data.shape]
-        return counted if data.dim() == 1 else call(ast.Attribute(counted, "reshape"), sizes)
-    # 0.0 and -0.0 are two numbers.
-    if data.dim() and len(flat) > 2 and len({str(number) for number in flat.tolist()}) == 1:
-        shape = value(tuple(data.shape), imports)
-        first = value(flat.tolist()[0], imports)
-        return call("torch.full", [shape, first], dtype)
-    if data.numel() > MOST_NUMBERS:
-        raise RewriteError(
-            f"{path} holds {data.numel()} numbers that no state_dict holds, and at most "
-            f"{MOST_NUMBERS} are written into a file: make it a persistent buffer"
-        )
-    return call("torch.tensor", [value(numbers, imports)], dtype)
+    return source(tensor.detach().cpu().tolist())
