@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .balance_groups import BalanceGroups
     from .discover_groups import DiscoverGroups
     from .drop_asserts import DropAsserts
+    from .fix_sizes import FixSizes
     from .flatten_views import FlattenViews
     from .fold_permutations import FoldPermutations
     from .freeze_learned_groups import FreezeLearnedGroups
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from .merge_concats import MergeConcats
     from .merge_parallel_conv import MergeParallelConv
     from .part_norms import PartNorms
+    from .part_operations import PartOperations
     from .pool_means import PoolMeans
     from .spell_calls import SpellCalls
     from .split_grouped_conv import SplitGroupedConv
@@ -47,6 +49,8 @@ PASSES: Mapping[str, str] = {
     "part-norms": "groupfx.passes.part_norms:PartNorms",
     "pool-means": "groupfx.passes.pool_means:PoolMeans",
     "lift-operators": "groupfx.passes.lift_operators:LiftOperators",
+    "part-operations": "groupfx.passes.part_operations:PartOperations",
+    "fix-sizes": "groupfx.passes.fix_sizes:FixSizes",
     "lift-functions": "groupfx.passes.lift_functions:LiftFunctions",
     "index-channels": "groupfx.passes.index_channels:IndexChannels",
     "merge-concats": "groupfx.passes.merge_concats:MergeConcats",
@@ -58,6 +62,7 @@ __all__ = [
     "BalanceGroups",
     "DiscoverGroups",
     "DropAsserts",
+    "FixSizes",
     "FlattenViews",
     "FoldPermutations",
     "FreezeLearnedGroups",
@@ -68,6 +73,7 @@ __all__ = [
     "MergeConcats",
     "MergeParallelConv",
     "PartNorms",
+    "PartOperations",
     "PoolMeans",
     "SpellCalls",
     "SplitGroupedConv",

@@ -77,7 +77,9 @@ class BalanceGroups(Pass[Blocks]):
             return found
         remarks = [Note("groups were made equal", f"{found.kept:.1%} of the weight's square kept")]
         layer = replace(layer, trains_zeros=True)
-        blocks = plan_blocks(site, layer, found.structure, "bucketed", remarks)
+        # One that is chosen for its time may be dense again, with the same zeros.
+        remedy = "'groupfx export' takes what is fastest there"
+        blocks = plan_blocks(site, layer, found.structure, "bucketed", remarks, remedy)
         lost, key = blocks.weights.zeroed(), original_key(site, layer)
         if lost is None or key is None:
             return blocks
@@ -88,11 +90,17 @@ class BalanceGroups(Pass[Blocks]):
         assert learned is not None
         most = len(learned.inputs) if self.groups is None else self.groups
         groups = equal_group_num(most, self.multiple, spec.in_channels, spec.out_channels)
+        if most < 2:
+            return Skip(
+                "it has one group; groups=2 or more makes several of it, and loses the rest"
+            )
         if groups == 1 or (self.groups is not None and groups != self.groups):
             number = "two" if self.groups is None else str(self.groups)
+            sizes = f" of a multiple of {self.multiple}" if self.multiple > 1 else ""
+            other = f"; groups={groups} would" if groups > 1 else ""
             return Skip(
                 f"{spec.in_channels} inputs and {spec.out_channels} filters do not make {number} "
-                f"equal groups of a multiple of {self.multiple}"
+                f"equal groups{sizes}{other}"
             )
         energy = layer.value.detach().double().square().flatten(2).sum(2).cpu().numpy()
         return balance(energy, groups)

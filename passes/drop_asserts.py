@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from groupfx.rewriting import OperationPass, Place, Spelling
+from groupfx.rewriting.writes import writes
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class DropAsserts(OperationPass):
             return Spelling("nothing", tuple(node.all_input_nodes[:0]), lambda: None)
         if node.users or node.op == "get_attr" or node.is_impure():
             return None
-        if isinstance(node.target, str) and node.op == "call_method" and node.target.endswith("_"):
+        if writes(node, place.root):
             return None
         if place.module is not None and place.module.state_dict():
             return None  # it may count, or remember what it sees

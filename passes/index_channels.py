@@ -20,9 +20,16 @@ from groupfx.nn import ChannelGather, ChannelShuffle, ChannelTranspose
 from groupfx.rewriting import OperationPass, Place, Spelling, has_node, shape_of
 
 _SHUFFLES = (nn.ChannelShuffle, ChannelShuffle)
-_VIEWS = ("view", "reshape", torch.reshape, "flatten", torch.flatten, "contiguous")
-_SWAPS = ("transpose", torch.transpose, "permute", torch.permute)
+_VIEWS = (
+    *("view", "reshape", torch.reshape, "flatten", torch.flatten, "contiguous"),
+    *("unflatten", torch.unflatten),
+)
+_SWAPS = (
+    *("transpose", torch.transpose, "permute", torch.permute, "swapaxes", torch.swapaxes),
+    *("swapdims", torch.swapdims, "movedim", torch.movedim, "moveaxis", torch.moveaxis),
+)
 _WHOLE = slice(None, None, None)
+_ATEN = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -36,10 +43,15 @@ class IndexChannels(OperationPass):
     def spell(self, place: Place) -> Spelling | None:
         if place.shape is None:
             return None
+        stacked = _stacked(place)
+        if stacked is not None:
+            return stacked
         found = _part(place) or _gather(place) or _viewed(place)
         if found is None:
             return None
         value, index = found
+        if 1 in place.axes.sized(value, len(place.shape)):
+            return None  # positions, such as of rows of an image
         if isinstance(index, list) and index == list(range(place.shape[1])):
             return Spelling("its input", (value,), lambda: value)
         told = "[:, [...]]" if isinstance(index, list) else f"[:, {index.start}:{index.stop}]"
@@ -66,7 +78,16 @@ def _part(place: Place) -> Index | None:
     assert isinstance(value, fx.Node)
     if isinstance(index, int) and shape_of(value) is None:
         return _piece(value, index)
-    return _slice(value, index)
+    return _slice(value, _numbers(place, index))
+
+
+def _numbers(place: Place, index: Any) -> Any:
+    """An index whose tensor of channels is a constant, with the numbers in it."""
+    if not isinstance(index, tuple) or len(index) < 2 or not isinstance(index[1], fx.Node):
+        return index
+    chosen = place.parameter(index[1])
+    plain = chosen is not None and chosen.dtype == torch.int64 and chosen.dim() == 1
+    return (index[0], chosen.tolist(), *index[2:]) if plain and chosen is not None else index
 
 
 def _piece(pieces: fx.Node, index: int) -> Index | None:
@@ -79,13 +100,14 @@ def _piece(pieces: fx.Node, index: int) -> Index | None:
     if shape is None or has_node(others) or not _is_axis_1(value, given.get("dim", 0)):
         return None
     targets: dict[object, str] = {
-        **dict.fromkeys(("chunk", torch.chunk), "chunk"),
+        **dict.fromkeys(("chunk", torch.chunk, _ATEN.chunk.default), "chunk"),
         **dict.fromkeys(("split", torch.split, torch.functional.split), "split"),
+        **dict.fromkeys((_ATEN.split.Tensor, _ATEN.split_with_sizes.default), "split"),
         **dict.fromkeys(("tensor_split", torch.tensor_split), "tensor_split"),
     }
     kind = targets.get(pieces.target)
     by = given.get("by", given.get("chunks", given.get("split_size_or_sections")))
-    by = given.get("split_size", by)
+    by = given.get("split_size", given.get("split_sizes", by))
     if kind is None or by is None:
         return None
     probe = torch.empty((1, shape[1]), device="meta")
@@ -109,6 +131,7 @@ def _slice(value: fx.Node, index: Any) -> Index | None:
         return None
     part = index[1]
     if isinstance(part, (list, tuple)):
+        plain = plain and isinstance(part, fx.immutable_collections.immutable_list)
         listed = [int(channel) % shape[1] for channel in part]
         return None if plain and listed == part else (value, listed)
     if not isinstance(part, slice):
@@ -141,6 +164,18 @@ def _gather(place: Place) -> Index | None:
     if place.calls("index_select", torch.index_select) and _is_axis_1(value, node.args[1]):
         chosen = place.parameter(node.args[2]) if isinstance(node.args[2], fx.Node) else None
         return None if chosen is None or chosen.requires_grad else (value, chosen.tolist())
+    if place.calls("flip", torch.flip):
+        dims = place.arguments("input", "dims").get("dims")
+        along = (dims,) if isinstance(dims, int) else tuple(dims or ())
+        alone = len(along) == 1 and len(node.args) + len(node.kwargs) == len(("input", "dims"))
+        return (value, [*range(shape[1])][::-1]) if alone and _is_axis_1(value, along[0]) else None
+    if place.calls("roll", torch.roll):
+        given = place.arguments("input", "shifts", "dims")
+        dims, by = given.get("dims"), given.get("shifts")
+        along = (dims,) if isinstance(dims, int) else tuple(dims or ())
+        by = by[0] if isinstance(by, (list, tuple)) and len(by) == 1 else by
+        if len(along) == 1 and isinstance(by, int) and _is_axis_1(value, along[0]):
+            return value, [(channel - by) % shape[1] for channel in range(shape[1])]
     return None
 
 
@@ -166,6 +201,44 @@ def _viewed(place: Place) -> Index | None:
         return None
     order = _followed(chain[::-1], shape)
     return None if order is None else (value, order)  # type: ignore[return-value]
+
+
+def _stacked(place: Place) -> Spelling | None:
+    """`stack([a, b], 2).flatten(1, 2)`: a concatenation, whose channels take turns."""
+    stack = place.node.args[0] if place.calls(*_VIEWS) and place.node.args else None
+    if not isinstance(stack, fx.Node) or stack.target is not torch.stack or len(stack.users) > 1:
+        return None
+    given: dict[str, Any] = dict(zip(("tensors", "dim"), stack.args, strict=False))
+    given |= stack.kwargs
+    parts, shape = given["tensors"], shape_of(stack)
+    if shape is None or len(shape) < 3:
+        return None
+    axis = given.get("dim", 0) % len(shape)
+    count = shape[axis]
+    pieces = [_piece(parts, k) for k in range(count)] if isinstance(parts, fx.Node) else []
+    if (
+        None in pieces
+        or axis not in (1, 2)
+        or place.shape != (shape[0], shape[1] * shape[2], *shape[3:])
+    ):
+        return None
+    width = shape[3 - axis]
+    inputs = [piece[0] for piece in pieces if piece is not None] or list(parts)
+
+    def emit() -> fx.Node:
+        slices = [
+            place.call(operator.getitem, value, (_WHOLE, part))
+            for value, part in filter(None, pieces)
+        ]
+        joined = place.call(torch.cat, slices or inputs, dim=1)
+        if axis == 1:
+            return joined
+        joined.meta["shape"] = place.shape
+        order = [part * width + channel for channel in range(width) for part in range(count)]
+        return place.call(operator.getitem, joined, (_WHOLE, order))
+
+    told = "torch.cat" if axis == 1 else "torch.cat, [:, [...]]"
+    return Spelling(told, tuple(dict.fromkeys(inputs)), emit)
 
 
 def _followed(chain: list[fx.Node], shape: tuple[int, ...]) -> list[int] | None:

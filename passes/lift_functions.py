@@ -5,7 +5,8 @@ After:   y = pool(x)                         pool = nn.AdaptiveAvgPool2d(1)
 
     F.f(x, a, b) = M(a, b)(x)
 
-for pooling, resizing, padding with a constant and activations.
+for pooling, resizing, padding with a constant and activations, and for a dropout that asks for the
+mode of the model, as its module does.
 """
 
 from collections.abc import Callable
@@ -22,6 +23,7 @@ _POOL = ("input", "kernel_size", "stride", "padding")
 _MAX = (*_POOL, "dilation", "ceil_mode", "return_indices")
 _AVERAGE = (*_POOL, "ceil_mode", "count_include_pad", "divisor_override")
 _SIZE = ("input", "output_size")
+_DROPOUT = ("input", "p", "training", "inplace")
 _INTERPOLATE = (
     "input",
     "size",
@@ -57,6 +59,11 @@ _MODULES: dict[Callable[..., Any], tuple[type[nn.Module], tuple[str, ...]]] = {
     F.gelu: (nn.GELU, ("input", "approximate")),
     F.mish: (nn.Mish, ("input", "inplace")),
     F.softplus: (nn.Softplus, ("input", "beta", "threshold")),
+    F.dropout: (nn.Dropout, _DROPOUT),
+    F.dropout1d: (nn.Dropout1d, _DROPOUT),
+    F.dropout2d: (nn.Dropout2d, _DROPOUT),
+    F.dropout3d: (nn.Dropout3d, _DROPOUT),
+    F.alpha_dropout: (nn.AlphaDropout, _DROPOUT),
 }
 
 
@@ -74,6 +81,10 @@ class LiftFunctions(OperationPass):
         given = place.arguments(*names)
         value = given.pop("input", None)
         given.pop("inplace", None)
+        if names is _DROPOUT:
+            given["p"] = place.dropped(given.get("p", 0.5), given.pop("training", True))
+            if given["p"] is None:
+                return None
         if place.shape is None or not isinstance(value, torch.fx.Node):
             return Skip("its input is not one tensor")
         if given.pop("return_indices", False):

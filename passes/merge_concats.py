@@ -11,22 +11,17 @@ What lies between is pushed into the branches, where the inner concatenation is 
 else; one that others read stays for them.
 """
 
-import operator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import fx, nn
+from torch import fx
 
+from groupfx.convs.channelwise import combines, is_channelwise
 from groupfx.rewriting import OperationPass, Place, Spelling, shape_of
+from groupfx.verify import Rounding
 
-_COMBINING = (operator.add, torch.add, operator.sub, torch.sub, torch.multiply)
-_FUNCTIONS = (F.relu, torch.relu, F.relu6, torch.sigmoid, torch.tanh)
-_MODULES = (
-    *(nn.ReLU, nn.ReLU6, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Identity),
-    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.Upsample),
-)
+_ON_PARTS = Rounding(terms=2)
+"""A kernel computes several numbers at a time, and those at an end with another exp."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,9 @@ class MergeConcats(OperationPass):
                 made.append(value)
             return place.call(torch.cat, made, dim=1)
 
-        return Spelling(f"torch.cat of {len(rows)}", values, emit)
+        moved = any(between for _, between in rows)
+        rounding = _ON_PARTS if moved else Rounding()
+        return Spelling(f"torch.cat of {len(rows)}", values, emit, rounding=rounding)
 
 
 def is_channel_concat(node: fx.Node) -> bool:
@@ -67,7 +64,7 @@ def is_channel_concat(node: fx.Node) -> bool:
 def _combined(place: Place) -> Spelling | None:
     """A sum of two concatenations whose parts fit each other, and that nothing else reads."""
     node = place.node
-    if node.op != "call_function" or node.target not in _COMBINING or len(node.args) != 2:
+    if not combines(node):
         return None
     sides = [value for value in node.args if isinstance(value, fx.Node)]
     if len(set(sides)) != 2 or not all(is_channel_concat(s) and len(s.users) == 1 for s in sides):
@@ -83,7 +80,8 @@ def _combined(place: Place) -> Spelling | None:
         return place.call(torch.cat, made, dim=1)
 
     after = f"torch.cat of {len(sizes[0])} {getattr(node.target, '__name__', node.target)}"
-    return Spelling(after, tuple(dict.fromkeys((*parts[0], *parts[1]))), emit)
+    inputs = tuple(dict.fromkeys((*parts[0], *parts[1])))
+    return Spelling(after, inputs, emit, rounding=_ON_PARTS)
 
 
 Row = tuple[fx.Node, tuple[fx.Node, ...]]
@@ -95,7 +93,7 @@ def _parts(place: Place, concat: fx.Node) -> list[Row]:
     for value in concat.args[0]:  # type: ignore[union-attr]
         assert isinstance(value, fx.Node)
         inner, steps = value, []
-        while len(inner.users) == 1 and _acts_alone(place, inner):
+        while len(inner.users) == 1 and is_channelwise(inner, place.root):
             steps.append(inner)
             inner = inner.all_input_nodes[0]
         if is_channel_concat(inner) and (steps == [] or len(inner.users) == 1):
@@ -103,15 +101,6 @@ def _parts(place: Place, concat: fx.Node) -> list[Row]:
         else:
             rows.append((value, ()))
     return rows
-
-
-def _acts_alone(place: Place, node: fx.Node) -> bool:
-    """Whether it does the same to each channel, whatever the others are."""
-    if len(node.all_input_nodes) != 1 or shape_of(node) is None:
-        return False
-    if node.op == "call_function":
-        return node.target in _FUNCTIONS
-    return node.op == "call_module" and type(place.root.get_submodule(str(node.target))) in _MODULES
 
 
 def _repeated(place: Place, step: fx.Node, value: fx.Node) -> fx.Node:

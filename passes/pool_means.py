@@ -79,8 +79,9 @@ def _pooled(place: Place, value: fx.Node, pool: nn.Module, keepdim: bool) -> fx.
 
 def _whole_window(place: Place) -> Spelling | None:
     """`F.avg_pool2d(x, x.shape[2:])`: a window that forward computes, and that is the image."""
-    value, after = place.node.args[0], place.shape
-    if not isinstance(value, fx.Node) or after is None or not has_node(place.node.args[1:]):
+    given = place.arguments("input", "kernel_size")
+    value, after = given.pop("input", None), place.shape
+    if not isinstance(value, fx.Node) or after is None or not has_node(tuple(given.values())):
         return None
     shape = shape_of(value)
     if shape is None or after != (*shape[:2], *(1,) * (len(shape) - 2)):

@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx
+from torch import fx, nn
 
 from groupfx.rewriting import OperationPass, Place, Skip, Spelling, has_node, shape_of
 from groupfx.rewriting.memory_order import is_needed
+from groupfx.rewriting.writes import is_written, why_kept, writes
 
 _ONE: dict[Callable[..., Any], tuple[object, ...]] = {
     torch.sigmoid: (F.sigmoid, "sigmoid", "sigmoid_", torch.sigmoid_, torch.special.expit),
@@ -35,12 +36,15 @@ _TWO: dict[Callable[..., Any], tuple[object, ...]] = {
         *("mul", "mul_", "multiply", "multiply_", "__mul__", "__rmul__"),
     ),
     operator.add: (operator.iadd, "add", "add_", "__add__", "__radd__", "__iadd__"),
-    operator.sub: (operator.isub, "sub", "sub_", "__sub__"),
+    operator.sub: (
+        *(operator.isub, "sub", "sub_", "__sub__"),
+        *(torch.subtract, "subtract", "subtract_"),
+    ),
 }
-_CATS = (torch.cat, torch.concat, torch.concatenate)
+_CATS = (torch.cat, torch.concat, torch.concatenate, torch.hstack)
 _DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
+_DROPOUT_MODULES = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _SAME = ("contiguous", "clone", torch.clone)
-_IN_PLACE = (operator.iadd, operator.imul, operator.isub)
 _SINGLE = {target: function for function, all_ in _ONE.items() for target in all_}
 _DOUBLE = {target: function for function, all_ in _TWO.items() for target in all_}
 
@@ -49,22 +53,26 @@ _DOUBLE = {target: function for function, all_ in _TWO.items() for target in all
 class SpellCalls(OperationPass):
     """Methods and operators become functions; calls in place do not write any more."""
 
+    # A copy is needed as long as somebody writes.
+    backwards = True
+
     refuses = ("calls in place whose old value is read afterwards",)
 
     def spell(self, place: Place) -> Spelling | Skip | None:
         node = place.node
+        if _gives_its_input(place):
+            (value,) = node.all_input_nodes
+            return Spelling("its input", (value,), lambda: value)
         if node.op == "call_module":
             return _called_with_keywords(place)
         if node.op not in ("call_function", "call_method") or place.shape is None:
             return None
-        written = _writes(place)
-        if written and _read_later(node):
-            return Skip("it writes to a value that is read again afterwards")
+        written = writes(node, place.root)
+        kept = why_kept(node, place.root) if written else None
+        if kept is not None:
+            return Skip(kept)
         if place.calls(*_CATS):
             return _cat(place)
-        if _gives_its_input(place):
-            (value,) = node.all_input_nodes
-            return Spelling("its input", (value,), lambda: value)
         if node.target in _SINGLE:
             return _single(place, _SINGLE[node.target])
         if node.target in _DOUBLE:
@@ -79,45 +87,14 @@ def _gives_its_input(place: Place) -> bool:
     if len(place.node.all_input_nodes) != 1:
         return False
     if place.calls(*_DROPOUTS):
-        return place.arguments("input", "p", "training").get("training", True) is False
-    if place.calls("contiguous") and is_needed(place.node):
+        given = place.arguments("input", "p", "training")
+        return given.get("training", True) is False or given.get("p", 0.5) == 0
+    if isinstance(place.module, _DROPOUT_MODULES):
+        return place.module.p == 0 and not place.store.hooks(place.module)
+    if not place.calls(*_SAME) or place.node.kwargs or is_needed(place.node):
         return False
-    return place.calls(*_SAME) and not place.node.kwargs
-
-
-def _writes(place: Place) -> bool:
-    """Whether it changes its first argument."""
-    target = place.node.target
-    name = target if isinstance(target, str) else getattr(target, "__name__", "")
-    ends = name.endswith("_") and not name.endswith("__")
-    return ends or target in _IN_PLACE or place.node.kwargs.get("inplace") is True
-
-
-def _read_later(node: fx.Node) -> bool:
-    """Whether the value that `node` writes to, or a view of it, is read by another node behind it.
-
-    A reader in front of it is none of its concern.
-    """
-    (held, *_) = node.all_input_nodes
-    behind = set()
-    current = node.next
-    while current.op != "root":
-        behind.add(current)
-        current = current.next
-    # What a view is of is changed along with it; which nodes are views is not told by a graph.
-    while True:
-        if any(user in behind for user in held.users):
-            return True
-        if not _may_be_view(held) or not held.all_input_nodes:
-            return False
-        held = held.all_input_nodes[0]
-
-
-def _may_be_view(node: fx.Node) -> bool:
-    if node.op == "call_method":
-        return True
-    views = (operator.getitem, torch.flatten, torch.squeeze, torch.unsqueeze, torch.chunk)
-    return node.op == "call_function" and node.target in (*views, torch.split, torch.transpose)
+    held = (place.node, *place.node.all_input_nodes)
+    return not any(is_written(each, place.root) for each in held)
 
 
 def _single(place: Place, function: Callable[..., Any]) -> Spelling | None:
@@ -168,11 +145,14 @@ def _cat(place: Place) -> Spelling | None:
     """A concatenation, along an axis that is counted from the front and called `dim`."""
     given = place.arguments("tensors", "dim")
     tensors, dim = given.get("tensors"), given.get("dim", given.get("axis", 0))
+    if place.calls(torch.hstack):
+        dim = min(1, len(place.shape or ()) - 1)
     if not isinstance(tensors, (list, tuple)) or not isinstance(dim, int) or place.shape is None:
         return None
     axis = dim % len(place.shape)
     held = [node for node in tensors if isinstance(node, fx.Node)]
-    if place.node.target is torch.cat and dim == axis and "axis" not in given:
+    plain = place.node.target is torch.cat and dim == axis
+    if plain and not given.keys() & {"axis"} and "tensors" not in place.node.kwargs:
         return None
     return Spelling(
         f"torch.cat(dim={axis})",

@@ -23,11 +23,13 @@ from typing import Literal
 from groupfx.convs.calls import Recomputed
 from groupfx.convs.spec import describe_branches
 from groupfx.errors import UsageError
+from groupfx.nn import hooked_names
 from groupfx.plan.branches import Branches
 from groupfx.plan.channels import Slice
 from groupfx.plan.site_plan import SitePlan
 from groupfx.rewriting import BatchNorm, Convolution, Note, Pass, Rewritten, Site, Skip, unwanted
 from groupfx.rewriting.site import modules_called
+from groupfx.tracing.hooks import hooked, lost_with
 
 
 @dataclass(frozen=True)
@@ -212,11 +214,18 @@ def _not_possible(site: Site) -> str | None:
         return f"its input has no batch axis (shape {site.shapes.input}); add one with unsqueeze(0)"
     hooks = site.hooks()
     if hooks:
-        return f"it has hooks ({', '.join(hooks)}), which would be lost; remove them first"
+        in_place = site.module is not None and hooks == hooked(site.module)
+        return lost_with(hooks, kept=in_place and not site.fragment.is_part)
     module = site.module
     if module is None:
         return None
     sources = [s for s in (site.call.weight, site.call.bias) if isinstance(s, Recomputed)]
+    names = hooked_names(module)
+    if len(names) > 1:
+        return (
+            f"hooks recompute its {' and its '.join(names)}, one of which alone can be taken over; "
+            f"make the {names[-1]} plain first, such as by torch.nn.utils.prune.remove"
+        )
     if sources and not site.store.can_expose(module):
         return "a hook recomputes its weight in a way that is not known; remove the hook first"
     if sources and site.call.output_size is not None:

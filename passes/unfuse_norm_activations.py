@@ -22,7 +22,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from groupfx.convs.spec import BATCHNORMS, original_type
 from groupfx.rewriting import OperationPass, Place, Skip, Spelling
-from groupfx.running.unchanged import unchanged
+from groupfx.running.unchanged import seed_torch, unchanged
+from groupfx.tracing.hooks import lost_with
 
 _TENSORS = ("weight", "bias", "running_mean", "running_var")
 _COUNTER = "num_batches_tracked"
@@ -36,6 +37,9 @@ _BY_NAME = {
     "identity": nn.Identity,
     "": nn.Identity,
 }
+_COMMON: tuple[nn.Module, ...] = (
+    *(nn.ReLU(), nn.ReLU6(), nn.SiLU(), nn.LeakyReLU(), nn.ELU(), nn.GELU(), nn.Hardswish()),
+)
 _TRIES = (2, 3)
 
 
@@ -59,7 +63,7 @@ class UnfuseNormActivations(OperationPass):
             return None
         hooks = place.store.hooks(module)
         if hooks:
-            return Skip(f"it has hooks ({', '.join(hooks)}), which would be lost; remove them")
+            return Skip(lost_with(hooks))
         given = place.node.all_input_nodes
         shape = given[0].meta.get("shape") if len(given) == 1 else None
         if shape is None or len(place.node.args) + len(place.node.kwargs) != 1:
@@ -87,7 +91,8 @@ class UnfuseNormActivations(OperationPass):
 def _is_candidate(module: nn.Module) -> bool:
     """Whether it holds what a BatchNorm holds, and has a forward of its own."""
     kind = original_type(module)
-    if kind in BATCHNORMS or kind.__module__.startswith("torch.nn"):
+    synced = kind is nn.SyncBatchNorm
+    if kind in BATCHNORMS or (kind.__module__.startswith("torch.nn") and not synced):
         return False
     held = (*module._parameters.items(), *module._buffers.items())
     tensors = {name: tensor for name, tensor in held if tensor is not None}
@@ -150,6 +155,8 @@ def _activations(module: nn.Module) -> Iterator[list[tuple[str, nn.Module]]]:
         slope = getattr(module, "activation_param", 0.01)
         act = nn.LeakyReLU(slope) if named == "leaky_relu" else _BY_NAME[named]()
         yield [("act", act)]
+    # Written out in its forward.
+    yield from ([("act", copy.deepcopy(act))] for act in _COMMON if not children)
 
 
 def _out_of_place(module: nn.Module) -> nn.Module:
@@ -173,10 +180,13 @@ def _compute_the_same(module: nn.Module, parts: nn.Module, dims: int) -> bool:
             sizes = (batch, channels, *(3 + n for n in range(dims)))
             x = torch.randn(sizes, generator=generator, dtype=torch.float64) * 3
             with unchanged(), torch.no_grad():
+                # Of dropout, both sides draw the same.
+                seed_torch(batch)
                 try:
                     value = before(x.clone())
                 except Exception:
                     return False
+                seed_torch(batch)
                 other = x.clone()
                 for part in after.children():
                     other = part(other)

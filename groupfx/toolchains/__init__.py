@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
-from .obstacle import Obstacle, told_together
+from .obstacle import WHOLE_MODEL, Obstacle, told_together
 
 if TYPE_CHECKING:
     from torch import nn
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 Grammar = Callable[["nn.Module", "ExampleInputs"], tuple[Obstacle, ...]]
 
-__all__ = ["Grammar", "Obstacle", "grammar", "told_together"]
+__all__ = ["WHOLE_MODEL", "Grammar", "Obstacle", "grammar", "told_together"]
 
 
 def grammar(name: str) -> Grammar:

@@ -5,6 +5,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+WHOLE_MODEL = "the model"
+"""What the operation of an obstacle is, where it is about all of a model."""
+
 
 @dataclass(frozen=True)
 class Obstacle:

@@ -9,6 +9,7 @@ What several operations together must hold to, because their channels are pruned
 one, is in `plinio_masks`.
 """
 
+import copy
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,12 +22,16 @@ from torch import fx, nn
 from ..convs.sources import sources
 from ..convs.spec import CONV_TYPES
 from ..errors import kind_and_line
+from ..nn import TrainingMode
 from ..running.grouped_runs import error_place
 from ..running.inputs import ExampleInputs
 from ..running.unchanged import evaluate, unchanged
+from ..tracing.exporting import ExportedModule
 from ..tracing.graphs import run_graph
+from ..tracing.opening import given_arguments
 from ..tracing.places import LINE, line_of, operation_of, owner_of, user_line
-from .obstacle import Obstacle
+from ..tracing.tracer import CannotTrace, trace
+from .obstacle import WHOLE_MODEL, Obstacle
 
 PIT, LAYER, CHANNEL, SUPERNET = "PIT", "MPS per layer", "MPS per channel", "SuperNet"
 MPS = (LAYER, CHANNEL)
@@ -35,13 +40,15 @@ ALL = (*GRAPHS, SUPERNET)
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+# Of an instance too: PLiNIO fuses it as it fuses that of a batch.
+_ALL_NORMS = (*NORMS, nn.BatchNorm3d, nn.InstanceNorm1d)
 # Modules that pass channels on.
 _MODULES = (
     *NORMS,
     *(nn.AvgPool1d, nn.AvgPool2d, nn.MaxPool1d, nn.MaxPool2d),
     *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.Upsample),
     *(nn.ReLU, nn.ReLU6, nn.SiLU, nn.Sigmoid, nn.PReLU, nn.Dropout, nn.Identity),
-    *(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d, nn.InstanceNorm1d),
+    *(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
 )
 _SUMS = (torch.add, operator.add, torch.sub, operator.sub)
 _FUNCTIONS = (
@@ -52,8 +59,34 @@ _FUNCTIONS = (
 _FLATTEN = ("flatten", torch.flatten)
 _SQUEEZES = ("squeeze", torch.squeeze, "unsqueeze", torch.unsqueeze)
 _FLATTENED = ("input", "start_dim", "end_dim")
-_SIZES = ("size", "dim", "numel")
+_SIZES = ("size", "dim", "numel", torch.ops.aten.sym_size.int)
 _WHOLE = slice(None, None, None)
+_PARTED = "-p part-operations writes it as what has one"
+# What has a rule, and may do instead of what has none.
+_INSTEAD: dict[type[nn.Module], str] = {
+    **dict.fromkeys(
+        (nn.GELU, nn.Mish, nn.ELU, nn.SELU, nn.CELU, nn.Softplus),
+        "nn.ReLU, nn.ReLU6, nn.SiLU and nn.PReLU with a slope for each channel have one",
+    ),
+    **dict.fromkeys((nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU, nn.Tanh, nn.LogSoftmax), _PARTED),
+    **dict.fromkeys(
+        (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
+        "nn.Dropout has one",
+    ),
+    **dict.fromkeys(
+        (nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm2d),
+        "nn.BatchNorm2d has one, directly behind a layer",
+    ),
+    **dict.fromkeys(
+        (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d),
+        "nn.AdaptiveAvgPool1d and 2d have one, and so has nn.MaxPool2d of the whole size",
+    ),
+    **dict.fromkeys(
+        (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReplicationPad1d, nn.ReplicationPad2d),
+        "a padding_mode of the convolution has one",
+    ),
+}
+_NO_MODE = "leave what changes with the mode to norms and dropouts"
 
 
 class PlinioTracer(fx.Tracer):
@@ -88,7 +121,10 @@ def obstacles(model: nn.Module, inputs: ExampleInputs) -> tuple[Obstacle, ...]:
     if isinstance(graph, Obstacle):
         return (graph,)
     run_graph(graph, graph, inputs)
-    found = [each for node in graph.graph.nodes for each in _Operation(node, graph).obstacles()]
+    found = [
+        *(_of_one_mode(model) if isinstance(model, fx.GraphModule) else _frozen(model, inputs))
+    ]
+    found += [each for node in graph.graph.nodes for each in _Operation(node, graph).obstacles()]
     # Channels are followed through what is known alone.
     if any(each.refused and {*GRAPHS} <= {*each.methods} for each in found):
         return tuple(found)
@@ -98,11 +134,10 @@ def obstacles(model: nn.Module, inputs: ExampleInputs) -> tuple[Obstacle, ...]:
 def _graph(model: nn.Module) -> fx.GraphModule | Obstacle:
     """What PLiNIO would see; where a graph is given, its own nodes tell the user's lines."""
     if isinstance(model, fx.GraphModule) and all(
-        node.op != "call_module"
-        or type(model.get_submodule(str(node.target))).__module__.startswith("torch.nn")
+        node.op != "call_module" or _is_kept(model.get_submodule(str(node.target)))
         for node in model.graph.nodes
     ):
-        return model
+        return _without_modes(model)
     tracer = PlinioTracer()
     try:
         with unchanged(model), torch.no_grad():
@@ -113,9 +148,54 @@ def _graph(model: nn.Module) -> fx.GraphModule | Obstacle:
         reason = f"it cannot be traced ({kind_and_line(error)})"
         path, line = tracer.failed, error_place(error) or None
         if path is None:
-            return Obstacle("the model", type(model).__name__, line, ALL, True, reason)
+            return Obstacle(WHOLE_MODEL, type(model).__name__, line, ALL, True, reason)
         kind = type(model.get_submodule(path)).__name__
         return Obstacle(kind, path, line, ALL, True, reason)
+
+
+def _is_kept(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn") or isinstance(module, TrainingMode)
+
+
+def _without_modes(model: fx.GraphModule) -> fx.GraphModule:
+    """The graph with the numbers that eval mode has, as a trace of it has them."""
+    if not _mode_nodes(model):
+        return model
+    graph = copy.deepcopy(model.graph)
+    twin = fx.GraphModule(model, graph)
+    for node in _mode_nodes(twin):
+        mode = called(node, twin)
+        assert isinstance(mode, TrainingMode)
+        for user in [*node.users]:
+            user.replace_input_with(node, mode.evaluated)  # type: ignore[arg-type]
+        graph.erase_node(node)
+    twin.recompile()
+    return twin
+
+
+def _mode_nodes(model: fx.GraphModule) -> list[fx.Node]:
+    nodes = model.graph.find_nodes(op="call_module")
+    return [node for node in nodes if isinstance(called(node, model), TrainingMode)]
+
+
+def _of_one_mode(model: fx.GraphModule) -> Iterator[Obstacle]:
+    """What a graph does in train mode, and a trace of it does not: none of it is refused."""
+    if isinstance(model, ExportedModule):
+        why = model.why_fixed or "it was exported so"
+        reason = f"it stays in eval mode, which is what would be trained: {why}"
+        yield Obstacle("forward", "the model", None, ALL, False, reason, _NO_MODE)
+    for user in dict.fromkeys(user for node in _mode_nodes(model) for user in node.users):
+        reason = "it asks for the mode, and a trace keeps what it gets in one of them"
+        yield obstacle(user, model, ALL, reason, _NO_MODE, refused=False)
+
+
+def _frozen(model: nn.Module, inputs: ExampleInputs) -> Iterator[Obstacle]:
+    """What a trace computes once, or drops, and the model does each time: none of it is refused."""
+    try:
+        trace(model, given_arguments(model, inputs), asked=True)
+    except CannotTrace as error:
+        reason = f"its trace is another function: {error}"
+        yield Obstacle(WHOLE_MODEL, type(model).__name__, None, ALL, False, reason)
 
 
 @dataclass(frozen=True)
@@ -164,6 +244,8 @@ class _Operation:
             yield self._say((SUPERNET,), reason, "-p lift-operators", refused=False)
         if self.node.target in _SIZES or self.node.target is getattr:
             yield self._say(GRAPHS, "sizes that forward computes have no rule")
+        elif _weighs(self.node) and self.node.op == "call_method" and str(target)[-1] == "_":
+            yield self._say(GRAPHS, "it writes to a tensor of the model, and has no rule")
         elif _weighs(self.node):
             yield self._say(GRAPHS, "a convolution or product with a weight that is no module's")
         else:
@@ -236,7 +318,14 @@ class _Operation:
             return  # of a tuple, whose maker is judged
         if not isinstance(index, tuple) or len(index) < 2 or index[0] != _WHOLE:
             yield self._say(GRAPHS, "an index that does not begin with [:, ", "-p index-channels")
-        elif isinstance(index[1], list):
+            return
+        norm = called(value, self.root)
+        if isinstance(norm, NORMS) and _is_fused(value, self.root):
+            reason = "an index directly behind a norm that is fused, which its export makes anew"
+            yield self._say((PIT,), reason, "-p part-norms puts an Identity between them")
+        if isinstance(index[1], list):
+            if is_output_concat(self.node, self.root):
+                return  # of an output, no channel goes
             yield self._say((CHANNEL,), "a list of channels, whose masks it reads anew")
         elif not isinstance(index[1], slice) or any(
             isinstance(each, fx.Node) for each in (index[1].start, index[1].stop, index[1].step)
@@ -253,19 +342,24 @@ class _Operation:
             if len(shape) != 2:
                 yield self._say((PIT, CHANNEL), f"a linear layer on a value of shape {list(shape)}")
         elif isinstance(module, nn.Flatten):
-            if module.start_dim < 2 and (module.start_dim, module.end_dim) != (1, -1):
+            rank = len(self.node.all_input_nodes[0].meta.get("shape", ()))
+            if module.start_dim < 2 and (
+                module.start_dim != 1 or module.end_dim not in (-1, rank - 1)
+            ):
                 yield self._say(GRAPHS, "only a flatten of all but the batch has a rule")
-        elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
+        elif isinstance(module, _ALL_NORMS):
             yield from self._norm(module)
         elif isinstance(module, nn.PReLU) and module.num_parameters == 1:
             remedy = "give it a slope for each channel: num_parameters"
             yield self._say((PIT,), "its export wants a slope for each channel", remedy)
         elif not isinstance(module, _MODULES):
-            yield self._say(GRAPHS, "it has no rule for this module")
+            instead = _INSTEAD.get(type(module))
+            yield self._say(GRAPHS, "it has no rule for this module", instead)
 
     def _conv(self, module: nn.modules.conv._ConvNd) -> Iterator[Obstacle]:
         if module.transposed:
-            yield self._say(GRAPHS, "transposed convolutions have no rule")
+            remedy = "nn.Upsample and a convolution behind it have one"
+            yield self._say(GRAPHS, "transposed convolutions have no rule", remedy)
             yield self._say((SUPERNET,), "it counts nothing for it", refused=False)
             return
         if type(module) not in CONV_TYPES:
@@ -276,15 +370,18 @@ class _Operation:
             yield self._say((PIT,), f"{module.groups} groups", remedy)
             yield self._say((*MPS, SUPERNET), "it is counted as dense", remedy, refused=False)
 
-    def _norm(self, module: nn.modules.batchnorm._BatchNorm) -> Iterator[Obstacle]:
+    def _norm(self, module: nn.modules.batchnorm._NormBase) -> Iterator[Obstacle]:
+        from .plinio_masks import masks
+
+        piece = masks(self.root)[self.node]
         before = self.node.all_input_nodes[0]
         conv = called(before, self.root)
-        follows = isinstance(conv, (*CONVS, nn.Linear))
+        follows = _is_fused(self.node, self.root)
         if isinstance(module, nn.BatchNorm3d) and not isinstance(conv, nn.Conv3d):
             yield self._say(GRAPHS, "BatchNorm3d has a rule directly behind a convolution alone")
         if not module.affine:
             yield self._say((PIT,), "it has no weight and no bias")
-        elif not follows:
+        elif not follows and (piece.is_pruned or piece.concats):
             reason = "it is not directly behind a layer: of a pruned channel it makes no 0"
             yield self._say((PIT,), reason, refused=False)
         if follows and not module.track_running_stats:
@@ -313,6 +410,11 @@ def obstacle(
         reason=reason,
         remedy=remedy,
     )
+
+
+def _is_fused(norm: fx.Node, root: fx.GraphModule) -> bool:
+    """Whether PLiNIO fuses a norm with the layer in front of it."""
+    return isinstance(called(norm.all_input_nodes[0], root), (*CONVS, nn.Linear))
 
 
 def is_output_concat(node: fx.Node, root: fx.GraphModule) -> bool:

@@ -10,6 +10,7 @@ concatenations. An output's channels stay where its piece has no concatenation.
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -38,6 +39,13 @@ class Piece:
         """How many channels the mask would have."""
         given = [*self.makers, *self.concats]
         return {channels(node) for node in given}
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether its channels may go: none of them is an input's or an output's."""
+        outward = any(user.op == "output" for node in self.nodes for user in node.users)
+        kept = outward or any(node.op == "placeholder" for node in self.nodes)
+        return bool(self.makers or self.concats) and not kept
 
     @property
     def depthwise(self) -> list[fx.Node]:
@@ -153,6 +161,11 @@ def _picked_problems(piece: Piece) -> Iterator[Obstacle]:
     for node in piece.nodes:
         if node.target is not operator.getitem or not _is_list(node.args[1]):
             continue
+        size = next(iter(piece.sizes), 0)
+        index: Any = node.args[1]
+        if max(index[1]) >= size:
+            reason = f"it picks channels of which it knows no more than {size}"
+            yield obstacle(node, piece.root, (PIT,), reason)
         pending, seen = [node], {node}
         while pending:
             for user in pending.pop().users:
@@ -172,16 +185,31 @@ def _is_list(index: object) -> bool:
 
 
 def _called_apart(root: fx.GraphModule, home: dict[fx.Node, Piece]) -> Iterator[Obstacle]:
-    """Layers with one mask that are called in several pieces, each of which has its own."""
+    """Layers that are called in several pieces, whose masks others share: it has one of them."""
     calls: dict[nn.Module, list[fx.Node]] = {}
     for node in home:
         module = called(node, root)
         if isinstance(module, (*CONVS, nn.Linear)):
             calls.setdefault(module, []).append(node)
-    for nodes in calls.values():
-        if len({id(home[node]) for node in nodes}) > 1:
+    for module, nodes in calls.items():
+        pieces = {id(home[node]): home[node] for node in nodes}
+        apart = len(pieces) > 1 and not all(_is_alone(module, each) for each in pieces.values())
+        if apart or _reads_apart(nodes, home):
             reason = "it is called in several places, which are pruned each on its own"
             yield obstacle(nodes[0], root, (PIT,), reason, refused=False)
+
+
+def _reads_apart(calls: list[fx.Node], home: dict[fx.Node, Piece]) -> bool:
+    """Whether the inputs of a layer that is called again are pruned otherwise."""
+    given = [home[node.all_input_nodes[0]] for node in calls]
+    return len({id(piece) for piece in given}) > 1 and any(piece.is_pruned for piece in given)
+
+
+def _is_alone(module: nn.Module, piece: Piece) -> bool:
+    """Whether nothing but `module` has the mask of the piece."""
+    makers = {called(node, piece.root) for node in piece.makers}
+    outward = any(user.op == "output" for node in piece.nodes for user in node.users)
+    return makers == {module} and not (piece.concats or piece.depthwise or outward)
 
 
 def _part_problems(
@@ -204,10 +232,16 @@ def _quantiser_problems(piece: Piece) -> Iterator[Obstacle]:
     root = piece.root
     makers = [node for node in piece.makers if node.op != "placeholder"]
     needing = [*makers, *piece.depthwise]
-    added = [node for node in _meetings(piece) if _adds(node)]
+    # A sum is one of theirs, of two values or of a value and a number.
+    added = [node for node in piece.nodes if _adds(node)]
     if not makers and (piece.depthwise or added):
         reason = "nothing but the model's input stands in front of it"
-        yield obstacle((piece.depthwise or added)[0], root, MPS, reason)
+        remedy = None if piece.depthwise else "do it to the data, before the model"
+        yield obstacle((piece.depthwise or added)[0], root, MPS, reason, remedy)
+    given = [node for node in piece.nodes if node.op == "placeholder"]
+    if makers and given:
+        reason = "the model's input is quantised as one with a layer that meets it"
+        yield obstacle((_meetings(piece) or piece.concats or makers)[0], root, MPS, reason)
     sizes = {channels(node) for node in needing}
     if len(sizes) > 1:
         reason = f"layers of {sorted(sizes)} channels are quantised as one"

@@ -17,7 +17,7 @@ from torch import fx, nn
 
 from .obstacle import Obstacle
 from .plinio import CONVS, PIT, called, obstacle
-from .plinio_masks import Piece, makes_channels, masks
+from .plinio_masks import makes_channels, masks
 
 _SUMS = (torch.add, operator.add, torch.sub, operator.sub)
 _MOVED = (torch.sigmoid, F.log_softmax)
@@ -34,7 +34,7 @@ def values_of_pruned(root: fx.GraphModule) -> Iterator[Obstacle]:
         if makes_channels(node, root) or _is_depthwise_or_norm(node, root):
             sums = isinstance(called(node, root), (*CONVS, nn.Linear))
             for source in given if sums and makes_channels(node, root) else ():
-                if source is not None and source not in told and _is_pruned(home[source]):
+                if source is not None and source not in told and home[source].is_pruned:
                     told.add(source)
                     yield obstacle(source, root, (PIT,), _REASON, refused=False)
             moved[node] = None
@@ -65,10 +65,3 @@ def _moves(node: fx.Node, root: fx.GraphModule) -> bool:
         value = node.args[3] if len(node.args) > 3 else node.kwargs.get("value")
         return value not in (None, 0)
     return node.target in _MOVED
-
-
-def _is_pruned(piece: Piece) -> bool:
-    """Whether its channels may go: none of them is an input's or an output's."""
-    outward = any(user.op == "output" for node in piece.nodes for user in node.users)
-    kept = outward or any(node.op == "placeholder" for node in piece.nodes)
-    return bool(piece.makers or piece.concats) and not kept
