@@ -22,10 +22,13 @@ def whole_file(path: Path, *, owner: Path | None = None) -> Iterator[BinaryIO]:
 
     Until then, and if the block raises, the process dies or the disk is full, whatever was at
     `path` stays there. A link is followed: the file that it names is replaced. Raises `FileError`
-    where the folder does not exist or cannot be written. What a run that was killed left of its
-    file for `path` is removed; for `owner`, where a file is a part of another and goes with it.
+    where the folder does not exist or cannot be written, and for what is no file: who may write
+    anything could replace /dev/null. What a run that was killed left of its file for `path` is
+    removed; for `owner`, where a file is a part of another and goes with it.
     """
     target = Path(os.path.realpath(path))
+    if os.path.exists(target) and not (os.path.isfile(target) or os.path.isdir(target)):
+        raise FileError(f"{path} is not a regular file and will not be replaced")
     start = f".{os.path.basename(os.path.realpath(owner or path))[:100]}."
     _remove_left(target.parent, start)
     part = target.with_name(f"{start}{secrets.token_hex(_TOKEN)}.part")

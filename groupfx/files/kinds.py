@@ -46,7 +46,8 @@ def _kind_of(file: BinaryIO, path: Path) -> FileKind:
         return "safetensors"
     if start[:1] == b"\x80":
         return "pickle"
-    raise FileError(f"{path} is {_described(start)}, not a model that torch.save wrote")
+    hint = f": name what makes the model in it, such as {path}:Net" if path.suffix == ".py" else ""
+    raise FileError(f"{path} is {_described(start)}, not a model that torch.save wrote{hint}")
 
 
 def _kind_of_zip(file: BinaryIO, path: Path) -> FileKind:

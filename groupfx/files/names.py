@@ -17,7 +17,7 @@ MAX_PATH = 4_000
 
 # What stands between the dots of a module path. Quotes, backslashes, braces and line ends are out:
 # fx writes an atom that is no identifier as getattr(self, "atom").
-_ATOM = re.compile(r"[\w][\w \-+:/@,=()\[\]]*\Z")
+_ATOM = re.compile(r"[\w][\w \-+:/@,=()\[\]<>|~*&]*\Z")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 # What nn.Module itself keeps in an instance's __dict__.
@@ -41,7 +41,7 @@ def atom(name: object) -> str:
     """`name` if it may be one part of a module path."""
     if not isinstance(name, str) or len(name) > MAX_NAME or not _ATOM.match(name):
         raise Damaged(f"{_shown(name)} is not a name of a module or a tensor")
-    if name.startswith("__"):
+    if name.startswith("__") and name.endswith("__"):
         raise Damaged(f"{_shown(name)} is a reserved name")
     return name
 

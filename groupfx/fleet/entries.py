@@ -34,7 +34,7 @@ class Work:
 
     `save` writes the rewritten model, `export` an ONNX file of it, which is validated (`verify`);
     `validate` does that without keeping the file. `tune` measures which forms are fastest, within
-    `budget` seconds, for the file that `export` writes.
+    `budget` seconds, for the file that `export` writes; `session` are texts `NAME=VALUE`.
     """
 
     passes: Sequence[str] | None = None
@@ -52,6 +52,7 @@ class Work:
     budget: float = 60.0
     threads: int = 1
     batch: int | None = None
+    session: Sequence[str] = ()
     backend: str = "onnxruntime"
 
     @property

@@ -398,6 +398,7 @@ _KEYS: Mapping[str, Callable[[Any], Any]] = {
     "budget": _seconds,
     "threads": _whole,
     "batch": _whole,
+    "session": _texts,
     "backend": _text,
     "time": _seconds,
     "memory": _memory,

@@ -9,7 +9,6 @@ processes when the other end of that is closed, however that came about.
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import select
 import signal
@@ -27,6 +26,7 @@ from typing import NoReturn, Self
 if sys.platform != "win32":
     import resource
 
+from ..running.collecting import keep_out_for_good
 from .logs import Log
 from .processes import die_with_parent, kill_tree
 
@@ -133,8 +133,7 @@ def serve(control: int, worker: str, *, onnx: bool) -> NoReturn:
     work.prepare(onnx=onnx)
     # torch and ONNX Runtime are loaded, and have not run anything: no thread holds a lock.
     warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
-    gc.collect()
-    gc.freeze()
+    keep_out_for_good()
     wake, waker = socket.socketpair()
     waker.setblocking(False)
     signal.signal(signal.SIGCHLD, lambda *_: None)

@@ -236,7 +236,9 @@ def _export(at: _Progress, opened: OpenedFile, result: Result) -> None:
     if work.tune:
         at.enter("tune")
         feeds = feeds_of(prepared, result.model, opened.inputs, work.batch)
-        options = tuning_options(work.budget, work.threads, work.backend, None)
+        options = tuning_options(
+            work.budget, work.threads, work.backend, None, session=work.session
+        )
         prepared, tuning = tuned(prepared, feeds, options, None)
         at.know(summary=tuning.summary)
     if work.verify or work.validate:
@@ -250,7 +252,7 @@ def _export(at: _Progress, opened: OpenedFile, result: Result) -> None:
 def _validate(at: _Progress, opened: OpenedFile, prepared: PreparedExport) -> None:
     at.know(validated=False)
     side = TorchSide.of(opened.model, opened.inputs, "the model")
-    other = OnnxSide(_EXPORTED, prepared.model)
+    other = OnnxSide(_EXPORTED, prepared.model, data=prepared.data)
     require_same(_EXPORTED, side, other, ValidationOptions(), None)
     at.know(validated=True)
 
@@ -281,6 +283,7 @@ def _onnx(at: _Progress) -> None:
             budget=work.budget,
             threads=work.threads,
             batch=work.batch,
+            session=work.session,
             backend=work.backend,
             verify=work.verify,
         )

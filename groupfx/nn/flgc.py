@@ -22,6 +22,7 @@ Source: Wang et al., Fully Learnable Group Convolution for Acceleration of Deep 
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -77,6 +78,10 @@ def _(scores: Tensor) -> Tensor:
     return scores.new_empty(scores.shape, dtype=torch.bool)
 
 
+def _is_whole(number: object) -> bool:
+    return isinstance(number, Integral)
+
+
 class _Flgc(nn.Module):
     """The layer for any number of dimensions."""
 
@@ -104,9 +109,13 @@ class _Flgc(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        name = type(self).__name__
+        if not _is_whole(group_num):
+            raise UsageError(f"{name}(group_num={group_num!r}): the groups are a whole number")
         if group_num < 1:
-            name = type(self).__name__
             raise UsageError(f"{name}(group_num={group_num}): the groups must be at least 1")
+        if balanced and not _is_whole(balanced):
+            raise UsageError(f"{name}(balanced={balanced!r}): True, or a whole number for sizes")
         if balanced:
             sides = in_channels, out_channels
             group_num = self._balanced_group_num(group_num, int(balanced), *sides)
@@ -197,7 +206,8 @@ class Flgc2d(_Flgc):
     """A `Conv2d` that learns its groups.
 
     Takes the arguments of `torch.nn.Conv2d`, and in place of `groups` the `group_num` on offer.
-    Raises UsageError if that is not positive, or if equal groups are asked for and not possible.
+    Raises UsageError if that is no positive whole number, or if equal groups are asked for and not
+    possible.
 
     State: `conv.weight` `[out, in, *kernel]`, `conv.bias` `[out]`, and the scores
     `in_channels_in_group_assignment_map` `[in, group_num]` and

@@ -18,6 +18,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from ..errors import UsageError
 
+_TENSORS = ("weight", "bias")
 Kind = Literal["weight_norm", "spectral_norm", "prune"]
 
 _PARAMETERS: Mapping[Kind, tuple[str, ...]] = {
@@ -89,14 +90,14 @@ class HookedWeight(nn.Module):
 
         The module itself is left as it is. None if no legacy hook computes that weight, or if
         this class cannot stand in for it: the hook is a subclass that computes something else, or
-        the module holds tensors besides the table's and a plain `bias`.
+        the module holds tensors besides the table's and a plain `bias` or `weight`.
         """
         hook = _hook_of(module, name)
         if hook is None:
             return None
         kind = _kind_of(hook)
         needed = _names(name, _PARAMETERS[kind])
-        if set(module._parameters) - {"bias"} != set(needed):
+        if set(module._parameters) - (set(_TENSORS) - {name}) != set(needed):
             return None
         if set(module._buffers) != set(_names(name, _BUFFERS[kind])):
             return None
@@ -141,6 +142,12 @@ def is_weight_hook(hook: object, name: str = "weight") -> bool:
         called = type(hook).__call__ is BasePruningMethod.__call__
         return same and called and hook._tensor_name == name
     return type(hook) in (WeightNorm, SpectralNorm) and getattr(hook, "name", None) == name
+
+
+def hooked_names(module: nn.Module) -> tuple[str, ...]:
+    """Which tensors of a convolution legacy hooks compute."""
+    hooks = module._forward_pre_hooks.values()
+    return tuple(name for name in _TENSORS if any(is_weight_hook(hook, name) for hook in hooks))
 
 
 def _hook_of(module: nn.Module, name: str) -> object | None:

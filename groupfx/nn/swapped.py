@@ -1,9 +1,34 @@
 """The container that takes a convolution module's place in the user's own model."""
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+
+def replace_child(parent: nn.Module, name: str, child: nn.Module) -> None:
+    """Put `child` in place of the child of that name, where `parent` calls it."""
+    parent._modules[name] = child
+    if is_compiled(parent):
+        # It calls the module that it was given, wherever that lies.
+        parent._initialize()  # type: ignore[operator]
+
+
+def replace_everywhere(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put `new` in the place of `old` under each of its names: heads of a detector share convs."""
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if module is old:
+            parent, _, name = path.rpartition(".")
+            replace_child(model.get_submodule(parent), name, new)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether it is what `torch.compile` made of another, which it holds."""
+    kind = type(module)  # torch loads the compiler where it is needed, and not before
+    return kind.__name__ == "OptimizedModule" and kind.__module__.startswith("torch._dynamo")
 
 
 class SwappedConv(fx.GraphModule):
@@ -33,8 +58,14 @@ class SwappedConv(fx.GraphModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> "SwappedConv":
         twin = super().__deepcopy__(memo)
         assert isinstance(twin, SwappedConv)
+        # Each has a class of its own, which goes by the name of the class that it stands for.
+        type(twin).__name__ = type(self).__name__
         twin.keep_fields(self)
         return twin
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as a `GraphModule`, and what that is loaded as is of this class again."""
+        return _unpickled, (*super().__reduce__(), type(self).__name__)
 
     @property
     def weight(self) -> torch.Tensor | None:
@@ -46,7 +77,21 @@ class SwappedConv(fx.GraphModule):
         """The bias of the original, `[out]`."""
         return self._whole("bias")
 
+    @contextlib.contextmanager
+    def standing_for(self, module: nn.Module) -> Iterator[None]:
+        """While active, it stands for `module`, which it still calls as it is."""
+        self.__dict__["_opened"] = module
+        try:
+            yield
+        finally:
+            del self.__dict__["_opened"]
+
     def _whole(self, name: str) -> torch.Tensor | None:
+        if "_opened" in self.__dict__:
+            # What it will be made of: no parameter, and not in the memory of one.
+            with _disable_current_modes():
+                opened = getattr(self.__dict__["_opened"], name)
+                return None if opened is None else opened.clone()
         for held in (self._parameters, self._buffers):
             if name in held:
                 return held[name]
@@ -59,3 +104,12 @@ class SwappedConv(fx.GraphModule):
         if not parts:
             raise AttributeError(f"{type(self).__name__} has no {name}")
         return None if parts[0] is None else torch.cat(parts)
+
+
+def _unpickled(
+    restore: Callable[..., fx.GraphModule], arguments: tuple[Any, ...], name: str
+) -> SwappedConv:
+    graph = restore(*arguments)
+    swapped = SwappedConv.of(graph, graph)
+    type(swapped).__name__ = name
+    return swapped

@@ -38,6 +38,7 @@ from . import (
     required_keys,
     requirement_to_plain,
 )
+from .keys import parameters_by_key
 from .optimizer import Piece, join_optimizer, split_optimizer
 from .wrapping import unwrapped
 
@@ -217,7 +218,7 @@ class StateDictMap:
         scalar, and for a weight held with factors other than 1; UsageError for parameters that are
         not those of `original`.
         """
-        parameters = dict(original.named_parameters(remove_duplicate=False))
+        parameters = self._parameters_of(original)
         dropped = [parameters[key] for key in self.dropped if key in parameters]
         pieces = self._pieces(parameters)
         return split_optimizer(optimizer, pieces, dropped=dropped, elementwise=elementwise)
@@ -232,7 +233,7 @@ class StateDictMap:
         Raises what `convert_optimizer` does, and RewriteError where the branches of one parameter
         are in different parameter groups or have made different numbers of steps.
         """
-        pieces = self._pieces(dict(original.named_parameters(remove_duplicate=False)))
+        pieces = self._pieces(self._parameters_of(original))
         return join_optimizer(optimizer, pieces, elementwise=elementwise)
 
     # Composition and storage
@@ -258,6 +259,12 @@ class StateDictMap:
                 name += "+"
             requires[name] = self._required_through(requirement)
         return StateDictMap({**entries, **requires}, dropped=dropped, model=following.model)
+
+    def by_keys(self, before: Mapping[str, str], after: Mapping[str, str]) -> StateDictMap:
+        """The map of state_dicts, where this one is of paths: `state_keys` of the two models."""
+        named = {after.get(path, path): entry for path, entry in self.entries.items()}
+        own = StateDictMap({**named, **self.requires}, dropped=self.dropped, model=self.model)
+        return StateDictMap({path: Rows(key) for path, key in before.items()}).then(own)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data (dicts, lists, strings, numbers, None), without the model."""
@@ -355,8 +362,14 @@ class StateDictMap:
                 )
         return replace(requirement, keys=tuple(entry.key for entry in before))
 
+    def _parameters_of(self, original: nn.Module) -> dict[str, nn.Parameter]:
+        """By their names in the model that was rewritten; `original` may be compiled or wrapped."""
+        named, own = map(parameters_by_key, (original, self._require_model()))
+        expected = {entry.key for new, entry in self.entries.items() if new in own}
+        return {name: named[old] for name, old in unwrapped(named, expected).names.items()}
+
     def _pieces(self, original: Mapping[str, nn.Parameter]) -> list[Piece]:
-        own = dict(self._require_model().named_parameters(remove_duplicate=False))
+        own = parameters_by_key(self._require_model())
         pieces: dict[tuple[int, int], Piece] = {}
         for new, entry in self.entries.items():
             if new not in own:

@@ -1,14 +1,14 @@
 """Put the modules of an archive into a model that was built anew."""
 
-import copy
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, fx, nn
 
 from ...convs.swapped_calls import SwappedCalls
-from ...errors import FileError, ModelError
-from ...nn.swapped import SwappedConv
+from ...errors import FileError
+from ...nn.swapped import SwappedConv, replace_everywhere
+from ...running.copies import copied
 from ..names import first_few
 from .content import Archive, Calls, copy_graphs
 
@@ -25,7 +25,7 @@ def apply(archive: Archive, model: nn.Module, *, inplace: bool = False) -> nn.Mo
     """
     if archive.way != "modules" or archive.state is None:
         raise FileError(f"a file of way {archive.way!r} holds its whole model: nothing to apply")
-    changed = model if inplace else _copied(model)
+    changed = model if inplace else copied(model, share=False)
     for path, fragment in copy_graphs(archive.fragments).items():
         _replace(changed, path, fragment)
     for calls in archive.calls:
@@ -35,25 +35,13 @@ def apply(archive: Archive, model: nn.Module, *, inplace: bool = False) -> nn.Mo
     return changed
 
 
-def _copied(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise ModelError(
-            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}): "
-            "pass inplace=True to change the model itself"
-        ) from error
-
-
 def _replace(model: nn.Module, path: str, fragment: fx.GraphModule) -> None:
-    parent, _, name = path.rpartition(".")
     try:
-        holder = model.get_submodule(parent)
         replaced = model.get_submodule(path)
     except AttributeError as error:
         raise FileError(_missing(path, model)) from error
     fragment.train(replaced.training)
-    holder._modules[name] = SwappedConv.of(fragment, replaced)
+    replace_everywhere(model, replaced, SwappedConv.of(fragment, replaced))
 
 
 def _take_calls(model: nn.Module, calls: Calls) -> None:

@@ -173,6 +173,8 @@ def encode(archive: Archive) -> dict[str, Any]:
     if archive.way not in WAYS:
         raise FileError(f"unknown way {archive.way!r}")
     graphs = dict(archive.fragments) if archive.model is None else {"": archive.model}
+    encoded = _encode(graphs, archive.calls)
+    _require_readable(encoded)
     return {
         # First, so that the kind of a file shows in its first bytes.
         "format": FORMAT,
@@ -183,9 +185,19 @@ def encode(archive: Archive) -> dict[str, Any]:
         "way": archive.way,
         "inputs": plain(archive.inputs, "inputs"),
         "report": plain(archive.report, "report"),
-        **_encode(graphs, archive.calls),
+        **encoded,
         "state": None if archive.state is None else _encode_state(archive.state),
     }
+
+
+def _require_readable(encoded: Mapping[str, Any]) -> None:
+    """Raise `FileError` for what could be written, and not be read: no name was looked at yet."""
+    try:
+        modules = _read_graphs_modules(encoded, Budget())
+        _graphs(encoded, modules)
+        list(_read_calls(encoded["calls"], modules, Budget()))
+    except (NotPlain, Damaged) as error:
+        raise FileError(f"the model cannot be written: {error}; {_REMEDY}") from error
 
 
 def decode(data: object, budget: Budget) -> Archive:

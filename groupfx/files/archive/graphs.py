@@ -6,22 +6,20 @@ Reading checks every name and every target before `torch.fx` makes source text o
 from collections.abc import Iterator, Mapping
 
 from torch import fx, nn
+from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
-from torch.utils import _pytree as pytree
 
 from ...plan.site_plan import NOTE
 from ..names import Damaged, identifier, path
 from .operators import ATTRIBUTES, function_name, function_of, methods
 from .tensors import NotPlain
+from .trees import read_tree, write_tree
 from .values import ValueReader, ValueWriter
 
 MAX_NODES = 1_000_000
 
 # What a node costs, in plain values: more time than a value takes.
 _COST = 50
-
-# A leaf of a tree of arguments.
-_LEAF = 0
 
 
 def is_export_guard(module: object) -> bool:
@@ -84,8 +82,7 @@ def _write_target(node: fx.Node) -> str:
     if node.op == "call_function":
         name = function_name(node.target)
         if name is None:
-            shown = getattr(node.target, "__qualname__", str(node.target))
-            raise NotPlain(f"a call of {getattr(node.target, '__module__', '?')}.{shown}")
+            raise NotPlain(f"a call of {_said(node.target)}")
         return name
     target = str(node.target)
     if node.op in ("call_module", "get_attr"):
@@ -95,20 +92,19 @@ def _write_target(node: fx.Node) -> str:
     return target
 
 
+def _said(target: object) -> str:
+    if isinstance(target, OpOverload | OpOverloadPacket):
+        return f"torch.ops.{target}"
+    name = getattr(target, "__qualname__", str(target))
+    return f"{getattr(target, '__module__', '?')}.{name}"
+
+
 def _write_signature(info: _PyTreeInfo, writer: ValueWriter) -> dict[str, object]:
     return {
         "arguments": [identifier(name) for name in info.orig_args],
-        "in": _write_tree(info.in_spec, writer),
-        "out": None if info.out_spec is None else _write_tree(info.out_spec, writer),
+        "in": write_tree(info.in_spec, writer),
+        "out": None if info.out_spec is None else write_tree(info.out_spec, writer),
     }
-
-
-def _write_tree(spec: pytree.TreeSpec, writer: ValueWriter) -> object:
-    tree = pytree.tree_unflatten([_LEAF] * spec.num_leaves, spec)
-    try:
-        return writer.write(tree)
-    except NotPlain as error:
-        raise NotPlain(f"inputs or outputs in {error}") from error
 
 
 def read_graph(data: object, root: nn.Module, reader: ValueReader) -> fx.GraphModule:
@@ -142,6 +138,10 @@ class _NodeReader:
             self.values.budget.spend(_COST)
             node = self._read(entry)
             self.nodes[node.name] = node
+        for node in self.graph.nodes:
+            runs = all(isinstance(user.target, HigherOrderOperator) for user in node.users)
+            if node.op == "get_attr" and not runs and self._is_graph(path(node.target)):
+                raise Damaged("a graph inside a graph is given to what does not run it")
         last = next(reversed(self.graph.nodes), None)
         outputs = sum(node.op == "output" for node in self.graph.nodes)
         if last is None or last.op != "output" or outputs != 1:
@@ -176,6 +176,8 @@ class _NodeReader:
         if op == "get_attr":
             *parts, last = path(target)
             owner = self._module_at(parts)
+            if self._is_graph([*parts, last]):
+                return target
             if owner._parameters.get(last) is None and owner._buffers.get(last) is None:
                 raise Damaged(f"a graph reads {target!r:.80}, which is no tensor of the model")
             return target
@@ -184,6 +186,10 @@ class _NodeReader:
         if op != "output" or target != "output":
             raise Damaged("a node does something unknown")
         return target
+
+    def _is_graph(self, parts: list[str]) -> bool:
+        held = self._module_at(parts[:-1])._modules.get(parts[-1])
+        return isinstance(held, fx.GraphModule)
 
     def _module_at(self, parts: list[str]) -> nn.Module:
         # Not getattr: the generated code must find a child, never an attribute of a class.
@@ -200,7 +206,8 @@ def _function_target(target: object, args: tuple[object, ...]) -> object:
     if function is getattr:
         known = len(args) >= 2 and isinstance(args[0], fx.Node) and args[1] in ATTRIBUTES
         if not known:
-            raise Damaged("a graph reads an attribute that is not one of a tensor's")
+            which = f" {args[1]!r:.80}" if len(args) > 1 else ""
+            raise Damaged(f"a graph reads an attribute{which} that is not one of a tensor's")
     return function
 
 
@@ -227,18 +234,10 @@ def _read_signature(data: object, graph: fx.Graph, reader: ValueReader) -> _PyTr
     if any(node.args for node in graph.nodes if node.op == "placeholder"):
         raise Damaged("an input of nested arguments has a default value")
     arguments = [identifier(name) for name in data["arguments"]]
-    tree = _read_tree(data.get("in"), reader)
-    if isinstance(tree, tuple) and len(tree) == 2 and isinstance(tree[1], dict):
-        for key in tree[1]:
+    taken = read_tree(data.get("in"), reader)
+    if taken.type is tuple and taken.num_children == 2 and taken.child(1).type is dict:
+        for key in taken.child(1).context:
             identifier(key)
     out = data.get("out")
-    out_spec = None if out is None else pytree.tree_structure(_read_tree(out, reader))
-    return _PyTreeCodeGen(_PyTreeInfo(arguments, pytree.tree_structure(tree), out_spec))
-
-
-def _read_tree(data: object, reader: ValueReader) -> object:
-    tree = ValueReader(tensors=[], budget=reader.budget).read(data)
-    leaves = pytree.tree_leaves(tree)
-    if not all(type(leaf) is int and leaf == _LEAF for leaf in leaves):
-        raise Damaged("the structure of inputs or outputs holds more than places")
-    return tree
+    given = None if out is None else read_tree(out, reader)
+    return _PyTreeCodeGen(_PyTreeInfo(arguments, taken, given))

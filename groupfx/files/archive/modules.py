@@ -12,6 +12,8 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from ...convs.names import joined
+from ...running.copies import has_gradient_hooks
+from ...tracing.graphs import keep_transient
 from ..names import INTERNAL_FIELDS, Damaged, atom, identifier, member
 from ..names import field as field_name
 from . import weight_hooks
@@ -44,8 +46,9 @@ _STATE_HOOKS = (
 # Recurrent layers keep a second list of their weights, made anew on reading.
 _RECURRENT = frozenset({"_flat_weights", "_flat_weight_refs"})
 
-# What torch.jit.script leaves on the module that it was given: no part of what it computes.
-_SCRIPTED = frozenset({"__overloads__"})
+# No part of what it computes: what torch.jit.script leaves on the module that it was given, and
+# how it is to be quantised later.
+_BESIDE = frozenset({"__overloads__", "qconfig"})
 
 
 @dataclass
@@ -116,7 +119,7 @@ class ModuleWriter:
         return entry | self._children(module, path, kind if name else nn.Module, called)
 
     def _fields(self, module: nn.Module, path: str, computed: set[str | None]) -> Entry:
-        left_out = INTERNAL_FIELDS | computed | _SCRIPTED
+        left_out = INTERNAL_FIELDS | computed | _BESIDE
         if isinstance(module, nn.RNNBase):
             left_out |= _RECURRENT
         writer = ValueWriter(self.tensors)
@@ -132,6 +135,9 @@ class ModuleWriter:
 
     def _tensors_of(self, module: nn.Module, path: str, kind: type) -> Entry:
         parameters, buffers = module._parameters.items(), module._buffers.items()
+        for name, tensor in parameters:
+            if tensor is not None and has_gradient_hooks(tensor):
+                raise NotPlain(f"a gradient hook on {joined(path, name)}")
         try:
             return {
                 "parameters": {member(kind, name): self._index(t) for name, t in parameters},
@@ -265,6 +271,7 @@ class _Builder:
         module._buffers = root._buffers
         module._non_persistent_buffers_set = root._non_persistent_buffers_set
         module.training = root.training
+        keep_transient(module)
         return module
 
     def _table(self, key: str) -> dict[str, Any]:

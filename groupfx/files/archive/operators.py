@@ -7,6 +7,7 @@ that compute on values: no function here takes a file name, a callable, a pointe
   lists as overridable, that is, functions of tensors, plus those that make new tensors;
 - `torch.ops.aten` and `torch.ops.prims`: overloads that the dispatcher knows and whose schema has
   only tensors, numbers, dtypes and the like;
+- operators that run a graph of the same file: on a condition, in a loop, in another grad mode;
 - `operator`, `math` and a few builtins;
 - methods of `torch.Tensor` from the same list, and reads of attributes that hold no secrets.
 """
@@ -21,7 +22,9 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch._ops import OpOverload
+import torch._higher_order_ops
+from torch import fx
+from torch._ops import HigherOrderOperator, OpOverload
 from torch.nn import functional
 
 from ..names import Damaged
@@ -35,8 +38,8 @@ def _words(text: str) -> frozenset[str]:
 
 # Attributes of a tensor that `getattr` may read in a graph.
 ATTRIBUTES = _words("""
-    H T device dtype imag is_complex is_cuda is_floating_point itemsize layout mH mT nbytes ndim
-    real requires_grad shape start step stop
+    H T device dtype imag indices is_complex is_cuda is_floating_point itemsize layout mH mT nbytes
+    ndim real requires_grad shape start step stop values
 """)
 _OPERATORS = _words("""
     abs add and_ concat contains eq floordiv ge getitem gt iadd iand ifloordiv ilshift imatmul imod
@@ -92,6 +95,12 @@ _OPERATOR_METHOD = re.compile(
     r"|__(abs|bool|contains|eq|float|ge|getitem|gt|index|int|invert|le|len|lt|ne|neg|pos"
     r"|setitem)__\Z"
 )
+# Operators that are given a graph, which is a module of the file, and run it.
+_RUN_GRAPHS = _words("""
+    cond map_impl tag_activation_checkpoint while_loop wrap_with_autocast
+    wrap_with_set_grad_enabled
+""")
+_HIGHER_ORDER = "torch.ops.higher_order."
 # Methods of what a graph handles besides tensors: sizes, tuples, lists and dicts.
 _CONTAINER_METHODS = _words("count get index items keys values")
 
@@ -101,6 +110,8 @@ def function_name(function: object) -> str | None:
     if isinstance(function, OpOverload):
         name = f"torch.ops.{function.namespace}.{_packet(function)}.{function._overloadname}"
         return name if _is_allowed_overload(function) else None
+    if isinstance(function, HigherOrderOperator):
+        return f"{_HIGHER_ORDER}{function.name()}" if function.name() in _RUN_GRAPHS else None
     return _names().get(id(function))
 
 
@@ -108,12 +119,14 @@ def function_of(name: object) -> Function:
     """The function with that name. Raises `Damaged` for a name that is not on the list."""
     if not isinstance(name, str):
         raise Damaged(f"an operator is named by a {type(name).__name__}")
+    if name.startswith(_HIGHER_ORDER) and name.removeprefix(_HIGHER_ORDER) in _RUN_GRAPHS:
+        found: Function = getattr(torch.ops.higher_order, name.removeprefix(_HIGHER_ORDER))
+        return found
     if name.startswith("torch.ops."):
         return _overload(name)
-    found = _functions().get(name)
-    if found is None:
+    if name not in _functions():
         raise Damaged(f"the operator {name[:80]!r} is not one that a file may call")
-    return found
+    return _functions()[name]
 
 
 @functools.cache
@@ -139,6 +152,8 @@ def _is_allowed_method(name: str) -> bool:
 def _functions() -> dict[str, Function]:
     rooms = (torch, functional, torch.linalg, torch.fft, torch.special, torch.functional)
     found = {name: function for room in rooms for name, function in _overridable(room)}
+    # What a trace leaves of an argument that was not given.
+    found["torch.fx._symbolic_trace._assert_is_none"] = fx._symbolic_trace._assert_is_none
     extra = (
         (torch, _TORCH_EXTRA),
         (functional, _FUNCTIONAL_EXTRA),

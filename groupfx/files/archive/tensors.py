@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ...running.copies import has_gradient_hooks
 from ..names import Damaged
 
 Entry = dict[str, object]
@@ -58,7 +59,7 @@ def numbers_of(tensor: Tensor, *, strict: bool = False) -> Tensor:
         raise NotPlain("a tensor that is sparse, quantised or nested")
     if not tensor.is_leaf:
         raise NotPlain("a tensor that was computed from others and still remembers how")
-    if tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None):
+    if has_gradient_hooks(tensor):
         raise NotPlain("a tensor with hooks on its gradient")
     data = tensor.detach()
     if not _claims_more_than_it_has(data):

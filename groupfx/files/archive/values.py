@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 from torch.fx.immutable_collections import immutable_dict, immutable_list
@@ -104,6 +105,12 @@ class ValueWriter:
         return None
 
 
+def _is_plain_key(key: object) -> bool:
+    if isinstance(key, tuple):
+        return all(map(_is_plain_key, key))
+    return isinstance(key, str | int | float | bool | None)
+
+
 def _scalar(value: object) -> object:
     if isinstance(value, int) and value not in _INT64:
         raise NotPlain(f"the integer {value}, which needs more than 64 bits")
@@ -126,6 +133,8 @@ def _special(value: object) -> object:
         return {"complex": [value.real, value.imag]}
     if value is Ellipsis:
         return {"ellipsis": True}
+    if isinstance(value, np.integer | np.floating | np.bool_):
+        return _scalar(value.item())  # torch reads a number of NumPy's as Python's
     return _named(value)
 
 
@@ -220,7 +229,7 @@ class ValueReader:
         found: dict[object, object] = {}
         for pair in data:
             key, value = self.items(pair, depth + 1, 2)
-            if not isinstance(key, str | int | float | bool | None):
+            if not _is_plain_key(key):
                 raise Damaged("a key of a table is no plain value")
             found[key] = value
         return found
