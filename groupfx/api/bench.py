@@ -21,7 +21,16 @@ from ..deploy import (
 from ..errors import GroupfxError, UsageError, first_line
 from ..running.alone import alone
 from ..running.inputs import ExampleInputs
-from ..tuning import Raced, backend_named, cpu_name, race_models, runs_torch
+from ..tuning import (
+    Raced,
+    Session,
+    backend_named,
+    cpu_name,
+    race_models,
+    require_dimensions,
+    require_threads,
+    runs_torch,
+)
 from .onnx import ONNX, Array, Model, opened
 from .tuning import Feeds, feeds_of, feeds_of_file
 
@@ -50,7 +59,8 @@ class Contender:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """How long models take on the same inputs, on so many `threads` of a backend.
+    """How long models take on the same inputs, on so many `threads` of a backend, with the options
+    of a user's `session`.
 
     `inputs` are the shapes of the first, by name or position; `guessed` are sizes of them that
     nobody gave. `raced` are the models in their order: each after the first has a ratio to it,
@@ -61,6 +71,7 @@ class Benchmark:
     version: str
     processor: str
     threads: int
+    session: Session
     inputs: Mapping[str, tuple[int, ...]]
     guessed: str | None
     names: tuple[str, ...]
@@ -95,6 +106,7 @@ class Benchmark:
             "version": self.version,
             "processor": self.processor,
             "threads": self.threads,
+            "session": dict(self.session),
             "inputs": {name: list(shape) for name, shape in self.inputs.items()},
             "guessed": self.guessed,
             "models": [
@@ -120,6 +132,7 @@ def bench(
     threads: int = 1,
     batch: int | None = None,
     backend: str = "onnxruntime",
+    session: object = None,
     shapes: Shapes | None = None,
     progress: Progress | None = None,
 ) -> Benchmark:
@@ -128,7 +141,8 @@ def bench(
     Each is an .onnx file, which is run as it is, or a torch model, which is exported as it is; for
     the backends `torch` and `torch.compile` all are torch models. `inputs` are those of the torch
     models, `shapes` those of files that leave sizes open, by name or position; `batch` is their
-    first dimension. It takes about `budget` seconds.
+    first dimension. `session` are options of ONNX Runtime, as for `groupfx.tune`. It takes about
+    `budget` seconds.
 
     Raises UsageError for less than two models, and where one takes other inputs than the first;
     ModelError for one that does not run; MissingDependencyError for a backend that is not there.
@@ -138,11 +152,15 @@ def bench(
         raise UsageError("give two models or more: a race of one has no winner")
     if batch is not None and batch < 1:
         raise UsageError(f"batch={batch}: it must be at least 1")
-    if threads < 1 or not 0 < budget < float("inf"):
-        raise UsageError(f"threads={threads}, budget={budget}: both must be positive numbers")
-    runtime = backend_named(backend)
+    require_threads(threads)
+    if not 0 < budget < float("inf"):
+        raise UsageError(f"budget={budget}: give seconds, such as 20")
+    runtime = backend_named(backend).with_session(session, threads)
     prepare = _modules if runs_torch(backend) else _files
     ready = prepare(made, batch, shapes or {}, backend)
+    for model, feeds in zip(ready.models, ready.feeds, strict=True):
+        if runtime.session:
+            require_dimensions(runtime.session, model, feeds)
     raced = race_models(
         ready.models,
         ready.feeds,
@@ -157,6 +175,7 @@ def bench(
         version=runtime.version(),
         processor=cpu_name() if ready.host else ready.processor,
         threads=threads,
+        session=runtime.session,
         inputs=ready.shapes,
         guessed=ready.guessed,
         names=_names(made),
@@ -240,7 +259,7 @@ def _modules(
         modules.append(each.model.eval())
     example = first.inputs
     assert example is not None
-    given = example if batch is None else example.with_batch(batch)
+    given = example.asked(batch)
     for each, module in zip(models, modules, strict=True):
         _runs_on(first, each, module, given)
     tensors = list(given.tensors())

@@ -34,7 +34,9 @@ from ..running.weightless import without_values
 from ..state.map import StateDictMap
 from ..state.reversed_map import map_from_dict
 from ..targets import Target, target_named
-from ..tracing import ExportedModule, Program
+from ..toolchains import WHOLE_MODEL
+from ..tracing import Program, module_of
+from ..tracing.exporting import in_its_modes
 from ..version import TORCH_BEFORE, TORCH_FROM
 
 
@@ -257,7 +259,7 @@ def rewritten_for(
     if target is None or target.grammar is None:
         return result
     result = _judged(target, result)
-    if (way, inplace, result.report.way) != ("auto", False, "modules"):
+    if (way, inplace) != ("auto", False) or not _is_unread(target, result):
         return result
     # What is no single graph, the toolchain cannot read either; what was exported, it may.
     try:
@@ -265,8 +267,23 @@ def rewritten_for(
     except (ModelError, MismatchError):
         return result
     exported = _judged(target, exported)
-    better = len(exported.report.obstacles or ()) < len(result.report.obstacles or ())
-    return exported if better else result
+    return exported if _left(exported) < _left(result) else result
+
+
+def _is_unread(target: Target, result: Result) -> bool:
+    """Whether the target cannot even read it, as it is no graph, or a part of it is none."""
+    found = result.report.obstacles or ()
+    refused = (each.methods for each in found if each.refused)
+    return result.report.way == "modules" or any({*target.methods} <= {*each} for each in refused)
+
+
+def _left(result: Result) -> tuple[int, int, bool, int]:
+    """How far a result is from what its target takes; where as far, one that knows the place."""
+    found = result.report.obstacles or ()
+    refusing = {method for each in found if each.refused for method in each.methods}
+    wrong = {method for each in found for method in each.methods}
+    whole = any(each.operation == WHOLE_MODEL for each in found)
+    return len(refusing), len(wrong), whole, len(found)
 
 
 def _judged(target: Target, result: Result) -> Result:
@@ -303,24 +320,26 @@ class Loaded:
     inputs: ExampleInputs | None
 
 
-def load(path: str | Path, model: nn.Module | None = None) -> Loaded:
+@torch.inference_mode(False)  # what it reads can be trained wherever it is read
+def load(path: str | Path, model: nn.Module | None = None, *, inplace: bool = False) -> Loaded:
     """Read a file that `Result.save` wrote; nothing in it is executed.
 
     A model whose modules were swapped needs the original `model` (any weights): the swap is made
-    in a copy of it and the weights of the file are loaded. Raises `FileError`.
+    in a copy of it, or with `inplace` in the model itself, and the weights of the file are loaded.
+    Raises `FileError`, and `ModelError` where `model` cannot be copied.
     """
     archive = read(path)
     if archive.model is not None:
         rebuilt: nn.Module = archive.model
         if archive.way == "export":
-            rebuilt = ExportedModule.of(archive.model)
+            rebuilt = in_its_modes(archive.model)
     elif model is None:
         raise FileError(
             f"{path} holds a model whose modules were swapped: give the original model as well, "
             "groupfx.load(path, model), or --arch on the command line"
         )
     else:
-        rebuilt = apply(archive, model)
+        rebuilt = apply(archive, module_of(model)[0], inplace=inplace)
     report = dict(archive.report)
     state_map = map_from_dict(report.pop("state_dict_map"), model=rebuilt)
     try:

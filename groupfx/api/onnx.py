@@ -67,6 +67,7 @@ def export(
     output_names: Sequence[str] | None = None,
     external_data: bool | None = None,
     tune: bool = False,
+    session: object = None,
     overwrite: bool = False,
 ) -> Export:
     """Write `model`, or the result of a rewrite, to an ONNX file, as it is in eval mode.
@@ -81,7 +82,8 @@ def export(
     `external_data` puts the weights into a second file beside it, whose name tells its content; by
     default only where one file cannot hold them. Nodes carry the name of their site; no path, user
     or source text is in the file, and the same model gives the same bytes. `tune`
-    measures which form is fastest, see `groupfx.tune`, and validates what it writes.
+    measures which form is fastest, see `groupfx.tune`, there also for `session`, and validates what
+    it writes.
 
     Raises `ModelError` where torch cannot export the model, `UsageError` for options that do not
     fit it, and `FileError` where `path` exists and groupfx did not write it (`overwrite=True`).
@@ -95,14 +97,24 @@ def export(
         external_data=external_data,
         forms="fastest" if passes is None and _takes_fastest(target) else "planned",
     )
+    if session is not None and not tune:
+        raise UsageError("session: only with tune=True, as nothing is measured without it")
     plain, example = opened(model, inputs)
     if passes is not None or target is not None:
         plain = rewrite(plain, example, passes=passes, target=target, way=way).model
     if tune:
         # It is built from what is here.
+        from ..tuning import TuningOptions
         from .tuning import tuned_export
 
-        found = tuned_export(plain, example, Path(path), options, overwrite=overwrite).export
+        found = tuned_export(
+            plain,
+            example,
+            Path(path),
+            options,
+            TuningOptions(session=session),
+            overwrite=overwrite,
+        ).export
         assert found is not None
         return found
     check_target(Path(path), overwrite=overwrite)

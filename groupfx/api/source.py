@@ -12,10 +12,10 @@ from ..errors import ModelError, UsageError
 from ..files.archive import Archive
 from ..files.existing import factory_in
 from ..files.models import read_model
+from ..running.copies import copied
 from ..running.guess import Declared, InferredInputs, inputs_for
 from ..running.inputs import ExampleInputs
 from ..running.shapes import InputShape, inputs_of_shapes, parse_input_shape
-from ..tracing.program import copied
 
 
 class Described(Protocol):

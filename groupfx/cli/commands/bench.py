@@ -5,7 +5,7 @@ from dataclasses import replace
 from ...api.bench import Benchmark, Contender, bench
 from ...deploy import OnnxSide, read_onnx
 from ...errors import UsageError
-from ...tuning import backend_named
+from ...tuning import backend_named, session_text
 from ..input.bench import BenchCommand
 from ..input.files import ONNX, check_distinct, check_folder, write_json
 from ..input.model_file import ModelOptions, read_source
@@ -25,7 +25,7 @@ def run_bench(options: BenchCommand) -> int:
     for model in options.models:
         check_distinct({"MODEL": model, "--json": json})
     check_folder(json, "--json")
-    backend_named(options.backend)
+    backend_named(options.backend).with_session(options.session, options.threads)
     screen = Screen.of(options.told)
     with screen.work("Reading"):
         models = [_read(replace(source, path=path), screen) for path in options.models]
@@ -36,6 +36,7 @@ def run_bench(options: BenchCommand) -> int:
             threads=options.threads,
             batch=options.batch,
             backend=options.backend,
+            session=options.session,
             shapes=source.shapes,
             progress=progress,
         )
@@ -54,7 +55,8 @@ def _read(source: ModelOptions, screen: Screen) -> Contender:
 
 def _show(screen: Screen, found: Benchmark) -> None:
     threads = "1 thread" if found.threads == 1 else f"{found.threads} threads"
-    screen.paragraph(f"{found.backend} {found.version}, {threads}, {found.processor}")
+    where = (f"{found.backend} {found.version}", threads, session_text(found.session))
+    screen.paragraph(", ".join(part for part in (*where, found.processor) if part))
     for name, shape in found.inputs.items():
         screen.paragraph(f"input {name}: {sizes(shape)}")
     screen.line()

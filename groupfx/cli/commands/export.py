@@ -7,6 +7,7 @@ from ...api.tuning import Tuned, as_tuned, feeds_of
 from ...deploy import Export, Validation, check_target, prepare_export
 from ...errors import UsageError
 from ...rewriting import Report
+from ...running.stages import Stages
 from ...targets import target_named
 from ..input.checks import validation_options
 from ..input.files import ONNX, check_distinct, check_folder, write_json
@@ -18,7 +19,7 @@ from ..text.export_text import as_in_file, show_export
 from ..text.page_file import try_repro, write_overlay_file, write_page_file
 from ..text.rewrite_text import show_report
 from ..text.screen import Screen
-from ..text.tuning_text import tuned_file
+from ..text.tuning_text import show_stages, tuned_file
 from ..text.validation_text import WhenWrong, show_validation, validated
 
 if TYPE_CHECKING:
@@ -53,10 +54,10 @@ def run_export(options: ExportCommand) -> int:
         )
     with screen.work("Exporting"):
         prepared = prepare_export(result.model, opened.inputs, file)
-    tuning = None
+    tuning, stages = None, Stages()
     if options.tune:
         feeds = feeds_of(prepared, result.model, opened.inputs, options.tuning.batch)
-        prepared, tuning = tuned_file(screen, prepared, feeds, options.tuning)
+        prepared, tuning = tuned_file(screen, prepared, feeds, options.tuning, stages)
     report = as_in_file(result.report, prepared)
     show_report(screen, opened, report)
     verdict = None
@@ -69,7 +70,8 @@ def run_export(options: ExportCommand) -> int:
     if verdict is not None:
         show_validation(screen, verdict)
         try_repro(screen, options.check.save_repro, verdict)
-    tuned = None if tuning is None else as_tuned(options.place, tuning, export)
+    tuned = None if tuning is None else as_tuned(options.place, tuning, export, stages=stages)
+    show_stages(screen, stages.table)
     if options.told.json is not None:
         document = _document(opened, report, export, verdict)
         document["tuning"] = None if tuned is None else tuned.to_dict()

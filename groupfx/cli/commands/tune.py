@@ -18,6 +18,7 @@ from ...deploy import (
 )
 from ...errors import UsageError, first_line
 from ...files.archive import check_replaceable
+from ...running.stages import Stages
 from ..input.checks import validation_options
 from ..input.files import ONNX, check_distinct, check_folder, write_json
 from ..input.model_file import ModelOptions, read_source
@@ -28,7 +29,7 @@ from ..text.export_text import show_export
 from ..text.page_file import try_repro, write_page_file
 from ..text.rewrite_text import show_report
 from ..text.screen import Screen
-from ..text.tuning_text import tuned_file
+from ..text.tuning_text import show_stages, tuned_file
 from ..text.validation_text import WhenWrong, show_validation, shown_if_wrong
 
 SCHEMA = "groupfx.tune/1"
@@ -41,17 +42,21 @@ def run_tune(options: TuneCommand) -> int:
         return _tune_module(options, source)
     checks = validation_options(options.check, source.shapes)
     _check_outputs(options)
-    screen = Screen.of(options.told)
-    side, prepared, feeds = _read(screen, source, options)
-    made, tuning = tuned_file(screen, prepared, feeds, options.tuning)
-    verdict = None if options.no_verify else _validated(screen, side, made, checks, options)
-    with screen.work("Writing"):
+    screen, stages = Screen.of(options.told), Stages()
+    side, prepared, feeds = _read(screen, source, options, stages)
+    made, tuning = tuned_file(screen, prepared, feeds, options.tuning, stages)
+    verdict = None
+    if not options.no_verify:
+        with stages("validate"):
+            verdict = _validated(screen, side, made, checks, options)
+    with stages("write"), screen.work("Writing"):
         export = made.write(options.place, overwrite=options.force)
     show_export(screen, export)
     if verdict is not None:
         show_validation(screen, verdict)
         try_repro(screen, options.check.save_repro, verdict)
-    found = as_tuned(options.place, tuning, export, verdict)
+    found = as_tuned(options.place, tuning, export, verdict, stages=stages)
+    show_stages(screen, found.stages)
     if options.told.json is not None:
         files = {"read": str(options.model), "written": [str(path) for path in export.files]}
         first = {"schema": SCHEMA, "ok": verdict is None or verdict.ok, "files": files}
@@ -61,17 +66,17 @@ def run_tune(options: TuneCommand) -> int:
 
 
 def _read(
-    screen: Screen, source: ModelOptions, options: TuneCommand
+    screen: Screen, source: ModelOptions, options: TuneCommand, stages: Stages
 ) -> tuple[TorchSide | OnnxSide, PreparedExport, Feeds]:
     """The model to compare with, its file with every site in one piece, and inputs of it."""
     batch = options.tuning.batch
     if options.model.suffix == ONNX:
-        with screen.work(f"Reading {options.model}"):
+        with stages("read"), screen.work(f"Reading {options.model}"):
             return file_to_tune(options.model, source.shapes, batch)
     file = onnx_file(options.written, "whole")
-    with screen.work(f"Reading {options.model}"):
+    with stages("read"), screen.work(f"Reading {options.model}"):
         opened = read_source(source, screen.warn)
-    with screen.work("Exporting"):
+    with stages("export"), screen.work("Exporting"):
         prepared = prepare_export(opened.model, opened.inputs, file)
     side = TorchSide.of(opened.model, opened.inputs, "the model")
     return side, prepared, feeds_of(prepared, opened.model, opened.inputs, batch)
@@ -84,7 +89,7 @@ def _validated(
     checks: ValidationOptions,
     options: TuneCommand,
 ) -> Validation:
-    other = OnnxSide("the tuned model", made.model)
+    other = OnnxSide("the tuned model", made.model, data=made.data)
     with (
         shown_if_wrong(screen, WhenWrong(options.shown.html, options.check.save_repro)),
         screen.work("Validating", what="runs") as progress,
@@ -103,7 +108,7 @@ def _tune_module(options: TuneCommand, source: ModelOptions) -> int:
     with screen.work("Tuning", what="variants and heats") as progress:
         found = module_tuned(
             opened.model.to(device),
-            inputs if tuning.batch is None else inputs.with_batch(tuning.batch),
+            inputs.asked(tuning.batch),
             options.place,
             tuning_of(tuning),
             verify=not options.no_verify,
@@ -116,6 +121,7 @@ def _tune_module(options: TuneCommand, source: ModelOptions) -> int:
     screen.wrote(options.place)
     for line in (found.summary, *found.notes):
         screen.paragraph(line, indent="  ")
+    show_stages(screen, found.stages)
     if tuning.save_plan is not None:
         found.plan.save(tuning.save_plan)
         screen.wrote(tuning.save_plan)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from .options import ModelFile, Told
 from .signature import argument, option
+from .tuning import SESSION
 
 _RACE = "The race"
 
@@ -30,6 +31,7 @@ class BenchCommand:
     threads: int = option(
         "--threads", panel=_RACE, metavar="N", default=1, help="Threads of the runtime."
     )
+    session: list[str] | None = option("--session", panel=_RACE, metavar="NAME=VALUE", help=SESSION)
     batch: int | None = option(
         "--batch",
         panel=_RACE,

@@ -7,7 +7,8 @@ from ...deploy import DEFAULT_OPSET, Dynamic, ExportOptions, SiteForms
 from ...errors import UsageError
 from ...tuning import TuningOptions
 from .files import check_distinct, check_folder
-from .options import OnnxFile, TuningChoice
+from .options import OnnxFile
+from .tuning import TuningChoice
 
 
 def onnx_file(options: OnnxFile, forms: SiteForms) -> ExportOptions:
@@ -31,6 +32,7 @@ def tuning_of(options: TuningChoice) -> TuningOptions:
         options.backend,
         options.plan,
         cache=not options.no_cache,
+        session=options.session,
     )
 
 

@@ -16,6 +16,7 @@ from ...passes import pass_names
 from ...targets import target_names
 from .files import ONNX
 from .signature import argument, option
+from .tuning import TUNING, TuningChoice
 
 # As in groupfx.tracing, which would import torch; a test holds them together.
 Way = Literal["auto", "trace", "modules", "export"]
@@ -28,7 +29,6 @@ _GROUPS = "What to show"
 OUTPUT = "Output"
 _FILE_WRITTEN = "The ONNX file"
 _CHECK = "The check"
-_TUNING = "Tuning"
 _MESSAGES = "Messages"
 
 
@@ -248,57 +248,6 @@ class OnnxFile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuningChoice:
-    """What is measured, and for how long."""
-
-    budget: float = option(
-        "--budget",
-        panel=_TUNING,
-        metavar="SECONDS",
-        default=60.0,
-        help="How long to measure, at most about.",
-    )
-    threads: int = option(
-        "--threads", panel=_TUNING, metavar="N", default=1, help="Threads of the runtime."
-    )
-    batch: int | None = option(
-        "--batch",
-        panel=_TUNING,
-        metavar="N",
-        help="The batch that the file is to be fast with.  [default: that of the inputs; 1 for an "
-        ".onnx file that leaves it open]",
-    )
-    backend: str = option(
-        "--backend",
-        panel=_TUNING,
-        metavar="NAME",
-        default="onnxruntime",
-        help="The runtime: onnxruntime; openvino where it is installed; torch (eager) or "
-        "torch.compile, for which OUT is a .pt file of ours.",
-    )
-    plan: Path | None = option(
-        "--plan",
-        panel=_TUNING,
-        metavar="FILE",
-        help="Apply this plan without measuring, where it fits: the same bytes as when it was "
-        "made.",
-    )
-    save_plan: Path | None = option(
-        "--save-plan",
-        panel=_TUNING,
-        metavar="FILE",
-        help="Write the plan as JSON, to be read, edited and applied again.",
-    )
-    no_cache: bool = option(
-        "--no-cache",
-        panel=_TUNING,
-        default=False,
-        help="Measure all anew, and keep nothing. Times are kept in $GROUPFX_CACHE, or in "
-        "~/.cache/groupfx.",
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
 class RewriteCommand:
     """`groupfx rewrite`."""
 
@@ -365,7 +314,7 @@ class ExportCommand:
     written: OnnxFile
     tune: bool = option(
         "--tune",
-        panel=_TUNING,
+        panel=TUNING,
         default=False,
         help="Measure which form of each site is fastest here, as 'groupfx tune' does; the options "
         "below are for that.",
@@ -392,7 +341,7 @@ class TuneCommand:
     tuning: TuningChoice
     device: str | None = option(
         "--device",
-        panel=_TUNING,
+        panel=TUNING,
         metavar="NAME",
         help="Where a backend of torch runs, such as cuda.  [default: cpu]",
     )

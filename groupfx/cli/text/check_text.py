@@ -103,7 +103,7 @@ def _show_remedy(screen: Screen, checked: Checked) -> None:
     if checked.after is None:
         screen.paragraph("No pass would be run.")
     else:
-        passes = " ".join(f"-p {each.spelled()}" for each in checked.passes)
+        passes = _spelled(checked)
         done = checked.result is not None
         screen.paragraph(
             f"{'Passes that were run' if done else 'Passes that would be run'}: {passes}"
@@ -119,6 +119,14 @@ def _show_remedy(screen: Screen, checked: Checked) -> None:
             _show_obstacles(screen, checked.after)
     for left in checked.left:
         screen.paragraph(f"{left.name}: {left.reason}", indent="  ")
+
+
+def _spelled(checked: Checked) -> str:
+    """The passes as the command line takes them; those of a grammar belong together."""
+    given = [each.spelled() for each in checked.passes]
+    if checked.target.grammar is not None and given == [*checked.target.passes]:
+        return f"all {len(given)} of --target {checked.target.name}"
+    return " ".join(f"-p {each}" for each in given)
 
 
 def _some(screen: Screen, names: Sequence[str]) -> str:

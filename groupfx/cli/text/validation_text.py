@@ -96,7 +96,10 @@ def validated(
     wrong: WhenWrong = WhenWrong(),
 ) -> Validation:
     """Validate an export of `opened` before it is written; what is wrong with it is shown."""
-    sides = TorchSide.of(opened.model, opened.inputs, "the model"), OnnxSide(str(place), made.model)
+    sides = (
+        TorchSide.of(opened.model, opened.inputs, "the model"),
+        OnnxSide(str(place), made.model, data=made.data),
+    )
     with shown_if_wrong(screen, wrong), screen.work("Validating", what="runs") as progress:
         return require_same("the ONNX model", *sides, options, progress)
 
