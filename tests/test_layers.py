@@ -52,7 +52,7 @@ WINGS = frozenset({"deploy", "passes"})
 # Packages of others that only one room may import; a plan is integers, without torch.
 ONLY_IN = {
     "distributed": {"fleet"},
-    "jinja2": {"page"},
+    "jinja2": {"emit", "page"},
     "matplotlib": {"report"},
     "onnx": {"deploy", "testing", "tuning"},
     "onnx_ir": {"deploy", "testing", "tuning"},

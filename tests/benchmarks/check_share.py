@@ -25,7 +25,7 @@ _BLOCKS = (3, 4, 6, 3)
 _PARTS: dict[str, tuple[Any, str]] = {
     "outside": (Outside, "changes"),
     "sites": (checking, "compare_regions"),
-    "observable": (checking, "observable_sites"),
+    "observable": (checking, "_observable"),
     "end to end": (checking, "compare_models"),
 }
 

@@ -31,12 +31,14 @@ from torch import Tensor, nn
 
 import groupfx
 from examples.flgc_digits.network import mobilenet_v2_flgc
-from groupfx.deploy.forms.fastest import fastest_forms
+from groupfx.deploy import ExportOptions, prepare_export
 from groupfx.deploy.forms.forming import apply_form
 from groupfx.deploy.graph.conv_nodes import ConvNode, conv_nodes
+from groupfx.deploy.graph.free_names import Names
 from groupfx.nn import Flgc2d
 from groupfx.plan.blocks import BlockStructure, find_blocks
-from groupfx.plan.forms import FormPlan, plan
+from groupfx.plan.forms import plan
+from groupfx.running.inputs import ExampleInputs
 
 GROUPS = (8, 4, 2)
 # Runs of a turn that bring the weights into the caches, and those that count.
@@ -97,16 +99,17 @@ def files(network: nn.Module, folder: Path) -> dict[str, Path]:
     made = groupfx.rewrite(network, x, passes=passes, verify=False)
     groupfx.export(made, x, places["dense"], overwrite=True)
     onnx.save(onnx.shape_inference.infer_shapes(onnx.load(places["dense"])), folder / "sizes.onnx")
-    for name in ("fewest MACs", "chosen"):
-        model = ir.load(folder / "sizes.onnx")
-        blocks = {c.name: found for c in conv_nodes(model)[0] if (found := _blocks(c)) is not None}
-        forms: Mapping[str, FormPlan] = {site: plan(found) for site, found in blocks.items()}
-        if name == "chosen":
-            forms = fastest_forms(model, _blocks).forms
-        for conv in conv_nodes(model)[0]:
-            if conv.name in forms:
-                apply_form(model, conv, forms[conv.name])
-        ir.save(model, places[name])
+    model = ir.load(folder / "sizes.onnx")
+    names = Names(model)
+    for conv in conv_nodes(model)[0]:
+        found = _blocks(conv)
+        if found is not None:
+            apply_form(model, conv, plan(found), names)
+    ir.save(model, places["fewest MACs"])
+    # What an export writes: layers around a site may change too, and gathers are joined.
+    made = groupfx.rewrite(network, x, target="onnxruntime", verify=False)
+    chosen = prepare_export(made.model, ExampleInputs((x,)), ExportOptions(forms="fastest"))
+    chosen.write(places["chosen"], overwrite=True)
     return places
 
 

@@ -51,9 +51,8 @@ from groupfx.api.tuning import feeds_of
 from groupfx.deploy import ExportOptions, PreparedExport, prepare_export
 from groupfx.deploy.export.onnx_graph import quiet
 from groupfx.running.inputs import ExampleInputs
-from groupfx.tuning import TuningOptions, tune_graph
+from groupfx.tuning import TuningOptions, cpu_name, tune_graph
 from groupfx.tuning.backends import backend_named
-from groupfx.tuning.probe import cpu_name
 from groupfx.tuning.race import Turn, race
 from groupfx.tuning.ratios import compare
 
@@ -62,7 +61,7 @@ from .ordinary import ORDINARY, SIZE
 
 SIDES = ("again", "plain", "default", "tuned")
 NEVER_ABOVE = 1.02
-_WIDTH = 170
+_WIDTH = 190
 _OF_TUNING = 0.6
 _ORDINARY_MEAN = 0.93
 _TRAINED = Path(__file__).parents[2] / "examples" / "flgc_digits"

@@ -247,6 +247,7 @@ def test_plinio_judges_every_operation(cli: Cli, tmp_path: Path) -> None:
         "SuperNet": "wrong",
     }
     assert [each["operation"] for each in report["after"]["obstacles"]] == ["nn.GELU"]
+    assert "Passes that would be run: all 16 of --target plinio\n" in cli(*argv).out
     # SuperNet takes it once it is split.
     done = cli(*argv, "--method", "SuperNet", "--json", "-")
     report = check_json(done.out, SCHEMA)

@@ -83,6 +83,26 @@ finally:
     assert len(loaded) < 400
 
 
+def test_a_rewrite_is_made_without_compiler_and_exporter(tmp_path: Path) -> None:
+    """Which take longer to import than a small model takes."""
+    save(tmp_path / "net.pt", grouped_model())
+    argv = ["rewrite", "net.pt", "--input-shape", SHAPE]
+    code = f"""
+import sys
+from groupfx.cli import main
+try:
+    main({argv!r})
+finally:
+    print(*sys.modules)
+"""
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    loaded = {*done.stdout.splitlines()[-1].split()}
+    assert "groupfx.verify.observable" in loaded, done.stderr
+    assert not {"torch._dynamo", "onnx", "onnxscript", "onnxruntime"} & loaded
+
+
 @pytest.mark.parametrize("command", ["rewrite", "inspect", "passes"])
 def test_help_has_an_example_that_parses_and_fits(cli: Cli, command: str) -> None:
     done = cli(command, "--help")

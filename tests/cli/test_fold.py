@@ -67,7 +67,7 @@ REFUSED = {
     "named and held": (HELD, ORDER, "only=y", "y cannot be rewritten: an input of the model and y"),
     "computed": (COMPUTED, ORDER, "only=b", "b cannot be rewritten: its indices are computed"),
     "beyond": (FREE, (0, 1, 2, 3, 4, 6), "only=b", "there is no channel 6 among 6"),
-    "not there": (FREE, ORDER, "only=f", "only=f names no site; there are b, e"),
+    "not there": (FREE, ORDER, "only=f", "only=f names no site; the sites are b, e"),
     "none at all": (SHORT.replace("s)", "z)"), ORDER, "skip=b", "there is none in this model"),
 }
 

@@ -109,24 +109,19 @@ def piped(*argv: object, folder: Path, **extra: str) -> subprocess.CompletedProc
 
 
 def test_a_pipe_gets_plain_rows_of_any_length(tmp_path: Path) -> None:
+    """In its own encoding, whatever that lacks."""
     model: torch.nn.Module = grouped_model()
     for level in range(12):
         model = torch.nn.Sequential(OrderedDict({f"a_long_name_{level}": model}))
-    save(tmp_path / "net.pt", model)
-    done = piped("inspect", "net.pt", "--input-shape", SHAPE, folder=tmp_path, COLUMNS="40")
+    save(tmp_path / "größe.pt", model)
+    argv = ("inspect", "größe.pt", "--input-shape", SHAPE)
+    done = piped(*argv, folder=tmp_path, COLUMNS="40", PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("gr\\xf6\\xdfe.pt: a pickled Sequential")
     assert CONTROL.findall(done.stdout) == []
     name = ".".join(f"a_long_name_{level}" for level in reversed(range(12))) + ".stem"
     (row,) = [line for line in done.stdout.splitlines() if line.startswith(f"{name}  ")]
     assert row.endswith("reorders")
-
-
-def test_a_name_that_the_encoding_lacks(tmp_path: Path) -> None:
-    save(tmp_path / "größe.pt", grouped_model())
-    argv = ("inspect", "größe.pt", "--input-shape", SHAPE)
-    done = piped(*argv, folder=tmp_path, PYTHONIOENCODING="ascii")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("gr\\xf6\\xdfe.pt: a pickled Sequential")
 
 
 def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
@@ -140,6 +135,14 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
     assert (tmp_path / "net.groupfx.pt").exists()
 
 
+# A process that was started in the background ignores Ctrl-C, and so do those that it starts.
+HEEDS_INTERRUPTS = (
+    "import os, signal, sys\n"
+    "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
+    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])\n"
+)
+
+
 def test_an_interrupt_stops_it(tmp_path: Path) -> None:
     torch.save(grouped_model().state_dict(), tmp_path / "weights.pt")
     (tmp_path / "slow.py").write_text(
@@ -151,7 +154,7 @@ def test_an_interrupt_stops_it(tmp_path: Path) -> None:
     before = contents(tmp_path)
     argv = ["rewrite", "weights.pt", "--arch", "slow.py:make", "--json", "report.json"]
     process = subprocess.Popen(
-        [*MAIN, *argv],
+        [sys.executable, "-c", HEEDS_INTERRUPTS, *MAIN[1:], *argv],
         cwd=tmp_path,
         env=environment(PYTHONDONTWRITEBYTECODE="1"),
         stdout=subprocess.PIPE,

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
 
 import groupfx
+from groupfx.api.tuning import _of_file, file_to_tune
 from groupfx.cli.commands.export import SCHEMA as EXPORT_SCHEMA
 from groupfx.cli.commands.tune import SCHEMA
 from groupfx.errors import ModelError, UsageError
@@ -89,12 +94,30 @@ def test_an_onnx_file_is_tuned(cli: Cli, tmp_path: Path) -> None:
     assert_computes(Path("theirs.tuned.onnx"), model, x)
 
 
+FIXED: dict[str, tuple[list[str], str]] = {
+    "batch": (["--batch", "3"], "batch=3: the file takes batches of 2 only"),
+    "shape": (["--input-shape", "2,7,9,11"], "[2, 7, 9, 11], and theirs.onnx takes [2, 6, 9, 11]"),
+}
+
+
+@pytest.mark.parametrize(("argv", "said"), FIXED.values(), ids=FIXED.keys())
+def test_what_a_file_does_not_take_is_named(cli: Cli, argv: list[str], said: str) -> None:
+    model, x = grouped_model(), torch.randn(*map(int, SHAPE.split(",")))
+    groupfx.export(model, x, "theirs.onnx", dynamic_batch=False)
+    done = cli("tune", "theirs.onnx", *argv, *QUICK)
+    assert done.code == 2
+    assert said in done.err
+    assert not Path("theirs.tuned.onnx").exists()
+
+
 def test_an_export_is_tuned(cli: Cli, tmp_path: Path) -> None:
     path = save(tmp_path / "net.pt", grouped_model())
     given = ("export", path, "--input-shape", SHAPE, "--tune", *QUICK)
-    done = cli(*given, "--json", "report.json")
+    done = cli(*given, "--json", "report.json", "--session", "execution_mode=parallel")
     assert done.code == 0, done.err
     report = check_json(Path("report.json").read_text(), EXPORT_SCHEMA)
+    assert report["tuning"]["plan"]["session"] == {"execution_mode": "ORT_PARALLEL"}
+    assert "1 thread, execution_mode=ORT_PARALLEL)" in done.out
     assert report["export"]["summary"] in done.out
     assert report["tuning"]["ratio"]["value"] == report["export"]["expected"]
 
@@ -107,6 +130,8 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "output": (["-o", "net.pt2"], "the name must end in .onnx"),
     "one file": (["--save-plan", "net.tuned.onnx"], "both name net.tuned.onnx"),
     "backend": (["--backend", "trt"], "there is no backend 'trt'"),
+    "session": (["--session", "execution_mode=x"], "session: execution_mode='x' is no value of it"),
+    "name": (["--session", "exec_mode=x"], "there is no option 'exec_mode': execution_mode"),
 }
 
 
@@ -121,9 +146,12 @@ def test_what_cannot_be_is_refused_early(
 
 def test_options_of_tuning_need_it(cli: Cli, tmp_path: Path) -> None:
     path = save(tmp_path / "net.pt", grouped_model())
-    done = cli("export", path, "--input-shape", SHAPE, "--save-plan", "p.json", "--budget", "3")
+    given = ("--save-plan", "p.json", "--budget", "3", "--session", "enable_mem_reuse=0")
+    done = cli("export", path, "--input-shape", SHAPE, *given)
     assert done.code == 2
-    assert "--budget, --save-plan: only with --tune, or in 'groupfx tune'" in done.err
+    assert "--budget, --session, --save-plan: only with --tune, or in 'groupfx tune'" in done.err
+    with pytest.raises(UsageError, match="session: only with tune=True"):
+        groupfx.export(grouped_model(), torch.ones(2, 6, 9, 11), session={"enable_mem_reuse": 0})
 
 
 def test_options_of_a_model_are_refused_for_a_file(cli: Cli, tmp_path: Path) -> None:
@@ -165,6 +193,8 @@ OF_TORCH: dict[str, tuple[list[str], str]] = {
     "device": (["--device", "nowhere"], "--device nowhere: "),
     "one file": (["--save-plan", "net.tuned.pt"], "both name net.tuned.pt"),
     "batch": (["--batch", "0"], "--batch 0: it must be at least 1"),
+    "many rows": (["--batch", "1000000000"], "batch=1000000000: the inputs would have"),
+    "session": (["--session", "enable_mem_reuse=0"], "torch has no sessions of ONNX Runtime"),
 }
 
 
@@ -228,12 +258,81 @@ def test_in_python(tmp_path: Path) -> None:
     assert (tmp_path / "again.onnx").read_bytes() == place.read_bytes()
 
 
+def test_inputs_in_half_of_a_float_are_run_in_what_the_file_takes(tmp_path: Path) -> None:
+    place = tmp_path / "two.onnx"
+    onnx.save(onnx.parser.parse_model(TWO_INPUTS.format(rows=1)), place)
+    inputs = {"x": torch.ones(3, 4, 8, 8, dtype=torch.bfloat16)}
+    _, _, feeds = _of_file(place, inputs, None)
+    assert (feeds["x"].dtype, feeds["x"].shape) == (np.float32, (3, 4, 8, 8))
+
+
 def test_a_file_of_another_kind_and_a_fixed_batch_are_refused(tmp_path: Path) -> None:
     x = torch.randn(2, 6, 9, 11)
     with pytest.raises(UsageError, match=r"is no \.onnx file"):
         groupfx.tune(tmp_path / "m.pt", x, tmp_path / "m.onnx")
     with pytest.raises(UsageError, match="the file takes batches of 2 only"):
         groupfx.tune(grouped_model(), x, tmp_path / "m.onnx", dynamic_batch=False, batch=5)
+    with pytest.raises(UsageError, match="and at most 268,435,456 are taken"):
+        groupfx.tune(grouped_model(), x, tmp_path / "m.onnx", batch=10**8)
+
+
+TWO_INPUTS = """
+    <ir_version: 8, opset_import: ["" : 18]>
+    two (float[batch,4,8,8] x, float[{rows},4,1,1] gate, float[4] shift) => (float[batch,4,8,8] y)
+    <float[4,2,1,1] w = {{1, 2, 3, 4, 5, 6, 7, 8}}>
+    {{
+        gated = Mul(x, gate)
+        y = Conv <group: int = 2> (gated, w, shift)
+    }}
+"""
+
+
+@pytest.mark.parametrize(("rows", "gates"), [("1", 1), ("batch", 3)])
+def test_a_batch_is_for_the_inputs_that_have_it(tmp_path: Path, rows: str, gates: int) -> None:
+    place = tmp_path / "two.onnx"
+    onnx.save(onnx.parser.parse_model(TWO_INPUTS.format(rows=rows)), place)
+    _, _, feeds = file_to_tune(place, {}, 3)
+    assert [len(feeds[name]) for name in ("x", "gate", "shift")] == [3, gates, 4]
+    _, _, feeds = file_to_tune(place, {}, None)
+    assert [len(feeds[name]) for name in ("x", "gate", "shift")] == [1, 1, 4]
+
+
+def test_a_batch_that_a_file_fixes_is_said(tmp_path: Path) -> None:
+    place = tmp_path / "two.onnx"
+    onnx.save(onnx.parser.parse_model(TWO_INPUTS.format(rows=1).replace("batch", "2")), place)
+    assert len(file_to_tune(place, {}, 2)[2]["x"]) == 2
+    with pytest.raises(UsageError, match="batch=3: the file takes batches of 2 only"):
+        file_to_tune(place, {}, 3)
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "a batch of none": ({"batch": 0}, "batch=0: it must be at least 1"),
+    "a batch that is no number": ({"batch": "2"}, "batch='2': it must be at least 1"),
+    "a batch that no memory holds": ({"batch": 10**9}, "batch=1000000000: the inputs would have "),
+    "a plan that is none": ({"plan": {}}, "plan={}: give a plan that a tuning made, or the path"),
+    "a shape of an input that is not there": (
+        {"inputs": {"x": torch.zeros(1, 4, 8, 8), 7: torch.zeros(1)}},
+        "has no input 7",
+    ),
+    "a file of another kind": ({"path": "x.pt"}, "x.pt: the name must end in .onnx, such as x.pt."),
+    "a tensor without values": (
+        {"inputs": {"x": torch.zeros(1, 4, 8, 8, device="meta")}},
+        "an input has no values to run on: ",
+    ),
+    "a budget without end": ({"budget": 10**400}, "give seconds, such as 60"),
+    "an input that is not there": ({"inputs": {"z": torch.zeros(1)}}, "has no input 'z': its inp"),
+}
+
+
+@pytest.mark.parametrize(("given", "said"), WRONG.values(), ids=WRONG.keys())
+def test_what_makes_no_sense_is_refused_in_python(
+    tmp_path: Path, given: dict[str, Any], said: str
+) -> None:
+    place = tmp_path / "two.onnx"
+    onnx.save(onnx.parser.parse_model(TWO_INPUTS.format(rows=1)), place)
+    with pytest.raises(UsageError, match=re.escape(said)):
+        groupfx.tune(place, **{"path": tmp_path / "tuned.onnx", "cache": False, **given})
+    assert not (tmp_path / "tuned.onnx").exists()
 
 
 class SmallMasked(nn.Sequential):

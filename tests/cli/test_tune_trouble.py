@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 
 import groupfx
 import groupfx.tuning.tune as tuning
-from groupfx.errors import ModelError
+from groupfx.errors import FileError, ModelError, UsageError
 from groupfx.tuning.backends.onnx_runtime import OnnxRuntimeBackend
+from groupfx.tuning.probe import probe
 from tests.cli.runs import SHAPE, Cli, Run, grouped_model
 
 NOISY = """
@@ -48,7 +51,7 @@ def cli(
 ) -> Cli:
     shutil.copy(written, tmp_path)
     monkeypatch.setenv("GROUPFX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(tuning, "probe", lambda threads: {})
+    monkeypatch.setattr(tuning, "probe", lambda *given: {})
     return Cli(capsys, tmp_path, monkeypatch)
 
 
@@ -106,6 +109,7 @@ def test_a_busy_machine_leaves_the_model_untouched(
     assert done.code == 0, done.err
     assert "untouched: nothing is provably faster (assembled" in done.out
     assert ": cannot tell" in done.out
+    assert "intervals are too wide to tell: tune again with less going on beside it" in done.out
     report = json.loads(Path("report.json").read_text())
     assert (report["untouched"], report["ratio"]["value"]) == (True, 1.0)
     assert report["races"]["assembled"]["verdict"] == "cannot tell"
@@ -170,6 +174,12 @@ PLANS: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
     "CPU": ({"cpu": "a 6502"}, {}, "measured with another CPU: a 6502, and here"),
     "version": ({"version": "0.1"}, {}, "measured with another runtime: onnxruntime 0.1, and here"),
     "threads": ({"threads": 64}, {}, "measured with another number of threads: 64, and here 1"),
+    "no options": ({"session": None}, {}, "1 of 1 site changed"),
+    "options": (
+        {"session": {"execution_mode": "ORT_PARALLEL"}},
+        {},
+        "with other options of the session: execution_mode=ORT_PARALLEL, and here none",
+    ),
     "another site": ({}, {"signature": "x"}, "the plan fits 0 of 1 sites; the others stay as they"),
     "another name": ({}, {"site": "x"}, "1 of 1 site changed"),
 }
@@ -182,7 +192,8 @@ def test_a_plan_from_elsewhere_applies_where_it_fits(
     tune(cli, "--budget", "1e-9", "--save-plan", "plan.json")
     plan = json.loads(Path("plan.json").read_text())
     plan["sites"][0] |= {"recipe": "split"} | site
-    Path("plan.json").write_text(json.dumps(plan | whole))
+    whole = {key: held for key, held in (plan | whole).items() if held is not None}
+    Path("plan.json").write_text(json.dumps(whole))
     done = tune(cli, "--plan", "plan.json")
     assert done.code == 0, done.err
     assert said in done.out
@@ -192,6 +203,11 @@ def test_a_plan_from_elsewhere_applies_where_it_fits(
 NO_PLANS: dict[str, tuple[str, str]] = {
     "no JSON": ("{", "is no plan of groupfx"),
     "another file": ("{}", "its schema is not groupfx.plan/1"),
+    "no options": (
+        '{"schema": "groupfx.plan/1", "backend": "a", "version": "1", "cpu": "b", "threads": 1, '
+        '"sites": [], "session": {"execution_mode": 3}}',
+        "or an option of the session is no text",
+    ),
     "no recipe": ('{"schema": "groupfx.plan/1", "backend": 3}', "is no plan of groupfx"),
 }
 
@@ -203,3 +219,47 @@ def test_what_is_no_plan_is_refused(cli: Cli, text: str, said: str) -> None:
     assert (done.code, done.out) == (2, "")
     assert said in done.err
     assert not Path("net.tuned.onnx").exists()
+
+
+def test_the_file_that_is_tuned_is_not_replaced(cli: Cli) -> None:
+    before = Path("net.onnx").read_bytes()
+    with pytest.raises(UsageError, match=r"net\.onnx is the file that is tuned"):
+        groupfx.tune("net.onnx", path="net.onnx", overwrite=True)
+    os.link("net.onnx", "linked.onnx")
+    with pytest.raises(UsageError, match=r"linked\.onnx is the file that is tuned"):
+        groupfx.tune("net.onnx", path="linked.onnx", overwrite=True)
+    assert Path("net.onnx").read_bytes() == before
+
+
+def test_a_file_that_the_checker_refuses_is_named(cli: Cli) -> None:
+    model = onnx.load("net.onnx")
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    onnx.save(model, "net.onnx")
+    with pytest.raises(FileError, match=r"^net\.onnx: onnx\.checker refuses .* Mend that first"):
+        groupfx.tune("net.onnx", path="tuned.onnx", cache=False)
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_measured(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = profiled(monkeypatch, lambda number: None)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(FileError, match=r"tuned\.onnx cannot be written: no permission to write"):
+        groupfx.tune("net.onnx", path="tuned.onnx", cache=False)
+    assert made == []
+
+
+def test_a_runtime_that_does_not_optimise_is_tuned_without_blocks(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tuning, "probe", probe)
+    raced(monkeypatch, 0.80, 0.81, 0.79, 0.80, 0.81)
+    off = "graph_optimization_level=disable_all"
+    done = cli("tune", "net.onnx", "--budget", "2", "--session", off)
+    assert done.code == 0, done.err
+    assert "Same function" in done.out
+    assert "1 thread, graph_optimization_level=ORT_DISABLE_ALL)" in done.out
+    (cache,) = (tmp_path / "cache").iterdir()
+    known = json.loads(cache.read_text())
+    assert known["machine"]["block"] == 0
+    assert all("grouped" in recipes and len(recipes) > 1 for recipes in known["times"].values())

@@ -39,6 +39,14 @@ def scaled(m: ConvAndNorms, x: Tensor) -> Tensor:
     return F.batch_norm(m.conv(x), m.norm.running_mean * 2, m.norm.running_var)
 
 
+def scaled_by_the_input(m: ConvAndNorms, x: Tensor) -> Tensor:
+    return F.batch_norm(m.conv(x), m.norm.running_mean * x.mean(), m.norm.running_var)
+
+
+def drawn(m: ConvAndNorms, x: Tensor) -> Tensor:
+    return F.batch_norm(m.conv(x), torch.rand(3), m.norm.running_var)
+
+
 def in_train_mode(m: ConvAndNorms, x: Tensor) -> Tensor:
     mean, variance = m.norm.running_mean, m.norm.running_var
     return F.batch_norm(m.conv(x), mean, variance, training=True)
@@ -71,14 +79,16 @@ OPERATORS: dict[str, tuple[Callable[[ConvAndNorms, Tensor], Tensor], bool]] = {
     "behind": (lambda m, x: m.norm(m.conv(x)), True),
     "without-weight": (lambda m, x: m.bare(m.conv(x)), True),
     "statistics-of-the-batch": (lambda m, x: m.moving(m.conv(x)), False),
-    "computed-mean": (scaled, False),
+    "computed-mean": (scaled, True),
+    "mean-of-the-input": (scaled_by_the_input, False),
+    "drawn-mean": (drawn, False),
     "train-mode": (in_train_mode, False),
     "used-too": (lambda m, x: (lambda y: m.norm(y) + y)(m.conv(x)), False),
 }
 
 
 @pytest.mark.parametrize(("forward", "belongs"), OPERATORS.values(), ids=OPERATORS.keys())
-def test_an_operator_in_eval_mode_on_stored_tensors(
+def test_an_operator_in_eval_mode_on_tensors_that_no_input_bears_on(
     forward: Callable[[ConvAndNorms, Tensor], Tensor], belongs: bool
 ) -> None:
     program = export_program(ConvAndNorms(forward).eval(), ExampleInputs.of(X))

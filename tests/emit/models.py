@@ -291,7 +291,6 @@ def behind(leaf: nn.Module) -> nn.Module:
 
 
 CASES = [
-    Case("shared", SharedLayers, SOUND, "trace", {}),
     Case("frozen", PartlyFrozen, example((2, 4, 9)), "trace", {}),
     *(
         Case(str(dtype), in_(dtype), example((2, 4, 7), dtype=dtype), "trace", {})

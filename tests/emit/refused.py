@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrizations
 
-from tests.emit.models import Grouped, Rates, behind, with_forward
+from tests.emit.models import Grouped, Rates, SharedLayers, behind, with_forward
 from tests.models import zoo_traps as traps
 
 # Names
@@ -116,13 +116,16 @@ REFUSED: dict[str, tuple[nn.Module, tuple[Any, ...], str, str]] = {
         with_forward(lambda self, x: twice(self.c(x))),
         _X,
         "export",
-        "emit_models::twice is not torch's own",
+        "emit_models.twice.default is not torch's own",
     ),
+    "shared": (SharedLayers(), _X, "trace", r"layers.0.weight and layers.2.weight are one param"),
     "autocast": (traps.LowPrecisionPart(), (torch.ones(2, 6, 7),), "export", "a graph inside the"),
 }
 
 # Of what is found in a graph that has no class, these cannot be written.
+TIED = ("two-names", "tied-weights")
 NOT_AS_A_GRAPH = (
+    *TIED,
     "forward-hook",
     "forward-pre-hook",
     "backward-hook",

@@ -30,49 +30,51 @@ import torch
 from torch import Tensor, nn
 
 
-def cut(tensor: Tensor, groups: Sequence[int]) -> Sequence[Tensor]:
-    """The rows of a tensor, shared out in proportion to `groups`; a number goes to each."""
+def cut(tensor: Tensor, groups: Sequence[int]) -> list[Tensor]:
+    """Copies of the rows of a tensor, in proportion to `groups`; a number goes to each."""
     if not tensor.dim():
-        return [tensor] * len(groups)
-    return tensor.split([len(tensor) * n // sum(groups) for n in groups])
+        return [tensor.clone() for _ in groups]
+    size = len(tensor) // sum(groups)
+    return [rows.clone() for rows in tensor.split([size * n for n in groups])]
 
 
-def part(module: nn.Module, k: int, groups: Sequence[int]) -> nn.Module:
-    """The k-th part of a convolution or a BatchNorm, with its rows of the tensors."""
-    new = copy.deepcopy(module)
-    for name, tensor in module.named_parameters():
-        rows = cut(tensor.detach(), groups)[k].clone()
-        setattr(new, name, nn.Parameter(rows, tensor.requires_grad))
-    for name, tensor in module.named_buffers():
-        setattr(new, name, cut(tensor, groups)[k].clone())
-    for name in ("in_channels", "out_channels", "num_features", "groups"):
-        if hasattr(new, name):
-            setattr(new, name, getattr(new, name) * groups[k] // sum(groups))
-    return new
+def in_parts(
+    module: nn.Module, groups: Sequence[int], known: dict[Tensor, list[Tensor]]
+) -> list[nn.Module]:
+    """A convolution or a BatchNorm as several; `known` are the rows of what was cut before."""
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    parts = [copy.deepcopy(module, {id(t): t for _, t in tensors}) for _ in groups]
+    for name, tensor in tensors:
+        if tensor not in known:
+            known[tensor] = cut(tensor.detach(), groups)
+            if isinstance(tensor, nn.Parameter):
+                known[tensor] = [nn.Parameter(row, tensor.requires_grad) for row in known[tensor]]
+        for part, row in zip(parts, known[tensor], strict=True):
+            setattr(part, name, row)
+    for part, n in zip(parts, groups, strict=True):
+        for name in vars(part).keys() & {"in_channels", "out_channels", "num_features", "groups"}:
+            setattr(part, name, getattr(part, name) * n // sum(groups))
+    return parts
 
 
 class Branches(nn.Module):
     """A grouped convolution as several convolutions, each on a slice of the channels."""
 
-    def __init__(
-        self, conv: nn.Module, groups: Sequence[int], norm: nn.Module | None = None
-    ) -> None:
+    def __init__(self, conv: nn.Module, convs: list[nn.Module], norms: list[nn.Module]) -> None:
         super().__init__()
         # The model's own code may ask the convolution for its fields.
         vars(self).update({k: v for k, v in vars(conv).items() if not k.startswith("_")})
-        count = range(len(groups))
-        self.convs = nn.ModuleList([part(conv, k, groups) for k in count])
-        self.norms = nn.ModuleList([part(norm, k, groups) for k in count if norm])
-        self.widths = [
-            c.weight.shape[0] if c.transposed else c.weight.shape[1] * c.groups for c in self.convs
-        ]
+        self.convs = nn.ModuleList(convs)
+        self.norms = nn.ModuleList(norms or [nn.Identity() for _ in convs])
+        for c in self.convs:
+            c.in_channels = c.weight.shape[0] if c.transposed else c.weight.shape[1] * c.groups
 
     def forward(self, x: Tensor) -> Tensor:
         parts, start = [], 0
-        for k, (conv, width) in enumerate(zip(self.convs, self.widths)):
-            y = conv(x[:, start : start + width])
-            parts.append(self.norms[k](y) if self.norms else y)
-            start += width
+        for conv, norm in zip(self.convs, self.norms):
+            stop = start + conv.in_channels
+            parts.append(norm(conv(x[:, start:stop])))
+            start = stop
         return torch.cat(parts, dim=1)
 
 
@@ -94,8 +96,7 @@ def to_branches(state: dict[str, Tensor]) -> dict[str, Tensor]:
         path, _, name = key.rpartition(".")
         if path in PLACES:
             place, groups = PLACES[path]
-            parts = enumerate(cut(tensor, groups))
-            new |= {f"{place}.{k}.{name}": part.clone() for k, part in parts}
+            new |= {f"{place}.{k}.{name}": part for k, part in enumerate(cut(tensor, groups))}
             continue
         new[key] = tensor
     return new
@@ -106,64 +107,120 @@ def from_branches(state: dict[str, Tensor]) -> dict[str, Tensor]:
     paths = {place: path for path, (place, _) in PLACES.items()}
     new: dict[str, list[Tensor]] = {}
     for key, tensor in state.items():
-        place, _, name = key.rpartition(".")
-        place = place.rpartition(".")[0]
-        key = f"{paths[place]}.{name}" if place in paths else key
+        path, _, name = key.rpartition(".")
+        path = paths.get(path.rpartition(".")[0], path)
+        key = f"{path}.{name}" if path else name
         new.setdefault(key, []).append(tensor)
-    whole = {key: torch.cat(parts) if parts[0].dim() else parts[0] for key, parts in new.items()}
-    return whole
+    return {key: torch.cat(parts) if parts[0].dim() else parts[0] for key, parts in new.items()}
 
 
 def rewrite(model: nn.Module) -> nn.Module:
     """Change `model` itself, its numbers taken over; returns it."""
+    known: dict[Tensor, list[Tensor]] = {}
     for path, (kind, groups, norm) in SITES.items():
-        moved = [model.get_submodule(norm)] if norm else []
-        model.set_submodule(path, kind(model.get_submodule(path), groups, *moved))
+        conv = model.get_submodule(path)
+        norms = in_parts(model.get_submodule(norm), groups, known) if norm else []
+        model.set_submodule(path, kind(conv, in_parts(conv, groups, known), norms))
         if norm:
             model.set_submodule(norm, nn.Identity())
     return model
 '''
 
-GRAPH = """\
+GRAPH = '''\
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 
-class ResNeXtBlock(nn.Module):
-    def __init__(self):
+class Parts(nn.Module):
+    """Holds modules and tensors under their names."""
+
+    def __init__(self, /, **parts: nn.Module | Tensor) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(6, 64, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.ModuleList([nn.Conv2d(2, 2, 3, padding=1, bias=False) for _ in range(32)])
-        self.bn2 = nn.ModuleList([nn.BatchNorm2d(2) for _ in range(32)])
-        self.conv3 = nn.Conv2d(64, 6, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(6)
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+
+def in_branches(x: Tensor, convs: Sequence[nn.Conv2d], norms: Sequence[nn.Module] = ()) -> Tensor:
+    """Each convolution on the next channels of `x`, with the norm behind it, put together."""
+    parts, start = [], 0
+    for conv in convs:
+        stop = start + conv.in_channels
+        parts.append(conv(x[:, start:stop]))
+        start = stop
+    parts = [norm(part) for norm, part in zip(norms, parts, strict=True)] if len(norms) else parts
+    return torch.cat(parts, dim=1)
+
+
+class ResNeXtBlock(Parts):
+    """`block`, and what is like it."""
 
     def forward(self, x):
-        y = self.relu(self.bn1(self.conv1(x)))
-        y = torch.cat(
-            [self.bn2[k](self.conv2[k](y[:, 2 * k : 2 * k + 2])) for k in range(32)], dim=1
-        )
-        y = self.bn3(self.conv3(self.relu(y))) + x
+        y = self.conv1(x)
+        y = self.bn1(y)
+        y = self.relu(y)
+        y = in_branches(y, self.conv2, self.bn2)
+        y = self.relu(y)
+        y = self.conv3(y)
+        y = self.bn3(y)
+        y = y + x
         return self.relu(y)
 
 
 class Small(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.block = ResNeXtBlock()
+        self.block = ResNeXtBlock(
+            conv1=nn.Conv2d(6, 64, 1, bias=False),
+            bn1=nn.BatchNorm2d(64),
+            relu=nn.ReLU(inplace=True),
+            conv2=nn.ModuleList([nn.Conv2d(2, 2, 3, padding=1, bias=False) for _ in range(32)]),
+            bn2=nn.ModuleList([nn.BatchNorm2d(2) for _ in range(32)]),
+            conv3=nn.Conv2d(64, 6, 1, bias=False),
+            bn3=nn.BatchNorm2d(6),
+        )
         self.fc = nn.Linear(6, 5)
 
-    def forward(self, x: Tensor) -> Tensor:
-        assert x.size(1) == 6, "wants 6 channels"
-        return self.fc(self.block(x).mean((2, 3)))
-"""
+    def forward(self, x):
+        y = x.size(1)
+        y = y == 6
+        torch._assert(y, "wants 6 channels")
+        x = self.block(x)
+        x = x.mean((2, 3))
+        return self.fc(x)
+'''
 
-FUNCTIONAL = """\
+FUNCTIONAL = '''\
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def in_slices(
+    conv: Callable[..., Tensor],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    groups: Sequence[int],
+    sizes: tuple[int, int, int],
+    norms: Sequence[nn.Module] = (),
+    **options: object,
+) -> Tensor:
+    """A convolution for each entry of `groups`, on slices of the input and of what is one weight.
+
+    `sizes` are those of one group: channels of `x`, rows of the weight, rows of the bias.
+    """
+    parts, start = [], 0
+    for n in groups:
+        own, rows, offsets = (slice(start * size, (start + n) * size) for size in sizes)
+        given = (x[:, own], weight[rows], None if bias is None else bias[offsets])
+        parts.append(conv(*given, groups=n, **options))
+        start += n
+    parts = [norm(part) for norm, part in zip(norms, parts, strict=True)] if len(norms) else parts
+    return torch.cat(parts, dim=1)
 
 
 class MaskedConv(nn.Module):
@@ -173,18 +230,10 @@ class MaskedConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(9))
         self.mask = nn.Buffer(torch.zeros(9, 2, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         y = self.weight * self.mask
-        return torch.cat(
-            [
-                F.conv1d(
-                    x[:, 2 * k : 2 * k + 2], y[3 * k : 3 * k + 3], self.bias[3 * k : 3 * k + 3]
-                )
-                for k in range(3)
-            ],
-            dim=1,
-        )
-"""
+        return in_slices(F.conv1d, x, y, self.bias, [1] * 3, (2, 3, 3))
+'''
 
 
 # Model, its inputs, and the file below its docstring.

@@ -24,7 +24,8 @@ pytestmark = [
 STUBS = Path(stubs.__file__)
 
 
-@pytest.fixture(scope="module")
+# One a test: a worker that a test has killed takes seconds to come back.
+@pytest.fixture
 def scheduler() -> Iterator[LocalCluster]:
     with LocalCluster(
         n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0"
@@ -110,7 +111,7 @@ def test_what_is_no_address(address: str) -> None:
         Cluster.of(address)
 
 
-def test_a_cluster_without_workers(scheduler: LocalCluster) -> None:
+def test_a_cluster_without_workers() -> None:
     refused = pytest.raises(UsageError, match="it has no workers")
     options = {"protocol": "tcp", "processes": False, "dashboard_address": ":0"}
     with LocalCluster(n_workers=0, **options) as empty, refused:

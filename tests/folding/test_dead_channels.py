@@ -186,3 +186,11 @@ def test_what_no_output_comes_of_reads_nothing() -> None:
 
     (fold,) = folded(randomised(Unused())).report.folds
     assert fold.dead == Dead(8, 5)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_layer_without_outputs_is_no_fault() -> None:
+    model = nn.Sequential(nn.Conv2d(6, 6, 1, groups=2), nn.Flatten(), nn.Linear(24, 0))
+    x = torch.randn(2, 6, 2, 2)
+    for passes in (["fold-permutations"], ["split-grouped-conv", "fold-permutations:dead=keep"]):
+        assert groupfx.rewrite(model, x, passes=passes).model(x).shape == (2, 0)

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import groupfx
 from groupfx.merging import sites
+from groupfx.merging.nested import nested
 from groupfx.merging.sites import merge_sites
 from groupfx.nn import ChannelGather
 from groupfx.plan.site_plan import NOTE, SitePlan, note, plan_of
@@ -339,3 +341,53 @@ def test_what_is_written_for_plinio_is_exported_with_a_node_a_site(tmp_path: Pat
     export = groupfx.export(result, path=path)
     assert [site.form for site in export.sites] == ["split into 3", "split into 3", "split into 2"]
     assert_computes(path, model, x)
+
+
+class ShuffledUnit(nn.Module):
+    """A ShuffleNet unit: the second site is joined with the pooled input, the first is shuffled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(8, 8, 1, groups=2), nn.BatchNorm2d(8)
+        self.second, self.behind = nn.Conv2d(8, 4, 1, groups=2), nn.BatchNorm2d(4)
+        self.last = nn.Conv2d(12, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.channel_shuffle(F.relu(self.norm(self.first(x))), 2)
+        y = torch.cat([F.relu(torch.cat([self.behind(self.second(y))], 1)), F.max_pool2d(x, 1)], 1)
+        return self.last(y.relu())
+
+
+def test_sites_that_were_joined_with_others_are_exported_in_one_piece(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    model, x = ShuffledUnit().eval(), torch.randn(2, 8, 5, 7)
+    passes = ["split-grouped-conv", "index-channels", "merge-concats"]
+    result = groupfx.rewrite(model, x, passes=passes)
+    (end, _) = [n for n in result.model.graph.nodes if n.target is torch.cat][::-1]
+    assert len(end.args[0]) == 3
+    assert any(isinstance(part, list) for n in result.model.graph.nodes for part in indices(n))
+    merged = merge_sites(result.model, ExampleInputs.of(x))
+    assert [site.name for site in merged.planned] == ["first", "second"]
+    kinds = [type(module) for module in merged.model.modules()]
+    assert (kinds.count(nn.Conv2d), kinds.count(ChannelGather)) == (3, 1)
+    assert torch.equal(merged.model(x), result.model(x))
+
+
+def indices(node: fx.Node) -> tuple[Any, ...]:
+    return node.args[1] if node.target is operator.getitem else ()  # type: ignore[return-value]
+
+
+def test_what_mixes_channels_is_not_joined_again() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleList(nn.Conv2d(3, 4, 1) for _ in range(2))
+            self.head, self.norm = nn.Conv2d(4, 4, 1), nn.Softmax(1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            halves = [part(x[:, 3 * k : 3 * k + 3]) for k, part in enumerate(self.parts)]
+            mixed = torch.cat([*(self.head(half) for half in halves), x], 1)
+            return torch.cat([*(self.norm(half) for half in halves), mixed], 1)
+
+    graph = fx.symbolic_trace(Shared())
+    assert nested(graph) is graph

@@ -183,6 +183,7 @@ SITES: dict[str, tuple[Forward, Callable[[Any], None] | None]] = {
     "tied": (plain, tie),
     "twice": (twice, None),
     "rows": (rows, None),
+    "with-the-input": (with_the_input, None),
 }
 OTHERS: dict[str, tuple[Forward, Callable[[Any], None] | None]] = {
     "swapped": (swapped, None),
@@ -195,7 +196,6 @@ OTHERS: dict[str, tuple[Forward, Callable[[Any], None] | None]] = {
     "called-again": (called_again, None),
     "one-twice": (one_twice, None),
     "along-the-length": (along_the_length, None),
-    "with-the-input": (with_the_input, None),
     "two-inputs": (two_inputs, None),
     "one-norm-missing": (one_norm_missing, None),
     "norms-swapped": (norms_swapped, None),
@@ -313,4 +313,26 @@ def test_a_few_branches_by_hand_do_not_warn(tmp_path: Path) -> None:
     model, x, path = SplitByHand(5).eval(), torch.randn(2, 5, 7), tmp_path / "m.onnx"
     assert groupfx.export(model, x, path).notes == ()
     assert list(convs_of(path)) == [f"convs.{k}" for k in range(5)]
+    assert_computes(path, model, x)
+
+
+class PadsByShape(nn.Conv2d):
+    """TensorFlow's padding: a branch on the sizes, which no trace takes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] % 2:
+            x = F.pad(x, (0, 1, 0, 1))
+        return F.conv2d(x, self.weight, self.bias, self.stride, groups=self.groups)
+
+
+def test_a_layer_that_calls_its_own_convolution_is_exported_whole(tmp_path: Path) -> None:
+    model, x = nn.Sequential(PadsByShape(6, 9, 2, 2, groups=3)).eval(), torch.randn(2, 6, 7, 7)
+    result = groupfx.rewrite(model, x)
+    merged = merge_sites(result.model, ExampleInputs.of(x))
+    assert [(site.path, site.name) for site in merged.planned] == [("0", "0")]
+    torch.testing.assert_close(merged.model(x), model(x))
+    assert len(result.report.sites) == 1  # and is as it was
+    path = tmp_path / "m.onnx"
+    (site,) = groupfx.export(result, x, path).sites
+    assert site.form == "split into 3"
     assert_computes(path, model, x)

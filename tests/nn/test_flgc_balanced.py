@@ -1,6 +1,7 @@
 """Layers whose groups are of equal size, and what freezing makes of them."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -109,11 +110,14 @@ def test_sizes_are_multiples() -> None:
     [
         ({"group_num": 5, "balanced": True}, "24 inputs and 32 filters .* group_num=4 would"),
         ({"group_num": 4, "balanced": -2}, "multiples of 1 or more"),
+        ({"group_num": 4, "balanced": "yes"}, "balanced='yes'.*: True, or a whole number"),
+        ({"group_num": 4, "balanced": 2.5}, "balanced=2.5.*: True, or a whole number"),
+        ({"group_num": 2.0}, "group_num=2.0.*: the groups are a whole number"),
     ],
 )
-def test_what_cannot_be_equal_is_refused(options: dict[str, int], words: str) -> None:
+def test_what_cannot_be_equal_is_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        Flgc2d(24, 32, 1, **options)  # type: ignore[arg-type]
+        Flgc2d(24, 32, 1, **options)
 
 
 def test_a_map_that_does_not_divide_its_channels_is_named() -> None:
@@ -129,8 +133,11 @@ def test_a_score_that_is_no_number_shows() -> None:
     layer = Flgc2d(8, 8, 1, group_num=2, balanced=True)
     with torch.no_grad():
         layer.in_channels_in_group_assignment_map[3] = torch.nan
-    y = layer(torch.ones(1, 8, 2, 2))
-    assert bool(y.isnan().any())
+    x = torch.ones(1, 8, 2, 2)
+    assert bool(layer(x).isnan().any())
+    result = groupfx.rewrite(nn.Sequential(layer).eval(), (x,), passes=["freeze-learned-groups"])
+    (skipped,) = result.report.skipped
+    assert "1 channel has NaN or infinity among its scores" in skipped.reason
 
 
 def test_a_checkpoint_alone_says_that_groups_are_equal() -> None:

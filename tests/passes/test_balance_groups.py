@@ -95,6 +95,28 @@ def test_number_and_sizes_of_groups(options: dict[str, int], sizes: int) -> None
 
 
 @pytest.mark.parametrize(
+    ("learned", "options", "reason"),
+    [
+        (1, {}, "it has one group; groups=2 or more"),
+        (4, {"groups": 5}, "do not make 5 equal groups; groups=4 would"),
+        (4, {"multiple": 16}, "do not make two equal groups of a multiple of 16"),
+    ],
+)
+def test_a_refusal_names_what_is_in_the_way(
+    learned: int, options: dict[str, int], reason: str
+) -> None:
+    model = nn.Sequential(Flgc2d(24, 16, 3, group_num=learned)).eval()
+    result = groupfx.rewrite(model, (X,), passes=[BalanceGroups(**options)])
+    (skipped,) = result.report.skipped
+    assert reason in skipped.reason
+
+
+def test_no_option_is_recommended_that_it_does_not_have() -> None:
+    (site,) = groupfx.rewrite(network(), (X,), passes=[BalanceGroups()]).report.sites
+    assert "form=" not in " ".join(map(str, site.notes))
+
+
+@pytest.mark.parametrize(
     ("options", "words"), [({"groups": 1}, "groups=1"), ({"multiple": 0}, "=0")]
 )
 def test_options_that_make_no_sense(options: dict[str, int], words: str) -> None:

@@ -153,3 +153,18 @@ def _depthwise_follows() -> nn.Module:
             return y.flip(1)
 
     return Behind()
+
+
+def test_a_weight_in_the_dtype_of_a_value_has_the_sizes_of_the_weight() -> None:
+    class Blur(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 6, 1)
+            self.register_buffer("kernel", torch.rand(6, 1, 3, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            return nn.functional.conv2d(y, self.kernel.to(y), groups=6)
+
+    report = groupfx.rewrite(Blur(), torch.randn(2, 3, 7, 5), passes=["fold-permutations"]).report
+    assert report.verified

@@ -31,13 +31,13 @@ class ThreeKinds(nn.Module):
 
 SPLIT = "split-grouped-conv"
 WRONG = {
-    f"{SPLIT}:only=stage1.9": "only=stage1.9 names no site; there are stage1.1, stage1.0",
-    f"{SPLIT}:only=1": "only=1 names no site; there are stage1.1, stage1.0",
+    f"{SPLIT}:only=stage1.9": "only=stage1.9 names no site; the sites are stage1.1, stage1.0",
+    f"{SPLIT}:only=1": "only=1 names no site; the sites are stage1.1, stage1.0",
     f"{SPLIT}:only=stage1.0,only=stage2.*": "only=stage2.* names no site",
     f"{SPLIT}:only=stage1.0#2": "only=stage1.0#2 names no site",
     f"{SPLIT}:only=stem": "only=stem names no site",
     f"{SPLIT}:skip=stage1": "skip=stage1 names no site",
-    "freeze-learned-groups:only=stage1.0": "only=stage1.0 names no site; there are learned",
+    "freeze-learned-groups:only=stage1.0": "only=stage1.0 names no site; the sites are learned",
     "discover-groups:skip=stage": "skip=stage names no site; ",
 }
 
@@ -86,7 +86,7 @@ def test_it_is_one_in_an_onnx_file_too(tmp_path: Path) -> None:
     path = file(tmp_path / "m.onnx")
     wrong = [f"{SPLIT}:only=conv[1]"]
     with pytest.raises(
-        RewriteError, match=re.escape("only=conv[1] names no site; there are conv[0]")
+        RewriteError, match=re.escape("only=conv[1] names no site; the sites are conv[0]")
     ):
         rewrite_onnx(path, tmp_path / "o.onnx", passes=wrong)
     with pytest.raises(RewriteError, match="names no site"):

@@ -14,239 +14,11 @@ from groupfx.nn import ChannelGather
 from groupfx.passes import make_pass
 from groupfx.testing import check_pass
 from groupfx.tracing.places import operation_of
-
-X = torch.randn(2, 6, 5, 7)
-
-
-class Written(nn.Module):
-    """A convolution, and then what a user may write."""
-
-    def __init__(self, body: Callable[[Tensor, nn.Module], Tensor]) -> None:
-        super().__init__()
-        self.body = body
-        self.conv = nn.Conv2d(6, 8, 3, padding=1)
-        self.other = nn.Conv2d(6, 8, 1)
-        self.linear = nn.Linear(8, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[N, 6, H, W]` to whatever the body makes."""
-        return self.body(x, self)
+from tests.passes.spelling_rows import ROWS, Written, X
 
 
 def operations(model: Any) -> list[str]:
     return [operation_of(node, model) for node in model.graph.nodes if node.op.startswith("call")]
-
-
-def shuffled(y: Tensor, groups: int) -> Tensor:
-    n, c, h, w = y.size()
-    return y.view(n, groups, c // groups, h, w).transpose(1, 2).contiguous().view(n, c, h, w)
-
-
-def halves(y: Tensor) -> Tensor:
-    low, high = y.chunk(2, dim=1)
-    return torch.sub(low, high)
-
-
-ROWS = [
-    # pass, id, body, how many, what is there afterwards
-    (
-        "spell-calls",
-        "dropout that is off",
-        lambda x, m: F.dropout(m.conv(x), 0.3, training=False),
-        1,
-        ["nn.Conv2d"],
-    ),
-    ("spell-calls", "sigmoid", lambda x, m: m.conv(x).sigmoid(), 1, ["nn.Conv2d", "torch.sigmoid"]),
-    ("spell-calls", "relu", lambda x, m: m.conv(x).relu(), 1, ["nn.Conv2d", "F.relu"]),
-    ("spell-calls", "relu in place", lambda x, m: m.conv(x).relu_(), 1, ["nn.Conv2d", "F.relu"]),
-    (
-        "spell-calls",
-        "product",
-        lambda x, m: m.conv(x) * m.other(x),
-        1,
-        ["nn.Conv2d", "nn.Conv2d", "torch.multiply"],
-    ),
-    ("spell-calls", "scaled", lambda x, m: m.conv(x) * 2, 1, ["nn.Conv2d", "torch.multiply"]),
-    (
-        "spell-calls",
-        "expanded",
-        lambda x, m: m.conv(x).mean((2, 3), keepdim=True).expand_as(m.other(x)) * m.other(x),
-        1,
-        ["nn.Conv2d", ".mean", "nn.Conv2d", "torch.multiply"],
-    ),
-    (
-        "spell-calls",
-        "concat from the end",
-        lambda x, m: torch.concat((m.conv(x), m.other(x)), -3),
-        1,
-        ["nn.Conv2d", "nn.Conv2d", "torch.cat"],
-    ),
-    (
-        "spell-calls",
-        "contiguous for nothing",
-        lambda x, m: F.relu(m.conv(x).transpose(2, 3).contiguous()).reshape(2, 4, -1),
-        1,
-        ["nn.Conv2d", ".transpose", "F.relu", ".reshape"],
-    ),
-    (
-        "flatten-views",
-        "view",
-        lambda x, m: m.conv(x).view(x.size(0), -1),
-        1,
-        ["nn.Conv2d", "torch.flatten"],
-    ),
-    (
-        "flatten-views",
-        "reshape",
-        lambda x, m: m.conv(x).reshape(x.shape[0], -1),
-        1,
-        ["nn.Conv2d", "torch.flatten"],
-    ),
-    (
-        "flatten-views",
-        "squeezes",
-        lambda x, m: F.adaptive_avg_pool2d(m.conv(x), 1).squeeze(-1).squeeze(-1),
-        1,
-        ["nn.Conv2d", "F.adaptive_avg_pool2d", "torch.flatten"],
-    ),
-    (
-        "flatten-views",
-        "one position",
-        lambda x, m: F.adaptive_avg_pool2d(m.conv(x), 1)[:, :, 0, 0],
-        1,
-        ["nn.Conv2d", "F.adaptive_avg_pool2d", "torch.flatten"],
-    ),
-    (
-        "flatten-views",
-        "positions again",
-        lambda x, m: m.linear(m.conv(x).mean((2, 3))).view(x.size(0), 4, 1, 1),
-        1,
-        ["nn.Conv2d", ".mean", "nn.Linear", "torch.unsqueeze", "torch.unsqueeze"],
-    ),
-    (
-        "pool-means",
-        "mean",
-        lambda x, m: m.conv(x).mean((2, 3)),
-        1,
-        ["nn.Conv2d", "nn.AdaptiveAvgPool2d", "torch.flatten"],
-    ),
-    (
-        "pool-means",
-        "listed axes",
-        lambda x, m: m.conv(x).mean([-1, -2]),
-        1,
-        ["nn.Conv2d", "nn.AdaptiveAvgPool2d", "torch.flatten"],
-    ),
-    (
-        "pool-means",
-        "kept",
-        lambda x, m: torch.mean(m.conv(x), (2, 3), keepdim=True),
-        1,
-        ["nn.Conv2d", "nn.AdaptiveAvgPool2d"],
-    ),
-    ("pool-means", "one axis", lambda x, m: m.conv(x).mean(3), 1, ["nn.Conv2d", "torch.mean"]),
-    (
-        "pool-means",
-        "the whole window",
-        lambda x, m: F.avg_pool2d(m.conv(x), m.conv(x).size()[2:]),
-        1,
-        ["nn.Conv2d", "nn.AdaptiveAvgPool2d"],
-    ),
-    (
-        "lift-functions",
-        "adaptive",
-        lambda x, m: F.adaptive_avg_pool2d(m.conv(x), (2, 1)),
-        1,
-        ["nn.Conv2d", "nn.AdaptiveAvgPool2d"],
-    ),
-    (
-        "lift-functions",
-        "max",
-        lambda x, m: F.max_pool2d(m.conv(x), 2, padding=1),
-        1,
-        ["nn.Conv2d", "nn.MaxPool2d"],
-    ),
-    (
-        "lift-functions",
-        "average",
-        lambda x, m: F.avg_pool2d(m.conv(x), 2, 1),
-        1,
-        ["nn.Conv2d", "nn.AvgPool2d"],
-    ),
-    ("lift-functions", "relu6", lambda x, m: F.relu6(m.conv(x)), 1, ["nn.Conv2d", "nn.ReLU6"]),
-    ("lift-functions", "silu", lambda x, m: F.silu(m.conv(x)), 1, ["nn.Conv2d", "nn.SiLU"]),
-    (
-        "lift-functions",
-        "resize",
-        lambda x, m: F.interpolate(m.conv(x), scale_factor=2, mode="nearest"),
-        1,
-        ["nn.Conv2d", "nn.Upsample"],
-    ),
-    ("index-channels", "shuffle", lambda x, m: shuffled(m.conv(x), 2), 1, ["nn.Conv2d", "getitem"]),
-    (
-        "index-channels",
-        "shuffle function",
-        lambda x, m: F.channel_shuffle(m.conv(x), 4),
-        1,
-        ["nn.Conv2d", "getitem"],
-    ),
-    (
-        "index-channels",
-        "chunks",
-        lambda x, m: halves(m.conv(x)),
-        2,
-        ["nn.Conv2d", "getitem", "getitem", "torch.sub"],
-    ),
-    (
-        "index-channels",
-        "split",
-        lambda x, m: m.conv(x).split([3, 5], 1)[1],
-        1,
-        ["nn.Conv2d", "getitem"],
-    ),
-    (
-        "index-channels",
-        "narrow",
-        lambda x, m: m.conv(x).narrow(1, 2, 5),
-        1,
-        ["nn.Conv2d", "getitem"],
-    ),
-    (
-        "index-channels",
-        "ellipsis",
-        lambda x, m: m.conv(x)[..., 1:4, :, :],
-        1,
-        ["nn.Conv2d", "getitem"],
-    ),
-    (
-        "merge-concats",
-        "nested",
-        lambda x, m: torch.cat([torch.cat([m.conv(x), m.other(x)], 1), x], 1),
-        1,
-        ["nn.Conv2d", "nn.Conv2d", "torch.cat"],
-    ),
-    (
-        "merge-concats",
-        "an activation between",
-        lambda x, m: torch.cat([F.relu(torch.cat([m.conv(x), m.other(x)], 1)), x], 1),
-        1,
-        ["nn.Conv2d", "nn.Conv2d", "F.relu", "F.relu", "torch.cat"],
-    ),
-    (
-        "merge-concats",
-        "a sum of two",
-        lambda x, m: torch.cat([m.conv(x), x], 1) + torch.cat([m.other(x), x + 1], 1),
-        1,
-        ["nn.Conv2d", "nn.Conv2d", "add", "add", "add", "torch.cat"],
-    ),
-    (
-        "keep-outputs",
-        "an output",
-        lambda x, m: F.relu(torch.cat([m.conv(x), m.other(x)], 1)),
-        1,
-        ["nn.Conv2d", "nn.Conv2d", "torch.cat", "F.relu"],
-    ),
-]
 
 
 @pytest.mark.parametrize(
@@ -259,7 +31,19 @@ def test_what_becomes_of_an_operation(
 ) -> None:
     result = check_pass(make_pass(name), Written(body), (X,), sites=count)
     assert operations(result.model) == expected
-    assert all(each.line and "test_spellings.py:" in each.line for each in result.report.respelled)
+    assert all(each.line and "spelling_rows.py:" in each.line for each in result.report.respelled)
+
+
+def gated(x: Tensor, m: Any) -> Tensor:
+    y = m.conv(x)
+    return y * torch.sigmoid(m.one(torch.mean(y, (2, 3), True))).view(x.size(0), -1, 1, 1)
+
+
+def test_a_view_that_changes_nothing_of_one_position() -> None:
+    """It is followed back to what was pooled: of other sizes it would not be its input."""
+    result = check_pass(make_pass("flatten-views"), Written(gated), (X,), sites=1)
+    after = ["nn.Conv2d", "torch.mean", "nn.Conv2d", "torch.sigmoid", "mul"]
+    assert operations(result.model) == after
 
 
 LEFT = [
@@ -270,6 +54,13 @@ LEFT = [
     ),
     ("spell-calls", "product of sizes", lambda x, m: m.conv(x).view(x.size(0), x.size(2) * 56)),
     ("flatten-views", "channels apart", lambda x, m: m.conv(x).view(2, 4, 2, 5, 7)),
+    ("flatten-views", "a weight", lambda x, m: m.other(x) * m.other.weight.view(8, -1).sum()),
+    (
+        "flatten-views",
+        "made of a weight",
+        lambda x, m: m.other(x) * (2 * m.other.weight).view(8, -1).sum(),
+    ),
+    ("index-channels", "rows of an image", lambda x, m: m.conv(x).sum(1)[:, -1:]),
     ("flatten-views", "moved", lambda x, m: m.conv(x).permute(0, 2, 3, 1).reshape(2, 35, 8)),
     ("pool-means", "over channels", lambda x, m: m.conv(x).mean(1)),
     ("pool-means", "over all", lambda x, m: m.conv(x).mean()),
@@ -278,6 +69,14 @@ LEFT = [
     ("index-channels", "rows shuffled", lambda x, m: m.conv(x).view(2, 8, 7, 5).transpose(2, 3)),
     ("merge-concats", "along another axis", lambda x, m: torch.cat([torch.cat([x, x], 2), x], 2)),
     ("keep-outputs", "read on", lambda x, m: m.other(torch.cat([x[:, :3], x[:, 3:]], 1))),
+    ("part-operations", "relu6", lambda x, m: F.relu6(m.conv(x))),
+    ("part-operations", "other bounds", lambda x, m: m.conv(x).clamp(-1, 1)),
+    ("part-operations", "negative quotient", lambda x, m: m.conv(x) / -3),
+    ("part-operations", "one by it", lambda x, m: 1 / m.conv(x).exp()),
+    ("part-operations", "cube", lambda x, m: m.conv(x) ** 3),
+    ("part-operations", "another sum", lambda x, m: torch.stack([m.conv(x), m.other(x)]).sum(1)),
+    ("index-channels", "stacked rows", lambda x, m: torch.stack([m.conv(x)] * 2, 3).flatten(2, 3)),
+    ("index-channels", "flipped rows", lambda x, m: m.conv(x).flip(2)),
     ("drop-asserts", "what counts", lambda x, m: m.conv(x)),
 ]
 
@@ -309,6 +108,13 @@ REFUSED = [
         "it writes to a value that is read again afterwards",
     ),
     (
+        "flatten-views",
+        lambda x, m: F.adaptive_avg_pool2d(m.conv(x), 1).squeeze(),
+        "takes away a batch of one as well",
+    ),
+    ("spell-calls", lambda x, m: _counted(m, m.conv(x)), "writes to a tensor of the model"),
+    ("part-operations", lambda x, m: _written_then_read(m.conv(x), "neg_"), "is read again"),
+    (
         "keep-outputs",
         lambda x, m: torch.cat([m.conv(x), x], 1),
         r"an output is concatenated of parts with \[6, 8\] channels",
@@ -321,9 +127,15 @@ REFUSED = [
 ]
 
 
-def _written_then_read(y: Tensor) -> Tensor:
-    z = y.relu_()
+def _written_then_read(y: Tensor, call: str = "relu_") -> Tensor:
+    z: Tensor = getattr(y, call)()
     return z + y
+
+
+def _counted(m: Any, y: Tensor) -> Tensor:
+    z = y / m.calls.clone()
+    m.calls.add_(1)
+    return z
 
 
 @pytest.mark.parametrize(("name", "body", "reason"), REFUSED)
@@ -389,3 +201,45 @@ def test_a_norm_is_parted_from_a_layer_that_others_read() -> None:
     check_pass(
         make_pass("part-norms"), nn.Sequential(nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6)), (X,), sites=0
     )
+
+
+def test_a_norm_is_parted_from_an_index_behind_it() -> None:
+    layers = (nn.Conv2d(6, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1, groups=2))
+    model = nn.Sequential(*layers, nn.Conv2d(8, 2, 1))
+    result = groupfx.rewrite(model, X, passes=["split-grouped-conv", "part-norms"])
+    front = ["nn.Conv2d", "nn.BatchNorm2d", "nn.Identity", "getitem"]
+    assert operations(result.model)[:4] == front
+    assert [each.after for each in result.report.respelled] == ["nn.BatchNorm + nn.Identity"]
+    assert result.report.verified
+    assert groupfx.rewrite(model, X, target="plinio").report.obstacles == ()
+
+
+def test_outputs_that_were_summed_are_concatenated_from_the_end() -> None:
+    """The sum of the parts is new, and a part of what the next pass looks at."""
+
+    class Summed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Conv2d(6, 8, 1, groups=2), nn.Conv2d(6, 8, 1, groups=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.one(x) + self.other(x)
+
+    passes = ["split-grouped-conv", "merge-concats", "keep-outputs"]
+    result = groupfx.rewrite(Summed(), X, passes=passes)
+    assert result.report.verified
+    (concat,) = [node for node in result.model.graph.nodes if node.target is torch.cat]
+    assert concat.kwargs == {"dim": -3}
+
+
+@pytest.mark.parametrize("sizes", [(2, -1), ((2, -1),), (2, 6, -1)])
+def test_a_view_that_fixes_the_batch_stays(sizes: tuple[Any, ...]) -> None:
+    class Viewed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.view(*sizes)
+
+    result = groupfx.rewrite(Viewed(), X, passes=["flatten-views"])
+    (reason,) = [each.reason for each in result.report.skipped]
+    assert reason == "it gives 2 rows for any batch; write flatten(1), or -1 for them"
+    other = torch.randn(4, 6, 5, 7)
+    assert torch.equal(result.model(other), Viewed()(other))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 import groupfx
 from groupfx.passes import SplitGroupedConv
@@ -145,6 +146,15 @@ def test_output_size_reaches_every_branch() -> None:
     model = OutputSize()
     result = check_pass(SplitGroupedConv(), model, (x,), sites=1)
     assert result.model(x).shape == model(x).shape == (2, 10, 16, 11)
+
+
+@pytest.mark.parametrize("norm", [parametrizations.weight_norm, nn.utils.spectral_norm])
+def test_a_transposed_conv_whose_weight_is_made_anew_is_split_in_its_class(norm: Any) -> None:
+    model = nn.Sequential(norm(nn.ConvTranspose1d(6, 10, 4, 2, groups=2))).eval()
+    x = torch.randn(2, 6, 7)
+    result = groupfx.rewrite(model, (x,), way="modules")
+    assert len(result.report.sites) == 1
+    torch.testing.assert_close(result.model(x), model(x))
 
 
 class ConvFunction(nn.Module):

@@ -55,6 +55,9 @@ def test_a_model_that_cannot_be_copied() -> None:
         def __deepcopy__(self, memo: object) -> nn.Module:
             raise TypeError("a lock inside")
 
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) if x.sum() > -1e9 else x
+
     model = Uncopyable(nn.Conv2d(6, 6, 3, groups=2))
     with pytest.raises(ModelError, match=r"cannot be copied.*a lock inside.*inplace=True"):
         groupfx.rewrite(model, (X,))
@@ -63,6 +66,18 @@ def test_a_model_that_cannot_be_copied() -> None:
     assert len(result.report.sites) == 1
     assert result.report.ok
     assert torch.equal(result.model.get_submodule("0.1").weight, weight[3:])
+
+
+def test_what_cannot_be_copied_and_can_be_traced_is_a_graph_of_its_own() -> None:
+    class Locked(nn.Sequential):
+        def __deepcopy__(self, memo: object) -> nn.Module:
+            raise TypeError("a lock inside")
+
+    model = Locked(nn.Conv2d(6, 6, 3, groups=2))
+    result = groupfx.rewrite(model, (X,))
+    assert (result.report.way, len(result.report.sites)) == ("trace", 1)
+    torch.testing.assert_close(result.model(X), model(X))
+    assert result.model.get_submodule("0.0").weight is not model[0].weight
 
 
 def test_a_lazy_module_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from groupfx.errors import UsageError
+from groupfx.plan import blocks
 from groupfx.plan.blocks import Block, BlockStructure, find_blocks, spread_mask
 from tests.step_counts import steps_of
 
@@ -307,3 +309,26 @@ def test_a_channel_costs_no_more_in_a_large_layer(share: int) -> None:
         return steps_of(lambda: find_blocks(mask))
 
     assert steps(4096) <= 4 * steps(1024)
+
+
+@pytest.mark.parametrize("steps", [2, 8])
+def test_entries_are_followed_by_whole_rows_as_by_a_search(
+    monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    draw = np.random.default_rng(0)
+    drawn = [draw.random(tuple(draw.integers(1, 24, 2))) < share for share in (0.05, 0.2) * 25]
+    searched = [find_blocks(mask, min_saving=0) for mask in drawn]
+    monkeypatch.setattr(blocks, "_MANY_ENTRIES", 0)
+    monkeypatch.setattr(blocks, "_MOST_STEPS", steps)
+    assert [find_blocks(mask, min_saving=0) for mask in drawn] == searched
+
+
+def test_zeros_anywhere_are_looked_through_in_no_time() -> None:
+    mask = np.random.default_rng(0).random((4096, 4096), np.float32) < 0.5
+
+    def seconds() -> float:
+        start = time.process_time()
+        assert len(find_blocks(mask).blocks) == 1
+        return time.process_time() - start
+
+    assert min(seconds(), seconds()) < 0.2

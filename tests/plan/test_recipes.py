@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from groupfx.errors import UsageError
 from groupfx.plan.blocks import BlockStructure, find_blocks
-from groupfx.plan.choice import choose
 from groupfx.plan.cost import OnnxRuntime, Work
 from groupfx.plan.machine import Machine
 from groupfx.plan.packing import pack, pack_bins
 from groupfx.plan.recipes import merge_counts, recipe_plan
+from tests.plan.alone import chosen
 from tests.plan.block_execution import problem_with_plan
 from tests.plan.test_forms import cover, masks
 
@@ -34,7 +34,7 @@ def test_a_choice_is_made_again_from_its_recipe(
     mask: Ints, taps: int, positions: int, block: int
 ) -> None:
     structure, work = cover(mask), Work(taps, positions)
-    found = choose(structure, work, machine=Machine(block=block))
+    found = chosen(structure, work, machine=Machine(block=block))
     assert recipe_plan(found.recipe, structure) == found.plan
     price = OnnxRuntime(work, Machine(block=block))
     packed = pack_bins(structure, price)

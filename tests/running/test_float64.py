@@ -169,6 +169,32 @@ def test_nothing_is_rounded_on_the_way() -> None:
     assert torch.equal(found[-2], torch.stack([x[0] / 3, x[1] * (1 / 3)]))
 
 
+@pytest.mark.parametrize("weighted", [True, False], ids=["weighted", "plain"])
+def test_a_norm_without_an_eps_keeps_that_of_its_own_dtype(weighted: bool) -> None:
+    """That of float64 is smaller by nine digits, which shows on what is small."""
+    model = nn.Sequential(nn.Linear(6, 6), nn.RMSNorm(6, elementwise_affine=weighted))
+    x = torch.randn(2, 6) * 1e-4
+    with torch.no_grad(), Float64(model):
+        y = F.linear(x, model[0].weight, model[0].bias * 1e-4)
+        found = model[1](y)
+    eps = torch.finfo(torch.float32).eps
+    y = F.linear(x.double(), model[0].weight.double(), model[0].bias.double() * 1e-4)
+    torch.testing.assert_close(found.double(), y / (y.square().mean(-1, True) + eps).sqrt())
+
+
+def test_infinity_becomes_the_largest_number_of_its_own_dtype() -> None:
+    model = nn.Linear(1, 1)
+    x = torch.tensor([torch.inf, -torch.inf, torch.nan])
+    limits = torch.finfo(torch.float32)
+    with torch.no_grad(), Float64(model):
+        found = [torch.nan_to_num(x), x.nan_to_num(0.5, None, 2.0), x.clone().nan_to_num_(neginf=3)]
+        whole = torch.nan_to_num(torch.arange(3))
+    assert found[0].tolist() == [limits.max, limits.min, 0.0]
+    assert found[1].tolist() == [limits.max, 2.0, 0.5]
+    assert found[2].tolist() == [limits.max, 3.0, 0.0]
+    assert whole.tolist() == [0, 1, 2]
+
+
 def test_integers_bools_and_questions_stay_what_they_are() -> None:
     weight = nn.Parameter(torch.randn(3, 4))
     with Float64():
@@ -277,6 +303,14 @@ def test_a_write_through_a_view_is_refused(
     assert before.changes(model) == ()
 
 
+def test_a_view_as_float32_is_none_of_half_a_number() -> None:
+    """It only moves numbers, and is called as it is, unless it is given a dtype."""
+    x = torch.ones(3, dtype=torch.float64)
+    with Float64():
+        assert x.view(torch.float32).dtype == torch.float64
+        assert x.view(3, 1).dtype == torch.float64
+
+
 def test_gradients_arrive_in_the_parameter_s_own_dtype() -> None:
     conv = nn.Conv1d(2, 3, 3)
     with Float64(conv):
@@ -305,3 +339,47 @@ def test_native_tensors_keep_their_dtype_until_they_meet_another() -> None:
     with Float64():
         shares = torch.softmax(scores, 0)
         assert (shares == shares.max()).tolist() == [False, True]
+
+
+def test_weights_that_take_turns_in_one_place_do_not_meet() -> None:
+    """Two of one size: one is widened where the other was, and results stay."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 5, 3), nn.Linear(9, 15, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            first, turned = self.a(x), self.a.weight.flatten(1)
+            second = self.b(turned[:, :9])
+            return first.sum() + second.sum() * 3 + self.a(x * 2).sum() + turned.sum()
+
+    model, x = Two(), torch.randn(2, 3, 7, 7, dtype=torch.float64)
+    wide = copy.deepcopy(model).double()
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad), Float64(model):
+            found = model(x)
+        assert torch.equal(found, wide(x))
+    found.backward()
+    wide(x).backward()
+    assert model.b.weight.grad is not None
+    assert torch.equal(model.b.weight.grad, wide.b.weight.grad.float())
+
+
+def test_a_weight_that_was_written_to_is_read_as_it_is_now() -> None:
+    class Writes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 5, 1)
+            self.register_buffer("kernel", torch.ones(2, 5, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.kernel.mul_(1.1)
+            return F.conv2d(self.conv(x), self.kernel)
+
+    model, x = Writes(), torch.randn(2, 3, 7, 7, dtype=torch.float64)
+    wide = copy.deepcopy(model).double()
+    with torch.no_grad(), Float64(model):
+        found = model(x)
+    assert torch.allclose(found, wide(x), rtol=1e-12, atol=0)
+    assert torch.equal(model.kernel, torch.ones(2, 5, 1, 1))

@@ -323,6 +323,7 @@ def test_unchanged_puts_everything_back() -> None:
     model = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout())
     model.register_buffer("late", None)
     model.cached = torch.ones(2)
+    model.shape, model.seen, model.by_size = None, [1], {}
     model[1].eval()
     norm, cached = model[0], model.cached
     before = Fingerprint.of(model)
@@ -334,11 +335,16 @@ def test_unchanged_puts_everything_back() -> None:
         norm.num_batches_tracked.data = torch.ones(4)
         model.late = torch.ones(1)
         model.cached = None
+        model.shape, model.calls = (2, 3), 1
+        model.seen.append(2)
+        model.by_size[3] = torch.ones(3)
         torch.rand(3)
         del norm._buffers["running_mean"]
     assert before.changes(model) == ()
     assert model.late is None
     assert model.cached is cached
+    assert (model.shape, model.seen, model.by_size) == (None, [1], {})
+    assert not hasattr(model, "calls")
     with pytest.raises(RuntimeError), unchanged(model):
         norm.running_mean.add_(7).view(-1, 2)
     assert before.changes(model) == ()
@@ -357,3 +363,12 @@ def test_a_graph_that_does_not_take_inputs_prints_nothing(
         ExampleInputs.of(torch.zeros(2, 4)).call(graph)
     assert capfd.readouterr() == ("", "")
     assert seen == [model]
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_a_nested_tensor_is_refused(layout: torch.layout) -> None:
+    x = torch.nested.nested_tensor([torch.randn(2, 3), torch.randn(4, 3)], layout=layout)
+    for given in (x, (1, [x]), {"x": x}):
+        with pytest.raises(UsageError, match="an example input is a nested tensor"):
+            ExampleInputs.of(given)

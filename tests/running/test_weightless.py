@@ -13,8 +13,7 @@ import groupfx
 from groupfx.errors import MismatchError, ModelError
 from groupfx.nn import Flgc2d
 from groupfx.passes import SplitGroupedConv
-from groupfx.running.inputs import ExampleInputs
-from groupfx.running.weightless import WHY, shapes_fit
+from groupfx.running.weightless import WHY
 from tests.verify.test_wrong_rewrites import (
     DoubledOutput,
     DroppedStride,
@@ -164,13 +163,13 @@ def test_nothing_of_it_is_touched() -> None:
     assert result.model.training
 
 
-class Condition(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,))
-
-
-@pytest.mark.long
-def test_what_is_compiled_runs_after_its_shapes_were_tried() -> None:
-    model, x = Condition(), torch.ones(2, 3)
-    shapes_fit(model, ExampleInputs.of(x))
-    torch.testing.assert_close(model(x), x.sin())
+def test_one_tensor_without_values_is_named() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 6, 3, groups=2))
+    model.register_buffer("unused", torch.empty(3, device="meta"))
+    report = groupfx.rewrite(model, torch.randn(SHAPE)).report
+    assert not report.verified
+    (note,) = report.notes
+    assert note.startswith("unused in the model: no values (on the device meta), so that each site")
+    assert "take it out if nothing reads it" in note
+    del model.unused
+    assert groupfx.rewrite(model, torch.randn(SHAPE)).report.verified

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import groupfx
 from groupfx.errors import InternalError, RewriteError, UsageError
 from groupfx.state.map import Rows, StateDictMap
 
@@ -398,3 +399,22 @@ def test_other_data_is_no_map(data: Any) -> None:
 def test_impossible_rows(start: int, stop: int | None) -> None:
     with pytest.raises(UsageError, match="0 <= start < stop"):
         Rows("w", start, stop)
+
+
+def test_a_tensor_that_no_checkpoint_holds_is_none_of_the_map() -> None:
+    class Blur(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(6, 6, 1, groups=2)
+            self.kernel = torch.rand(6, 1, 3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.conv2d(self.conv(x), self.kernel.to(x), groups=6)
+
+    model, x = Blur(), torch.randn(2, 6, 5, 5)
+    result = groupfx.rewrite(model, (x,))
+    assert result.report.way == "trace"
+    assert result.state_dict_map.to_original().keys() == model.state_dict().keys()
+    model.conv.reset_parameters()
+    result.state_dict_map.load_original(model.state_dict())
+    torch.testing.assert_close(result.model(x), model(x))

@@ -215,3 +215,14 @@ def test_rows_that_went_away_are_no_masked_elements() -> None:
     optimizer = optim.Adam(frozen.parameters())
     with pytest.raises(RewriteError, match=r"'bias' .* has 5 rows, .* holds 3 of them"):
         mapping.optimizer_to_original(optimizer, original)
+
+
+def test_an_optimiser_over_a_compiled_model_is_one_over_the_model() -> None:
+    original, frozen, state = pair()
+    compiled = torch.compile(original, backend="eager")
+    optimizer = OPTIMIZERS["sgd-momentum"](compiled.parameters())
+    converted = state.convert_optimizer(optimizer, compiled)
+    held = {id(p) for group in converted.param_groups for p in group["params"]}
+    assert held == {id(p) for p in frozen.parameters()}
+    back = state.optimizer_to_original(converted, compiled)
+    assert back.param_groups[0]["params"][0] is original.weight

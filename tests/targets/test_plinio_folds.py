@@ -41,3 +41,20 @@ def test_no_permutation_is_left_in_front_of_a_depthwise_convolution(tmp_path: Pa
     groupfx.export(result, x, tmp_path / "folded.onnx")
     found = groupfx.validate(model, tmp_path / "folded.onnx", x)
     assert found.ok, found.blame
+
+
+def test_a_program_with_a_number_among_its_arguments_is_folded() -> None:
+    """`torch.export` keeps a placeholder for it, which a run of the graph has to fill."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.twice, self.thrice = nn.Conv2d(6, 6, 3, groups=2), nn.Conv2d(6, 9, 3, groups=3)
+
+        def forward(self, x: Tensor, scale: int = 2) -> Tensor:
+            return self.twice(x) if scale == 2 else self.thrice(x)
+
+    model, inputs = Scaled().eval(), (torch.randn(2, 6, 8, 8), 3)
+    result = groupfx.rewrite(model, inputs, way="export", passes=["fold-permutations"])
+    assert result.report.ok
+    assert torch.equal(result.model(*inputs), model(*inputs))

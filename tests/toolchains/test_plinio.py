@@ -16,6 +16,7 @@ import groupfx
 from groupfx.running.inputs import ExampleInputs
 from groupfx.toolchains import Obstacle
 from groupfx.toolchains.plinio import CHANNEL, LAYER, PIT, SUPERNET, obstacles
+from tests.models.zoo_traps import CountsCallsInPlace, DrawsRandom
 
 X = torch.randn(2, 6, 8, 10)
 GRAPHS = {PIT, LAYER, CHANNEL}
@@ -62,12 +63,17 @@ ACCEPTED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "branches": branches,
     "spelled slices": lambda m, x: m.left(m.a(x)[:, 0:4, :, :]),
     "every second channel": lambda m, x: m.left(m.a(x)[:, ::2]),
+    "norm, Identity and index": lambda m, x: m.left(m.same(m.norm(m.a(x)))[:, 0:4]),
     "norm behind a convolution": lambda m, x: m.b(F.relu(m.norm(m.a(x)))),
     "flatten and linear": lambda m, x: m.linear(torch.flatten(m.pool(F.relu(m.a(x))), 1)),
     "residual": lambda m, x: m.b(F.relu(m.c(x) + m.a(x))),
     "gate": lambda m, x: m.b(torch.multiply(m.a(x), torch.sigmoid(m.c(m.pool(x))))),
     "positions joined": lambda m, x: torch.flatten(m.a(x), 2),
     "positions cut": lambda m, x: m.b(m.a(x)[:, :, 1:5, ::2]),
+    "a norm of the input": lambda m, x: m.b(F.relu(m.a(m.six(x)))),
+    "a norm at the end": lambda m, x: m.norm(F.relu(m.a(x))),
+    "a number taken from the input": lambda m, x: m.b(F.relu(m.a(x - 1))),
+    "a layer of one value, twice": lambda m, x: _shared(m, y := m.four(m.a(x)), torch.tanh(y)),
     "mean of positions": lambda m, x: m.linear(torch.mean(m.b(m.a(x)), [2, 3])),
     "sigmoid at the end": lambda m, x: torch.sigmoid(m.a(x)),
     "a gate of the value itself": lambda m, x: m.b(_swish(m.a(x))),
@@ -82,9 +88,15 @@ def test_the_accepted_form_has_no_obstacles(body: Callable[[Any, Tensor], Tensor
     parts = {
         "pool": nn.AdaptiveAvgPool2d(1),
         "flat": nn.Flatten(2),
+        "same": nn.Identity(),
+        "six": nn.BatchNorm2d(6),
         "deep": nn.Conv2d(8, 8, 1, groups=8),
     }
     assert judged(Sentence(body, **parts)) == ()
+
+
+def _shared(m: Any, first: Tensor, second: Tensor) -> Tensor:
+    return m.b(torch.cat([m.left(first), m.left(second)], 1))
 
 
 REFUSED: dict[str, tuple[Callable[[Any, Tensor], Tensor], set[str], str]] = {
@@ -123,6 +135,26 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Tensor], set[str], str]] = {
         lambda m, x: F.pad(m.a(x), [0, 0, 0, 0, 1, 1]),
         GRAPHS,
         "padding of channels",
+    ),
+    "a number added to the input": (
+        lambda m, x: m.b(F.relu(m.a(x + 1))),
+        {LAYER, CHANNEL},
+        "nothing but the model's input",
+    ),
+    "a norm of a concatenation at the end": (
+        lambda m, x: m.norm(F.relu(torch.cat([m.four(m.a(x)), m.q(x)], 1))),
+        {PIT},
+        "of a pruned channel it makes no 0",
+    ),
+    "a layer of two values": (
+        lambda m, x: _shared(m, m.four(m.a(x)), m.q(x)),
+        {PIT},
+        "it is called in several places",
+    ),
+    "a layer of its own value": (
+        lambda m, x: m.four(m.b(F.relu(m.b(F.relu(m.a(x)))))),
+        {PIT},
+        "it is called in several places",
     ),
     "a list of channels": (
         lambda m, x: m.b(m.a(x)[:, [3, 1, 0, 2, 7, 6, 5, 4]]),
@@ -222,6 +254,21 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Tensor], set[str], str]] = {
         {PIT, CHANNEL},
         "channels meet",
     ),
+    "an index behind a norm": (
+        lambda m, x: m.left(m.norm(m.a(x))[:, 0:4]),
+        {PIT},
+        "directly behind a norm that is fused",
+    ),
+    "the input in a sum": (
+        lambda m, x: m.a(m.pools(x) + m.first(m.six(x))),
+        {LAYER, CHANNEL},
+        "the model's input is quantised as one",
+    ),
+    "the input in a concatenation": (
+        lambda m, x: m.wide(torch.cat([F.relu(m.six(x)), x], 1)),
+        {LAYER, CHANNEL},
+        "the model's input is quantised as one",
+    ),
     "depthwise at the input": (
         lambda m, x: m.a(m.first(x)),
         {LAYER, CHANNEL},
@@ -270,7 +317,9 @@ def test_a_departure_from_it_is_named(
         wide=nn.Conv2d(12, 2, 1),
         dw=nn.Conv2d(4, 4, 3, groups=4),
         one=nn.Conv2d(6, 1, 1),
-        first=nn.Conv2d(6, 6, 3, groups=6),
+        first=nn.Conv2d(6, 6, 3, groups=6, padding=1),
+        six=nn.Conv2d(6, 6, 1),
+        pools=nn.AvgPool2d(3, 1, 1),
         deep=nn.Conv2d(8, 8, 1, groups=8),
         slope=nn.PReLU(),
         wide_linear=nn.Linear(80, 3),
@@ -297,6 +346,26 @@ MODULES = [
 ]
 
 
+INSTANCES = [
+    (nn.InstanceNorm1d(8), False, {PIT, LAYER, CHANNEL}, "no running statistics"),
+    (nn.InstanceNorm1d(8), True, {PIT}, "no weight and no bias"),
+    (nn.InstanceNorm1d(8, affine=True), False, {PIT, LAYER, CHANNEL}, "no running statistics"),
+    (nn.InstanceNorm1d(8, affine=True), True, {PIT}, "not directly behind a layer"),
+    (nn.InstanceNorm1d(8, affine=True, track_running_stats=True), False, set(), ""),
+]
+
+
+@pytest.mark.parametrize(("norm", "behind", "methods", "reason"), INSTANCES)
+def test_norms_of_instances_are_fused_as_those_of_batches(
+    norm: nn.Module, behind: bool, methods: set[str], reason: str
+) -> None:
+    between = [nn.ReLU()] if behind else []
+    model = nn.Sequential(nn.Conv1d(6, 8, 3), *between, norm, nn.Conv1d(8, 4, 1))
+    told = [each for each in judged(model, torch.randn(2, 6, 9)) if "Instance" in each.operation]
+    assert by_method(tuple(told)) == methods
+    assert not methods or any(reason in each.reason for each in told)
+
+
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: type(module).__name__)
 def test_modules_without_a_rule(module: nn.Module) -> None:
     (found,) = judged(Sentence(lambda m, x: m.odd(m.a(x)), odd=module))
@@ -304,6 +373,21 @@ def test_modules_without_a_rule(module: nn.Module) -> None:
     assert set(found.methods) == GRAPHS
     assert found.refused
     assert found.name == "odd"
+
+
+@pytest.mark.parametrize(
+    ("module", "remedy"),
+    [
+        (nn.GELU(), "nn.ReLU, nn.ReLU6, nn.SiLU"),
+        (nn.Dropout2d(), "nn.Dropout has one"),
+        (nn.GroupNorm(2, 8), "nn.BatchNorm2d has one"),
+        (nn.Hardswish(), "-p part-operations"),
+        (nn.ConvTranspose2d(8, 8, 3), "nn.Upsample"),
+    ],
+)
+def test_a_module_without_a_rule_is_told_with_what_has_one(module: nn.Module, remedy: str) -> None:
+    found = judged(Sentence(lambda m, x: m.odd(m.a(x)), odd=module))
+    assert remedy in str(found[0].remedy)
 
 
 GROUPED = [
@@ -355,8 +439,56 @@ def test_a_rewrite_for_the_target_tells_what_is_left() -> None:
     assert groupfx.rewrite(model, X).report.obstacles is None
 
 
+def test_a_module_that_has_a_rule_as_a_function_becomes_one() -> None:
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3), nn.LogSoftmax(1))
+    x = torch.randn(3, 5)
+    assert by_method(judged(model, x)) == GRAPHS
+    result = groupfx.rewrite(model, x, target="plinio")
+    assert result.report.obstacles == ()
+    torch.testing.assert_close(result.model(x), model(x))
+
+
 def test_a_rewrite_that_leaves_nothing_says_so() -> None:
     model = Sentence(lambda m, x: m.b(m.g(m.a(x)).tanh()), g=nn.Conv2d(8, 8, 1, groups=4))
     report = groupfx.rewrite(model, X, target="plinio").report
     assert report.obstacles == ()
     assert "Nothing is left that the target would refuse." in str(report)
+
+
+def test_what_a_trace_would_freeze_is_named_before_plinio_traces_it() -> None:
+    report = groupfx.rewrite(DrawsRandom(), torch.randn(2, 6, 11), target="plinio").report
+    assert report.way == "modules"
+    (found,) = [each for each in report.obstacles or () if not each.refused]
+    assert set(found.methods) == ALL
+    assert "random numbers" in found.reason
+
+
+def test_a_buffer_that_forward_writes_to_stays_and_is_named() -> None:
+    model = CountsCallsInPlace().eval()
+    x = torch.randn(2, 6, 11)
+    result = groupfx.rewrite(model, x, target="plinio")
+    assert result.report.ok
+    told = {each.operation: each for each in result.report.obstacles or ()}
+    assert told[".add_"].reason == "it writes to a tensor of the model, and has no rule"
+    assert told[".clone"].line is not None
+    assert torch.allclose(result.model(x), model(x))
+    assert torch.allclose(result.model(x), model(x))  # both count the calls
+
+
+def imported_elsewhere(y: Tensor) -> Tensor:
+    return torch.einsum("nchw->ncwh", y)
+
+
+@pytest.mark.parametrize("way", ["trace", "export"])
+def test_an_obstacle_is_told_with_its_module_and_its_line(way: str) -> None:
+    inner = Sentence(lambda m, x: imported_elsewhere(m.g(m.a(x))), g=nn.Conv2d(8, 8, 1, groups=4))
+    model = nn.Sequential(nn.Identity(), nn.Sequential(inner))
+    report = groupfx.rewrite(model, X, target="plinio", way=way).report
+    first = next(each for each in report.obstacles or () if each.refused)
+    assert first.name == "1.0"
+    # An export notes the lines of forwards alone.
+    code = (imported_elsewhere if way == "trace" else Sentence.forward).__code__
+    assert first.line is not None
+    file, _, line = first.line.rpartition(":")
+    assert file == __file__
+    assert code.co_firstlineno < int(line) <= code.co_firstlineno + 2

@@ -1,6 +1,10 @@
 """Opening models: what a graph must keep of the model, and which way is taken when."""
 
+import dataclasses
 import operator
+import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import groupfx
-from groupfx.errors import UsageError
+from groupfx.errors import ModelError, UsageError
 from groupfx.passes import SplitGroupedConv
 from groupfx.running.inputs import ExampleInputs
 from groupfx.testing import check_pass
@@ -112,11 +116,12 @@ def test_modules_of_the_users_class_keep_their_fields() -> None:
     assert conv.bias.shape == (9,)
 
 
-def test_an_exported_model_refuses_train() -> None:
-    result = groupfx.rewrite(Asserts().eval(), (X,), way="export")
-    assert any("eval mode" in note for note in result.report.notes)
-    with pytest.raises(NotImplementedError):
+def test_an_exported_program_refuses_train_and_the_remedy_works() -> None:
+    model = Asserts().eval()
+    result = groupfx.rewrite(torch.export.export(model, (X,)))
+    with pytest.raises(NotImplementedError, match="rewrite the model that it was made of"):
         result.model.train()
+    assert groupfx.rewrite(model, (X,), way="export").model.train().training
 
 
 def test_an_export_refuses_a_size_that_it_took_for_a_constant() -> None:
@@ -181,3 +186,116 @@ def test_a_batchnorm_out_of_sight_is_said_where_there_is_one(norm: nn.Module, no
     model = nn.Sequential(nn.Conv2d(6, 6, 3, groups=2), norm).eval()
     result = check_pass(SplitGroupedConv(), model, (X,), sites=1, way="modules")
     assert bool(result.report.sites[0].notes) == noted
+
+
+class KernelOfEachSample(nn.Module):
+    """As CondConv and StyleGAN2 have it: the batch is taken for channels."""
+
+    def __init__(self, traceable: bool) -> None:
+        super().__init__()
+        self.traceable = traceable
+        self.conv = nn.Conv2d(6, 6, 3, groups=2)
+        self.make = nn.Linear(6, 4 * 6 * 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        b, c, h, w = x.shape
+        if not self.traceable and h % 2:
+            x = x.clone()
+        weight = self.make(x.mean((2, 3))).view(b * 4, c, 3, 3)
+        y = F.conv2d(x.reshape(1, b * c, h, w), weight, groups=b)
+        return y.view(b, 4, y.size(2), y.size(3))
+
+
+@pytest.mark.parametrize("traceable", [True, False])
+def test_groups_that_are_the_batch_are_refused_in_every_way(traceable: bool) -> None:
+    model = KernelOfEachSample(traceable)
+    report = groupfx.rewrite(model, torch.randn(2, 6, 7, 7)).report
+    assert report.way == ("trace" if traceable else "modules")
+    assert [site.name for site in report.sites] == ["conv"]
+    (left,) = report.skipped
+    assert re.match(r"its groups: computed in forward \(.*:\d+\), and another for", left.reason)
+
+
+def in_place(conv: nn.Conv2d) -> None:
+    conv.weight.data.copy_(torch.renorm(conv.weight.data, 2, 0, 0.3))
+
+
+def other_memory(conv: nn.Conv2d) -> None:
+    conv.weight.data = torch.renorm(conv.weight.data, 2, 0, 0.3)
+
+
+@pytest.mark.parametrize("target", [None, "plinio"])
+@pytest.mark.parametrize("bring_back", [in_place, other_memory])
+def test_a_layer_that_keeps_its_own_weight_in_bounds(
+    bring_back: Callable[[nn.Conv2d], None], target: str | None
+) -> None:
+    """The bound holds for what is loaded or trained later; our runs leave the weight alone."""
+
+    class Bounded(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            bring_back(self)
+            return super().forward(x)
+
+    model = nn.Sequential(Bounded(6, 6, 3, groups=2)).eval()
+    weight = model[0].weight
+    before, memory = weight.detach().clone(), weight.data_ptr()
+    result = groupfx.rewrite(model, X, target=target)
+    assert len(result.report.sites) == 1
+    assert model[0].weight is weight
+    assert weight.data_ptr() == memory
+    assert torch.equal(weight, before)
+    assert torch.equal(result.state_dict_map.to_original()["0.weight"], before)
+    model[0].weight.data.mul_(5)
+    result.state_dict_map.load_original(model.state_dict())
+    torch.testing.assert_close(result.model(X), model(X))
+
+
+class TakesTheName(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleDict({name: nn.Conv2d(6, 6, 1, groups=3) for name in "ab"})
+
+    def forward(self, x: Tensor, name: str, times: float | None) -> Tensor:
+        return self.convs[name](x) * (times or 2.0)
+
+
+def test_an_export_refuses_values_that_it_fixed(tmp_path: Path) -> None:
+    x = torch.randn(2, 6, 5, 7)
+    result = groupfx.rewrite(TakesTheName(), (x, "a", None), way="export")
+    assert "arguments that the export fixed: name = 'a', times = None" in result.report.notes
+    result.save(tmp_path / "model.pt")
+    for model in (result.model, groupfx.load(tmp_path / "model.pt").model):
+        model(x, "a", None)
+        with pytest.raises(AssertionError, match="name was exported as 'a'"):
+            model(x, "b", None)
+        with pytest.raises(AssertionError, match="times was exported as None"):
+            model(x, "a", 3.0)
+
+
+@dataclasses.dataclass
+class ComparedByValue(nn.Module):
+    width: int = 6
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(self.width, self.width, 1, groups=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+@pytest.mark.parametrize("opened", [groupfx.find, groupfx.rewrite])
+def test_modules_that_torch_cannot_list_are_refused(opened: Callable[..., Any]) -> None:
+    said = r"^0 \(ComparedByValue \(tests/tracing/test_opening.py:\d+\)\) is compared by value, "
+    with pytest.raises(ModelError, match=said + r".* no hash; .*@dataclass\(eq=False\)"):
+        opened(HoldsOnePart(ComparedByValue()), torch.randn(2, 6, 5, 7))
+
+
+class HoldsOnePart(nn.Module):
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self._modules["0"] = part
+
+    def forward(self, x: Tensor) -> Any:
+        return self._modules["0"](x)  # type: ignore[misc]

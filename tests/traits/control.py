@@ -357,3 +357,103 @@ class LruCached(One):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x) + self.grid(x.shape[-2], x.shape[-1])
+
+
+@trait("modules")
+class FreezesInTraining(One):
+    """No gradient in train mode: an encoder that is not trained."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.set_grad_enabled(not self.training):
+            return self.conv(x) + 0 * x
+
+
+class TwoBranches(nn.Module):
+    """Two convolutions, of which forward calls the second while somebody looks on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alone, self.watched = grouped(), grouped(groups=2)
+
+    def looked_at(self, x: Tensor) -> bool:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.watched(x) if self.looked_at(x) else self.alone(x)
+
+
+_NOT_CALLED = "it is not called in this forward"
+
+
+@trait("modules", left={"watched": _NOT_CALLED})
+class AsksForFunctionModes(TwoBranches):
+    def looked_at(self, x: Tensor) -> bool:
+        return torch.overrides.has_torch_function((x,))
+
+
+@trait("modules", left={"watched": _NOT_CALLED})
+class AsksForTheModeItself(TwoBranches):
+    def looked_at(self, x: Tensor) -> bool:
+        return torch._C._is_torch_function_mode_enabled()
+
+
+@trait("modules")
+class AsksForTheClass(TwoBranches):
+    def looked_at(self, x: Tensor) -> bool:
+        return type(x) is not torch.Tensor
+
+
+@trait("modules")
+class AsksForProxy(TwoBranches):
+    def looked_at(self, x: Tensor) -> bool:
+        return isinstance(x, torch.fx.Proxy)
+
+
+@trait(left={"watched": _NOT_CALLED})
+class AsksForTracing(TwoBranches):
+    def looked_at(self, x: Tensor) -> bool:
+        return torch.jit.is_tracing() or torch.compiler.is_compiling()
+
+
+@trait(
+    refused="AsksForOperatorModes computes something else while its operators are watched (output is",
+    counted=None,
+)
+class AsksForOperatorModes(TwoBranches):
+    def looked_at(self, x: Tensor) -> bool:
+        return torch._C._len_torch_dispatch_stack() > 0
+
+
+_OTHERWISE = (
+    "convolution with 3 groups runs here (HERE) in a forward that does something else while "
+    "torch's functions are watched (it asks torch.overrides.has_torch_function or the like): call "
+    "a module there, or do not ask"
+)
+
+
+@trait("modules", calls=2, left={"convolution": _OTHERWISE})
+class AsksForAnotherWay(One):
+    """The same numbers either way, of which one takes no convolution with groups."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        ones = torch.ones(6, 2, 1, 1)
+        if torch.overrides.has_torch_function_unary(x):
+            parts = [F.conv2d(part, ones[:2]) for part in x.chunk(3, 1)]
+            return self.conv(torch.cat(parts, 1))
+        summed = F.conv2d(x, ones, groups=3)
+        return self.conv(summed) if x.sum() > -1e9 else x
+
+
+@trait(
+    "modules",
+    left={
+        "alone": _NOT_CALLED,
+        "watched": _NOT_CALLED,
+        "convolution": _OTHERWISE,
+    },
+)
+class AsksBesideFunctions(TwoBranches):
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.overrides.has_torch_function_unary(x):
+            return F.conv2d(x, self.watched.weight, padding=1, groups=2)
+        return F.conv2d(x, self.alone.weight, padding=1, groups=3)

@@ -1,18 +1,12 @@
-"""Traits of models that come from elsewhere: scripted, exported, compiled, quantised, wrapped."""
+"""Traits of models that come from elsewhere: scripted, exported, compiled, wrapped."""
 
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from tests.traits.trait import SHAPE, One, grouped, image, trait
-
-
-def quiet(make: Any, *args: Any, **kwargs: Any) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return make(*args, **kwargs)
+from tests.traits.outputs import GivesNamedTuple
+from tests.traits.trait import One, grouped, image, quiet, trait
 
 
 @trait("modules")
@@ -63,6 +57,34 @@ def scripted_frozen() -> nn.Module:
     return quiet(torch.jit.freeze, quiet(torch.jit.script, nn.Sequential(grouped()).eval()))
 
 
+def for_inference(model: nn.Module) -> nn.Module:
+    scripted = quiet(torch.jit.script, model.eval())
+    return quiet(torch.jit.optimize_for_inference, scripted)
+
+
+@trait(
+    "modules",
+    counted=0,
+    left={
+        "mkldnn_convolution": "mkldnn_convolution with 3 groups runs here in TorchScript: give the model as it was before torch.jit"
+    },
+)
+def scripted_for_inference() -> nn.Module:
+    return for_inference(nn.Sequential(grouped(), nn.ReLU()))
+
+
+@trait(
+    "modules",
+    calls=2,
+    counted=1,
+    left={
+        "0": "mkldnn_convolution with 3 groups runs here in TorchScript: give the model as it was before torch.jit"
+    },
+)
+def scripted_block_for_inference() -> nn.Module:
+    return nn.Sequential(for_inference(nn.Sequential(grouped(), nn.ReLU())), grouped())
+
+
 @trait(
     "modules",
     counted=0,
@@ -101,6 +123,51 @@ def exported_module() -> nn.Module:
 def exported_open() -> Any:
     batch = {0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
     return torch.export.export(One().eval(), (image(),), dynamic_shapes=(batch,))
+
+
+class CountsInBuffer(One):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("scale", torch.rand(6, 1, 1), persistent=False)
+        self.shift = torch.randn(6, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count.add_(1)
+        return self.conv(x) * self.count * self.scale + self.shift
+
+
+@trait("export", counted=None, fixed=True)
+def exported_that_writes_buffers() -> Any:
+    """With a buffer that no checkpoint holds, and a constant beside it."""
+    return torch.export.export(CountsInBuffer().eval(), (image(),))
+
+
+@trait("export", counted=None, fixed=True)
+def exported_that_writes_its_input() -> Any:
+    class Writes(One):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x.add_(1))
+
+    return torch.export.export(Writes().eval(), (image(),))
+
+
+@trait("export", counted=None, fixed=True)
+def exported_in_train_mode() -> Any:
+    model = nn.Sequential(grouped(), nn.BatchNorm2d(6))
+    return torch.export.export(model.train(), (image(),)).run_decompositions()
+
+
+@trait("export", counted=None, fixed=True)
+def exported_named_tuple() -> Any:
+    return torch.export.export(GivesNamedTuple().eval(), (image(),))
+
+
+@trait("export", counted=None, fixed=True)
+def exported_with_bounds() -> Any:
+    batch, height = torch.export.Dim("batch", max=64), torch.export.Dim("height", min=4, max=512)
+    sizes = ({0: batch, 2: height},)
+    return torch.export.export(One().eval(), (image(),), dynamic_shapes=sizes)
 
 
 @trait("export", counted=None, fixed=True)
@@ -230,54 +297,6 @@ def wrapper() -> nn.Module:
     return Wrapper(One())
 
 
-@trait(
-    refused="1 (torch.ao.nn.quantized.modules.conv.Conv2d) runs on whole numbers: quantised con",
-    counted=None,
-    example=lambda: torch.randn(SHAPE),
-)
-def quantised_static() -> nn.Module:
-    model = nn.Sequential(torch.ao.quantization.QuantStub(), grouped(), nn.ReLU())
-    model.append(torch.ao.quantization.DeQuantStub())
-    model.eval().qconfig = torch.ao.quantization.get_default_qconfig("x86")
-    prepared = quiet(torch.ao.quantization.prepare, model)
-    prepared(image())
-    return quiet(torch.ao.quantization.convert, prepared)
-
-
-@trait("modules")
-def quantisation_aware() -> nn.Module:
-    model = nn.Sequential(torch.ao.quantization.QuantStub(), grouped(), nn.ReLU())
-    model.append(torch.ao.quantization.DeQuantStub())
-    model.train().qconfig = torch.ao.quantization.get_default_qat_qconfig("x86")
-    prepared = quiet(torch.ao.quantization.prepare_qat, model)
-    prepared(image())
-    return prepared
-
-
-@trait(
-    left={"0": "it has hooks (forward hooks), which would be lost; remove them first"},
-    unsaved="the model cannot be written: it has a hook on the module 0",
-)
-def observed() -> nn.Module:
-    model = nn.Sequential(grouped(), nn.ReLU())
-    model.eval().qconfig = torch.ao.quantization.get_default_qconfig("x86")
-    prepared = quiet(torch.ao.quantization.prepare, model)
-    prepared(image())
-    return prepared
-
-
-@trait()
-def fused_conv_bn() -> nn.Module:
-    model = nn.Sequential(grouped(), nn.BatchNorm2d(6), nn.ReLU()).eval()
-    return torch.ao.quantization.fuse_modules(model, ["0", "1", "2"])
-
-
-@trait()
-def fused_conv_bn_training() -> nn.Module:
-    model = nn.Sequential(grouped(), nn.BatchNorm2d(6), nn.ReLU()).train()
-    return torch.ao.quantization.fuse_modules_qat(model, ["0", "1", "2"])
-
-
 @trait()
 def pickled_twin() -> nn.Module:
     import copy
@@ -286,7 +305,7 @@ def pickled_twin() -> nn.Module:
 
 
 @trait(
-    refused="One cannot be copied (RuntimeError: The default implementation of __deepcopy__() for non-w"
+    refused="One cannot be copied, because of its conv.weight (RuntimeError: The default implementation of "
 )
 def tensor_subclass() -> nn.Module:
     class Tagged(Tensor):

@@ -92,7 +92,7 @@ class UnderscoreConvolution(Weighted):
     "modules",
     counted=0,
     left={
-        "mkldnn_convolution": "mkldnn_convolution with 3 groups runs here (HERE) where no call of torch's functions shows it: call torch.nn.functional.conv there"
+        "mkldnn_convolution": "mkldnn_convolution with 3 groups runs here (HERE) where no call of torch's functions shows it: call one of torch.nn.functional there, such as conv2d"
     },
 )
 class MkldnnConvolution(Weighted):

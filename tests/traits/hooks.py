@@ -1,5 +1,7 @@
 """Traits of hooks, and of what Python code does around a forward."""
 
+import io
+import threading
 import types
 from typing import Any
 
@@ -8,9 +10,13 @@ from torch import Tensor, nn
 
 from tests.traits.trait import One, grouped, trait
 
+KEPT = (
+    "which would be lost; remove them first, or open the model with way='modules', which keeps them"
+)
+
 
 @trait(
-    left={"conv": "it has hooks (forward hooks), which would be lost; remove them first"},
+    left={"conv": f"it has hooks (forward hooks: <lambda> (HERE)), {KEPT}"},
     unsaved="the model cannot be written: it has a hook on the module conv",
 )
 def hook_on_conv() -> nn.Module:
@@ -63,7 +69,8 @@ def backward_hook() -> nn.Module:
 
 
 @trait(
-    left={"conv": "it has hooks (gradient hook on weight), which would be lost; remove them first"}
+    left={"conv": "it has hooks (gradient hook on weight), which would be lost; remove them first"},
+    unsaved="the model cannot be written: it has a gradient hook on conv.weight",
 )
 def gradient_hook() -> nn.Module:
     model = One()
@@ -199,13 +206,49 @@ class HasSlots(One):
 
 
 @trait(
-    refused="Uncopyable cannot be copied (TypeError: cannot pickle '_thread.lock' object): a rewrite wo"
+    refused="Uncopyable cannot be copied, because of its lock (TypeError: cannot pickle '_thread.lock' object): "
 )
 class Uncopyable(One):
     def __init__(self) -> None:
         super().__init__()
-        import threading
+        self.lock = threading.Lock()
 
+    def forward(self, x: Tensor) -> Tensor:
+        with self.lock:
+            return self.conv(x) if x.sum() > -1e9 else x
+
+
+@trait(
+    refused="HoldsGenerator cannot be copied, because of its numbers (TypeError: cannot pickle 'generator' object): "
+)
+class HoldsGenerator(One):
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = (n for n in range(1000))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) if x.sum() > -1e9 else x
+
+
+@trait(
+    refused="HoldsFile cannot be copied, because of its log (TypeError: cannot pickle '_io.TextIOWrapper' object): "
+)
+class HoldsFile(One):
+    def __init__(self) -> None:
+        super().__init__()
+        # Such a handle cannot be copied either, and leaves no file open behind the test.
+        self.log = io.TextIOWrapper(io.BytesIO())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) if x.sum() > -1e9 else x
+
+
+@trait()
+class LockedAndTraced(One):
+    """A graph holds nothing of what cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self.lock = threading.Lock()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -213,19 +256,8 @@ class Uncopyable(One):
             return self.conv(x)
 
 
-@trait(
-    refused="HoldsGenerator cannot be copied (TypeError: cannot pickle 'generator' object): a rewrite w"
-)
-class HoldsGenerator(One):
+@trait()
+class NumbersAndTraced(One):
     def __init__(self) -> None:
         super().__init__()
         self.numbers = (n for n in range(1000))
-
-
-@trait(
-    refused="HoldsFile cannot be copied (TypeError: cannot pickle '_io.TextIOWrapper' object): a rewrit"
-)
-class HoldsFile(One):
-    def __init__(self) -> None:
-        super().__init__()
-        self.log = open(__file__)  # noqa: SIM115 - a handle that cannot be copied

@@ -138,6 +138,13 @@ def numpy_groups() -> nn.Module:
 
 
 @trait()
+def numpy_strides() -> nn.Module:
+    import numpy as np
+
+    return only(nn.Conv2d(6, 9, 3, stride=(np.int64(2), np.int32(1)), groups=3))
+
+
+@trait()
 def groups_set_later() -> nn.Module:
     conv = nn.Conv2d(2, 9, 3)
     conv.groups = 3

@@ -88,6 +88,56 @@ class Vmapped(One):
         return torch.vmap(self.conv)(x[None])[0]
 
 
+_PER_SAMPLE = (
+    "convolution with 6 groups runs here (HERE), made by torch.vmap of samples with a weight each: "
+    "call it in a loop over the samples, and not under torch.vmap"
+)
+
+
+@trait("modules", calls=2, left={"convolution": _PER_SAMPLE})
+class KernelPerSample(One):
+    def forward(self, x: Tensor) -> Tensor:
+        kernels = self.conv.weight.mean() + torch.arange(2.0).reshape(2, 1, 1, 1, 1).expand(
+            2, 6, 2, 1, 1
+        )
+        convolved = torch.vmap(lambda x, w: F.conv2d(x[None], w, groups=3)[0])
+        return convolved(self.conv(x), kernels)
+
+
+@trait("modules", left={"convolution": _PER_SAMPLE.replace("6 groups", "2 groups")})
+class DenseKernelPerSample(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels = nn.Parameter(torch.randn(2, 6, 6, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.func.vmap(lambda x, w: F.conv2d(x[None], w))(x, self.kernels)[:, 0]
+
+
+@trait("modules", left={"conv": _PER_SAMPLE})
+class LayerPerSample(One):
+    def forward(self, x: Tensor) -> Tensor:
+        scales = torch.arange(1.0, 3)
+
+        def called(x: Tensor, scale: Tensor) -> Tensor:
+            state = {"weight": self.conv.weight * scale, "bias": self.conv.bias * scale}
+            return torch.func.functional_call(self.conv, state, (x[None],))[0]
+
+        return torch.vmap(called)(x, scales)
+
+
+@trait("modules", left=dict.fromkeys(["members.1"], "it is not called in this forward"))
+class StackedEnsemble(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.members = nn.ModuleList([grouped(), grouped()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = torch.func.stack_module_state(self.members)
+        called = torch.vmap(lambda *s: torch.func.functional_call(self.members[0], s, (x,)))
+        return called(*state).sum(0)
+
+
 @trait("modules")
 class FunctionalCall(One):
     def forward(self, x: Tensor) -> Tensor:
@@ -122,13 +172,7 @@ class Cond(nn.Module):
         return torch.cond(x.sum() > -1e9, lambda x: self.one(x), lambda x: self.two(x), (x,))
 
 
-@trait(
-    "modules",
-    counted=None,
-    left={
-        "convolution": "convolution with 3 groups runs here (HERE) in a branch of torch.cond or an operator like it: call a module there"
-    },
-)
+@trait("export", counted=None)
 class CondFunctional(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -233,3 +277,20 @@ class Experts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         chosen = self.gate(x.mean((0, 2, 3))).argmax() * 0
         return self.experts[int(chosen)](x)
+
+
+@trait(unsaved="the model cannot be written: it has a call of torch._C._sparse._sparse_mm")
+class SparseConstant(One):
+    """A constant of a trace that has no `torch.equal`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        once = torch.eye(11).to_sparse()
+        return torch.sparse.mm(once, self.conv(x).flatten(0, 2).t())
+
+
+@trait("modules")
+class GradientInside(One):
+    """`torch.export` leaves the input out of what it makes of this."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.func.grad(lambda value: self.conv(value).square().sum())(x)

@@ -483,3 +483,9 @@ class TensorsMade(One):
     def forward(self, x: Tensor) -> Tensor:
         y = torch.zeros(x.shape[0], 1, 1, 1, device=x.device) + torch.arange(11).float()
         return self.conv(x) + y
+
+
+@trait("modules")
+class ClassOfEachForward(One):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.as_subclass(type("Made", (Tensor,), {})))

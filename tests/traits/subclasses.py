@@ -6,8 +6,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from tests.traits.trait import trait
+from tests.traits.weights import legacy
 
 
 class Same(nn.Conv2d):
@@ -233,3 +235,45 @@ class GivenNoCache(Streams):
 class GivenItsCacheLater(Streams):
     def forward(self, x: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
         return self.conv(x), self.conv(x, before=x[..., :2])
+
+
+class TimeFirst(nn.Conv1d):
+    """As in fairseq: a convolution of `[T, N, C]`."""
+
+    def forward(self, x: Tensor, state: Tensor | None = None) -> Tensor:
+        if state is not None:
+            raise NotImplementedError("one step at a time")
+        return super().forward(x.permute(1, 2, 0))[:, :, : -self.padding[0]].permute(2, 0, 1)
+
+
+class TimeFirstNet(nn.Module):
+    def __init__(self, conv: nn.Module) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x.flatten(2).permute(2, 0, 1))
+        y = y[: max(y.shape[0] // 2, 1)] if y.shape[0] % 2 else y
+        return y.permute(1, 2, 0)
+
+
+@trait("modules")
+def axes_that_a_subclass_moves() -> nn.Module:
+    return TimeFirstNet(TimeFirst(6, 9, 3, padding=2, groups=3))
+
+
+@trait("modules")
+def legacy_norm_of_a_subclass_with_a_forward() -> nn.Module:
+    return TimeFirstNet(legacy(nn.utils.weight_norm, TimeFirst(6, 9, 3, padding=2, groups=3)))
+
+
+@trait("modules")
+def legacy_spectral_norm_of_a_subclass_with_a_forward() -> nn.Module:
+    return TimeFirstNet(legacy(nn.utils.spectral_norm, TimeFirst(6, 9, 3, padding=2, groups=3)))
+
+
+@trait("modules")
+def pruned_subclass_with_a_forward() -> nn.Module:
+    conv = TimeFirst(6, 9, 3, padding=2, groups=3)
+    prune.l1_unstructured(conv, "weight", amount=0.5)
+    return TimeFirstNet(conv)

@@ -16,7 +16,7 @@ from groupfx.passes import SplitGroupedConv
 from groupfx.running.inputs import ExampleInputs
 from groupfx.verify.measures import paired_leaves
 from tests.models.zoo import GroupedCalls
-from tests.thinning import one_in
+from tests.thinning import long_unless, one_in
 from tests.traits import (  # noqa: F401 - they fill the table
     control,
     foreign,
@@ -27,10 +27,16 @@ from tests.traits import (  # noqa: F401 - they fill the table
     lent,
     operators,
     outputs,
+    own_parts,
+    python,
+    quantised,
+    regions,
+    renamed,
+    speech,
     subclasses,
     weights,
 )
-from tests.traits.trait import TRAITS, Trait
+from tests.traits.trait import TRAITS, Trait, quiet
 
 # What torch warns of a trait (old interfaces, quantisation) is not what is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -93,7 +99,15 @@ def gradients(model: nn.Module, inputs: ExampleInputs) -> bool | str:
     return any(parameter.grad is not None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("trait", one_in(2, TRAITS))
+# The quantiser of graphs takes seconds to be imported.
+LATE = {name: trait for name, trait in TRAITS.items() if name.startswith("prepared-by-fx")}
+SOON = {name: trait for name, trait in TRAITS.items() if name not in LATE}
+# torch compiles what calls these operators.
+COMPILED = {name: SOON[name] for name in SOON if "cond" in name or "while-loop" in name}
+QUICK = {name: SOON[name] for name in SOON if name not in COMPILED}
+
+
+@pytest.mark.parametrize("trait", [*one_in(4, QUICK), *long_unless((), LATE | COMPILED)])
 def test_a_trait_is_found_and_rewritten_or_refused(trait: Trait, tmp_path: Path) -> None:
     model, inputs = built(trait)
     if trait.counted is not None:
@@ -129,8 +143,6 @@ def holds_to_its_modes(
         with pytest.raises(NotImplementedError):
             rewritten.train()
         return
-    if any(isinstance(module, torch.jit.ScriptModule) for module in original.modules()):
-        return  # what torch copies of TorchScript has no parameters any more
     trained = gradients(original, inputs)
     assert isinstance(trained, str) or gradients(rewritten, inputs) == trained
     for module in rewritten.modules():
@@ -161,5 +173,13 @@ def test_a_module_that_lends_its_weight_is_no_site_of_its_own(name: str) -> None
     assert result.model.state_dict().keys() == model.state_dict().keys()
 
 
+def test_what_torch_converts_afterwards_is_what_it_would_have_converted() -> None:
+    model, inputs = built(TRAITS["prepared-2d-norm-relu"])
+    result = groupfx.rewrite(model, inputs, passes=PASSES).model
+    whole, split = (quiet(torch.ao.quantization.convert, side) for side in (model, result))
+    assert str(split) == str(whole)
+    same(run(whole, inputs), run(split, inputs))
+
+
 def test_the_table_is_large() -> None:
-    assert len(TRAITS) > 300
+    assert len(TRAITS) > 440

@@ -4,6 +4,7 @@ A row of the table is a class, or a function that makes a model, under `@trait(.
 them is taken through all of `find`, `rewrite`, training, `save` and `load` by `test_traits.py`.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -84,6 +85,13 @@ def image() -> Tensor:
 def grouped(channels: int = 6, out: int | None = None, **options: Any) -> nn.Conv2d:
     """A grouped convolution that keeps the size of an image."""
     return nn.Conv2d(channels, out or channels, 3, padding=1, **{"groups": 3, **options})
+
+
+def quiet(make: Callable[..., Any], *args: Any) -> Any:
+    """What `make` makes, whatever torch warns of while it does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return make(*args)
 
 
 class One(nn.Module):

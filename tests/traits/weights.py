@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from tests.traits.trait import One, grouped, image, only, trait
+from tests.traits.trait import One, Weighted, grouped, image, only, trait
 
 
 @trait()
@@ -28,15 +28,15 @@ def orthogonal() -> nn.Module:
 
 @trait()
 def legacy_weight_norm() -> nn.Module:
-    return only(_legacy(nn.utils.weight_norm, grouped()))
+    return only(legacy(nn.utils.weight_norm, grouped()))
 
 
 @trait()
 def legacy_spectral_norm() -> nn.Module:
-    return only(_legacy(nn.utils.spectral_norm, grouped()))
+    return only(legacy(nn.utils.spectral_norm, grouped()))
 
 
-def _legacy(norm: Any, conv: nn.Module) -> nn.Module:
+def legacy(norm: Any, conv: nn.Module) -> nn.Module:
     import warnings
 
     with warnings.catch_warnings():
@@ -289,3 +289,169 @@ class CopiedLayers(nn.Module):
         for layer in self.layers:
             x = layer(x)
         return x
+
+
+_WHOLE = (
+    "its weight holds whole numbers (torch.int64), which cannot be trained, so that no proof takes "
+    "them: hold it as float64, cast the input to that and the output back, which is exact below "
+    "2**53"
+)
+
+
+@trait(calls=2, left={"kernel": _WHOLE})
+class WholeNumberKernel(One):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("kernel", torch.arange(12).reshape(6, 2, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) + F.conv2d((x * 9).long(), self.kernel, groups=3)
+
+
+@trait(left={"conv": _WHOLE.replace("int64", "int32")})
+class WholeNumberLayer(One):
+    def __init__(self) -> None:
+        super().__init__()
+        kernel = torch.arange(12, dtype=torch.int32).reshape(6, 2, 1, 1)
+        self.conv = nn.Conv2d(6, 6, 1, groups=3, bias=False)
+        self.conv.weight = nn.Parameter(kernel, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv((x * 9).int()) / 7
+
+
+@trait(calls=2, left={"scores": _WHOLE})
+class WholeNumberSigns(One):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores = nn.Parameter(torch.randn(6, 2, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        signs = (self.scores > 0).long()
+        return self.conv(x) + F.conv2d((x > 0).long(), signs, padding=1, groups=3)
+
+
+@trait("modules", calls=2)
+class WholeNumberKernelInABranch(WholeNumberKernel):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.sum() > -1e9 else x
+
+
+@trait(calls=2)
+class OneMemory(nn.Module):
+    """Two parameters, and one memory: a step on either moves both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = grouped(), grouped()
+        self.other.weight.data = self.one.weight.data
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.one(x) * self.other(x)
+
+
+@trait(calls=2)
+class ViewOfAParameter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = nn.Parameter(torch.randn(12, 2, 3, 3))
+        self.conv = grouped(bias=False)
+        self.conv.weight = nn.Parameter(self.base.data[3:9])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) + F.conv2d(x, self.base[6:], padding=1, groups=3)
+
+
+@trait(unsaved="the model cannot be written: a graph reads an attribute 'decays'")
+class MarkedWeight(One):
+    """Reads a mark that optimisers look for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv.weight.decays = 2.0  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) * getattr(self.conv.weight, "decays", 5.0)
+
+
+@trait("modules")
+class TrainedAttribute(nn.Module):
+    """A tensor that is trained, and that the model does not know of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(6, 6, 1)
+        self.kernel = torch.randn(6, 2, 3, 3, requires_grad=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(self.head(x), self.kernel, padding=1, groups=3)
+
+
+class WithItsNegative(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return torch.cat([weight, -weight])
+
+
+@trait(unsaved="the model cannot be written: it has the module conv.parametrizations.weight.0")
+def more_rows_than_it_says() -> nn.Module:
+    conv = grouped(6, 3, bias=False)
+    parametrize.register_parametrization(conv, "weight", WithItsNegative(), unsafe=True)
+    return only(conv)
+
+
+@trait(example=lambda: (image(), torch.tensor([3])))
+class LooksItsWeightUp(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels = nn.Embedding(4, 108)
+
+    def forward(self, x: Tensor, number: Tensor) -> Tensor:
+        return F.conv2d(x, self.kernels(number).view(6, 2, 3, 3), padding=1, groups=3)
+
+
+@trait(counted=3)
+class MadeComplex(nn.Module):
+    """A complex weight, out of real parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.Parameter(torch.randn(6, 2, 3, 3, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = torch.view_as_complex(self.parts)
+        return F.conv2d(x.to(torch.complex64), weight, padding=1, groups=3).abs()
+
+
+@trait()
+class GroupsInABuffer(Weighted):
+    """A tensor, where a number is expected: no input has a say in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("groups", torch.tensor(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, self.bias, groups=self.groups.sum())
+
+
+@trait(
+    left={
+        "weight": "its groups: computed in forward (HERE), and another for other inputs, so that no "
+        "plan made once would hold"
+    },
+    counted=1,
+)
+class GroupsOfItsInput(Weighted):
+    def forward(self, x: Tensor) -> Tensor:
+        groups = (x[0, 0, 0, 0] > -99).sum() + 2
+        return F.conv2d(x, self.weight, self.bias, groups=groups)
+
+
+@trait(unsaved="the model cannot be written: it has a call of torch._VariableFunctionsClass.fake")
+class QuantisedWithScalesOfItsOwn(Weighted):
+    """Of another dtype than a float64 run would give them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scales, zeros = torch.full((9,), 0.05), torch.zeros(9)
+        weight = torch.fake_quantize_per_channel_affine(self.weight, scales, zeros, 0, -128, 127)
+        return F.conv2d(x, weight, self.bias, groups=3)

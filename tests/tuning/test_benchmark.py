@@ -31,6 +31,9 @@ class Slept:
     def wall(self) -> float:
         return self.now
 
+    def packed(self, model: Any) -> Any:
+        return model
+
     def clock(self, threads: int) -> Callable[[], float]:
         return self.wall
 

@@ -134,3 +134,60 @@ def test_a_steady_drift_is_no_difference() -> None:
     found = compare(machine.race(3.0), 1)
     assert found.value == pytest.approx(1.0, abs=1e-3)
     assert found.verdict == "same"
+
+
+class SharedMachine:
+    """Equal models of 10 ms, each as fast as its session and the moment let it be."""
+
+    def __init__(self, seed: int, sessions: float, rounds: float) -> None:
+        self.now, self.random = 0.0, np.random.default_rng(seed)
+        self.sessions, self.rounds = sessions, rounds
+
+    def clock(self) -> float:
+        return self.now
+
+    def load(self) -> object:
+        self.now += 0.05
+        session = 0.01 * math.exp(self.random.normal(0, self.sessions))
+        noise = iter(self.random.exponential(self.rounds, 200))
+
+        def run() -> None:
+            self.now += session * (1 + next(noise))
+
+        return run
+
+    def race(self, models: int, seconds: float) -> list[Heat]:
+        loads = [self.load] * models
+        return race(loads, self.clock, seconds, self.clock, run=0.01, narrow=True)  # type: ignore[arg-type]
+
+
+def test_small_models_race_in_many_heats_and_in_time() -> None:
+    machine = SharedMachine(0, 0.01, 0.05)
+    found = machine.race(2, 10.0)
+    assert len(found) >= 3 * HEATS
+    assert 9.0 < machine.now < 11.0
+    assert compare(found, 1).verdict == "same"
+
+
+def test_who_is_ahead_runs_on_alone() -> None:
+    machine = MadeUpRace(1.0, 0.9, 0.8, 0.95)
+    loads = [lambda k=k: machine.load(k) for k in range(4)]
+    found = race(loads, machine.clock, 96.0, machine.clock, run=1.0, narrow=True)  # type: ignore[arg-type]
+    ran = [[bool(times) for times in heat] for heat in found]
+    half = len(found) // 2
+    assert ran == [[True] * 4] * half + [[True, False, True, False]] * (len(found) - half)
+    # Those that fell behind keep what was measured of them.
+    assert [compare(found, k).value for k in (1, 2, 3)] == pytest.approx([0.9, 0.8, 0.95])
+    assert compare(found, 2).rounds > compare(found, 1).rounds
+
+
+@pytest.mark.parametrize("models", [2, 4])
+def test_equal_models_are_not_called_different(models: int) -> None:
+    claims = same = 0
+    for seed in range(60):
+        found = SharedMachine(seed, 0.015, 0.03).race(models, 12.0)
+        verdicts = {compare(found, place).verdict for place in range(1, models)}
+        claims += not verdicts.isdisjoint({"faster", "slower"})
+        same += "same" in verdicts
+    assert claims <= 3
+    assert same > 50

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
+import groupfx.tuning.probe as probing
 import groupfx.tuning.tune as tuning
 from groupfx.deploy.graph.conv_nodes import conv_nodes, sites_in
 from groupfx.errors import MissingDependencyError, ModelError, UsageError
 from groupfx.tuning import TuningOptions, read_plan, tune_graph
 from groupfx.tuning.backends import NodeTime, Profile, backend_named
+from groupfx.tuning.backends.packing import file_of as packed
 from groupfx.tuning.probe import machine_of
 
 FEEDS = {"x": np.ones((1, 32, 28, 28), np.float32)}
@@ -60,11 +65,22 @@ class MadeUp:
     factor: Callable[[str, int], float]
     name: str = "made up"
     profiles: bool = True
+    files: bool = False
+    """whether it packs models into bytes, as real ones do"""
+
     random: bool = False
     fails: Callable[[ir.Model], bool] = lambda model: False
+    stops: Callable[[ir.Model], bool] = lambda model: False
+    """whether it loads, and does not run"""
     cost: float = 1e-6
     now: float = 0.0
     profiled: list[dict[str, int]] = field(default_factory=list)
+    loaded: int = 0
+    session: Mapping[str, str] = field(default_factory=dict)
+
+    def with_session(self, given: Any, threads: int) -> MadeUp:
+        self.session = given or {}
+        return self
 
     def require(self) -> None: ...
 
@@ -77,12 +93,19 @@ class MadeUp:
     def clock(self, threads: int) -> Callable[[], float]:
         return self.wall
 
-    def load(self, model: ir.Model, feeds: Any, threads: int) -> Any:
+    def packed(self, model: ir.Model) -> ir.Model | bytes:
+        return packed(model) if self.files else model
+
+    def load(self, model: ir.Model | bytes, feeds: Any, threads: int) -> Any:
+        self.loaded += 1
+        model = ir.from_proto(onnx.load_from_string(model)) if isinstance(model, bytes) else model
         if self.fails(model):
             raise ModelError("it does not load")
         took = sum(self._times(model).values()) * self.cost
 
         def run() -> list[np.ndarray[Any, Any]]:
+            if self.stops(model):
+                raise ModelError("it does not run")
             self.now += took
             return [np.array([self.now if self.random else 1.0])]
 
@@ -125,7 +148,7 @@ def tuned(
     monkeypatch: pytest.MonkeyPatch, runtime: MadeUp, model: ir.Model | None = None, **options: Any
 ) -> Any:
     monkeypatch.setattr(tuning, "backend_named", lambda name: runtime)
-    monkeypatch.setattr(tuning, "probe", lambda threads: {})
+    monkeypatch.setattr(tuning, "probe", lambda *given: {})
     given = TuningOptions(**{"cache": None, "wall": runtime.wall, **options})
     return tune_graph(model or network(NETWORK), FEEDS, given)
 
@@ -221,11 +244,93 @@ def test_an_interrupted_tuning_goes_on_where_it_was(
     assert broken.profiled + rest.profiled == whole.profiled
 
 
+@pytest.mark.parametrize("block", [8, 16, 0])
+def test_what_is_tried_fits_the_blocks_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, block: int
+) -> None:
+    found = dict.fromkeys(probing._MEASURED, 1.0) | {"block": block}
+    monkeypatch.setattr(tuning, "probe", lambda *given: found)
+    runtime = MadeUp(fast_in_blocks)
+    monkeypatch.setattr(tuning, "backend_named", lambda name: runtime)
+    tune_graph(network(NETWORK), FEEDS, TuningOptions(cache=tmp_path, wall=runtime.wall))
+    (file,) = tmp_path.iterdir()
+    tried = {recipe for own in json.loads(file.read_text())["times"].values() for recipe in own}
+    widths = {int(found[1]) for recipe in tried if (found := re.match(r"bins of (\d+)", recipe))}
+    assert widths == {block or 1}
+
+
 def test_a_variant_on_which_the_runtime_fails_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = MadeUp(fast_in_blocks, fails=lambda model: counts(model)["a"] > 1)
     found = tuned(monkeypatch, runtime)
     assert found.untouched
-    assert any("was dropped: it does not load" in note for note in found.notes)
+    assert any(re.match(r"variants? .* dropped: it does not load", n) for n in found.notes)
+
+
+def test_variants_that_fail_alike_are_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = MadeUp(fast_in_blocks, fails=lambda model: counts(model)["a"] > 1)
+    (line, *_) = tuned(monkeypatch, runtime).notes
+    assert re.fullmatch(r"variants 1(, \d)+ were dropped: it does not load", line)
+
+
+def test_what_loads_and_does_not_run_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Site b is in blocks in the third of them, and no profiler ran it before.
+    stops = MadeUp(
+        lambda site, n: 1.0 if n == 1 else 0.5,
+        profiles=False,
+        stops=lambda model: counts(model)["b"] > 1 and counts(model)["a"] == 4,
+    )
+    found = tuned(monkeypatch, stops)
+    assert any(note.endswith(": dropped, it does not run") for note in found.notes)
+    assert not found.untouched
+
+
+def test_a_race_that_ends_early_claims_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = MadeUp(fast_in_blocks)
+    runs: list[bool] = []
+
+    def later(model: ir.Model) -> bool:
+        runs.append(counts(model)["a"] > 1)
+        return sum(runs) > 20
+
+    runtime.stops = later
+    found = tuned(monkeypatch, runtime)
+    assert found.untouched
+    assert found.races == {}
+    assert "the race was broken off, and nothing is claimed: it does not run" in found.notes
+
+
+def test_a_machine_that_cannot_be_probed_has_the_usual_rates(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(*given: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tuning, "backend_named", lambda name: runtime)
+    monkeypatch.setattr(tuning, "probe", full)
+    runtime = MadeUp(fast_in_blocks)
+    (tmp_path / "file").write_text("")
+    options = TuningOptions(cache=tmp_path / "file", wall=runtime.wall)
+    found = tune_graph(network(NETWORK), FEEDS, options)
+    assert not found.untouched
+    said = "\n".join(found.notes)
+    assert "cannot be probed ([Errno 28] No space left on device): usual rates are taken" in said
+    assert "what was measured is not kept for the next time" in said
+
+
+def test_a_machine_that_a_cache_holds_wrongly_is_probed_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    runtime, made = MadeUp(fast_in_blocks), list[int]()
+    good = dict.fromkeys(probing._MEASURED, 1.0) | {"block": 16}
+    monkeypatch.setattr(tuning, "backend_named", lambda name: runtime)
+    monkeypatch.setattr(tuning, "probe", lambda *given: made.append(given) or good)
+    options = TuningOptions(cache=tmp_path, wall=runtime.wall)
+    tune_graph(network(NETWORK), FEEDS, options)
+    (file,) = tmp_path.iterdir()
+    file.write_text(file.read_text().replace('"block": 16', '"block": -1'))
+    for _ in range(2):
+        tune_graph(network(NETWORK), FEEDS, options)
+    assert made == [(1, {}), (1, {})]
 
 
 def test_without_a_profiler_whole_variants_are_raced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,6 +343,27 @@ def test_without_a_profiler_whole_variants_are_raced(monkeypatch: pytest.MonkeyP
 def test_a_model_that_is_not_deterministic_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelError, match="other outputs on the same inputs"):
         tuned(monkeypatch, MadeUp(fast_in_blocks, random=True))
+
+
+ONE, NEAR, FAR = (np.array([1.0, size], np.float32) for size in (2.0, 2.0 + 1e-6, 2.1))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        (ONE, NEAR, True),
+        (ONE, FAR, False),
+        (ONE, ONE[:1], False),
+        (ONE * np.nan, ONE * np.nan, True),
+        ([ONE, ONE], [ONE, NEAR], True),
+        ([ONE, ONE], [ONE, FAR], False),
+        ([ONE], [ONE, ONE], False),
+        ([{0: 0.5}], [{0: 0.5}], True),
+        (None, None, True),
+    ],
+)
+def test_outputs_of_every_kind_are_compared(first: Any, second: Any, same: bool) -> None:
+    assert tuning.alike(first, second) == same
 
 
 def test_a_budget_for_less_than_one_variant_leaves_it_untouched(
@@ -260,6 +386,21 @@ def test_a_model_that_runs_long_is_raced_all_the_same(monkeypatch: pytest.Monkey
     assert found.ratio.value == pytest.approx(0.75)
     assert 5 <= found.ratio.rounds < 16
     assert runtime.now < 45
+
+
+@pytest.mark.parametrize(("budget", "longest"), [(60.0, 15.0), (240.0, 60.0)])
+def test_more_time_than_usual_is_for_the_race(
+    monkeypatch: pytest.MonkeyPatch, budget: float, longest: float
+) -> None:
+    asked: list[float] = []
+
+    def race(loads: Any, clock: Any, seconds: float, *others: Any, **options: Any) -> Any:
+        asked.append(seconds)
+        return [[[1.0]] * len(loads)] * 2
+
+    monkeypatch.setattr(tuning, "race", race)
+    tuned(monkeypatch, MadeUp(fast_in_blocks), budget=budget)
+    assert asked == [longest]
 
 
 def test_what_was_found_is_raced_though_profiles_took_their_share(
@@ -297,15 +438,23 @@ def test_a_budget_that_ends_early_uses_what_is_known(monkeypatch: pytest.MonkeyP
     assert any(note.startswith("the budget was used up after 2 of ") for note in found.notes)
 
 
-@pytest.mark.parametrize("budget", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_budget_must_be_seconds(budget: float) -> None:
+@pytest.mark.parametrize("budget", [0.0, -1.0, float("nan"), float("inf"), "60", None])
+def test_a_budget_must_be_seconds(budget: Any) -> None:
     with pytest.raises(UsageError, match="give seconds, such as 60"):
         TuningOptions(budget=budget)
 
 
-def test_threads_must_be_positive() -> None:
-    with pytest.raises(UsageError, match="threads=0: it must be at least 1"):
-        TuningOptions(threads=0)
+@pytest.mark.parametrize("threads", [0, -1, 1.5, "2"])
+def test_threads_must_be_positive(threads: Any) -> None:
+    with pytest.raises(UsageError, match=f"threads={threads!r}: it must be at least 1"):
+        TuningOptions(threads=threads)
+
+
+def test_threads_are_as_many_as_there_are_cores_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    with pytest.raises(UsageError, match="this machine has 2 cores; give at most 2"):
+        TuningOptions(threads=9)
+    TuningOptions(threads=2)
 
 
 def test_a_model_without_blocks_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,6 +122,34 @@ def test_terms_and_reach(module: nn.Module, terms: int, reach: tuple[int, ...]) 
     assert recorder.calls.reach == reach
 
 
+# Padding in front of a large kernel, which needs no data; a small one is met by its whole window.
+PADDED: dict[str, tuple[nn.Module, int]] = {
+    "half": (nn.Conv1d(1, 1, 64, padding=32, bias=False), 32),
+    "some": (nn.Conv1d(1, 1, 64, padding=20, bias=False), 44),
+    "same": (nn.Conv1d(1, 1, 65, padding="same", bias=False), 33),
+    "stride": (nn.Conv1d(1, 1, 80, stride=7, padding=40, bias=False), 46),
+    "dilation": (nn.Conv1d(1, 1, 9, dilation=10, padding=40, bias=False), 41),
+    "small": (nn.Conv1d(1, 1, 9, padding=4, bias=False), 9),
+}
+
+
+@pytest.mark.parametrize(("conv", "reach"), PADDED.values(), ids=PADDED.keys())
+def test_every_tap_meets_data_at_the_reach(conv: nn.Conv1d, reach: int) -> None:
+    with ConvRecorder() as recorder, torch.no_grad():
+        conv(torch.ones(1, 1, 97))
+    assert recorder.calls.reach == (reach,)
+    assert _taps_met(conv, reach) == conv.weight.numel()
+    if reach > 32 and conv.stride == (1,):
+        assert _taps_met(conv, reach - 1) < conv.weight.numel()
+
+
+def _taps_met(conv: nn.Conv1d, size: int) -> int:
+    conv.zero_grad()
+    conv(torch.ones(1, 1, size)).sum().backward()
+    assert conv.weight.grad is not None
+    return int((conv.weight.grad != 0).sum())
+
+
 def test_magnitudes_of_a_norm() -> None:
     norm = nn.BatchNorm1d(2).eval()
     with torch.no_grad():

@@ -455,3 +455,23 @@ def test_outputs_without_a_derivative_tell_nothing() -> None:
     for end in (Apply(lambda y: y.argmax(1)), Apply(lambda y: y.detach()), Apply(lambda y: y / 0)):
         assert observable_sites(nn.Sequential(conv, end), inputs, site) == {"conv": None}
     assert observable_sites(nn.Sequential(nn.Conv1d(5, 2, 1)), inputs, site) == {"conv": None}
+
+
+def test_no_copy_is_made_for_sizes_that_a_model_refuses() -> None:
+    copies = []
+
+    class Square(nn.Conv2d):
+        def __deepcopy__(self, memo: object) -> nn.Module:
+            copies.append(self)
+            return self
+
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[2:] != (64, 64):
+                raise ValueError("64 x 64 alone")
+            return super().forward(x)
+
+    model = Square(3, 3, 1)
+    verdict = compare_models(model, model, ExampleInputs.of(torch.randn(2, 3, 64, 64)), once=True)
+    assert verdict.ok
+    assert verdict.runs == (((1, 3, 64, 64),),)
+    assert not copies

@@ -106,6 +106,27 @@ def test_sizes_that_the_site_fixes_are_kept() -> None:
     assert set(verdict.shapes) == {((2, 4, 13),)}
 
 
+def test_sizes_below_a_window_are_not_the_sites_own() -> None:
+    """Windows of 8: of the smallest sizes there are none, and a size is divided by their number."""
+
+    def windows() -> Region:
+        region = chain({"conv": nn.Conv1d(4, 4, 1, groups=2)})
+        graph = region.module.graph
+        with graph.inserting_after(region.output):
+            size = graph.call_method("size", (region.output, 2))
+        with graph.inserting_after(size):
+            count = graph.call_function(operator.floordiv, (size, 8))
+        with graph.inserting_after(count):
+            window = graph.call_function(operator.floordiv, (size, count))
+        with graph.inserting_after(window):
+            parted = graph.call_method("unflatten", (region.output, 2, (count, window)))
+        return Region(region.module, region.inputs, parted)
+
+    region = windows()
+    verdict = compare_regions(region, copy_of(region), [(2, 4, 24)], rows={})
+    assert verdict.ok, verdict.reason
+
+
 def copy_of(region: Region) -> Region:
     module = copy.deepcopy(region.module)
     nodes = {node.name: node for node in module.graph.nodes}

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from groupfx.state import Rows
-from groupfx.verify import SiteVerdict
+from groupfx.verify import Proved
 from tests.verify.hand_split import Pair, split
 
 
@@ -31,12 +31,12 @@ def _fresh(pair: Pair) -> Pair:
 
 
 def test_a_site_that_is_built_like_a_proved_one_is_not_proved_again() -> None:
-    proved: dict[object, SiteVerdict] = {}
+    proved = Proved()
     first = _site().compare(proved=proved)
     assert first.ok
     assert first.proof == "whole numbers"
     assert _fresh(_site()).compare(proved=proved) is first
-    assert len(proved) == 1
+    assert len(proved.built) == 1
 
 
 def _wrong_value(pair: Pair) -> None:
@@ -122,41 +122,41 @@ def _other_mode(pair: Pair) -> None:
     ],
 )
 def test_a_wrong_site_behind_proved_ones_is_found(spoil: Callable[[Pair], None]) -> None:
-    proved: dict[object, SiteVerdict] = {}
+    proved = Proved()
     assert _site().compare(proved=proved).ok
     wrong = _fresh(_site())
     spoil(wrong)
     assert not wrong.compare(proved=proved).ok
     # A wrong one proves nothing.
-    assert len(proved) == 1
+    assert len(proved.built) == 1
 
 
 def test_a_counter_is_a_part_of_how_a_site_is_built() -> None:
     """With `momentum=None`, what a step in train mode leaves depends on how many there were."""
-    proved: dict[object, SiteVerdict] = {}
+    proved = Proved()
     assert _site(momentum=None).compare(proved=proved).ok  # type: ignore[arg-type]
     other = _site(momentum=None)  # type: ignore[arg-type]
     for module in (*other.left.module.modules(), *other.right.module.modules()):
         if isinstance(module, nn.BatchNorm2d):
             module.num_batches_tracked.fill_(5)
     assert other.compare(proved=proved).ok
-    assert len(proved) == 2
+    assert len(proved.built) == 2
 
 
 def test_what_no_map_describes_is_compared_each_time() -> None:
-    proved: dict[object, SiteVerdict] = {}
+    proved = Proved()
     pair = _site()
     pair.rows = None
     assert pair.compare(proved=proved).ok
-    assert not proved
+    assert not proved.built
 
 
 def test_an_unknown_module_is_compared_each_time() -> None:
     class Own(nn.Conv2d):
         pass
 
-    proved: dict[object, SiteVerdict] = {}
+    proved = Proved()
     pair = split(Own(4, 6, 3, groups=2))
     assert isinstance((pair.rows or {})["conv.0.weight"], Rows)
     assert pair.compare(proved=proved).ok
-    assert not proved
+    assert not proved.built

@@ -66,6 +66,13 @@ def test_the_reach_is_the_largest_that_stays_in_the_mantissa(
         assert magnitude * float(least) ** degree >= limit
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_is_drawn_stays_in_the_mantissa_where_a_function_makes_little_of_it(
+    dtype: torch.dtype,
+) -> None:
+    assert largest_reach(1, 1e-3, dtype) < 2.0 ** mantissa(dtype)
+
+
 @pytest.mark.parametrize("magnitude", [0.0, math.inf, math.nan])
 def test_there_is_no_reach_for_no_magnitude(magnitude: float) -> None:
     assert largest_reach(2, magnitude, torch.float64) == 0
@@ -299,3 +306,26 @@ def test_a_large_site_that_is_no_polynomial_is_compared_in_float64() -> None:
     verdict = compare_regions(region, region, [(2, 1024, 3, 3)], rows={})
     assert verdict.ok, verdict.reason
     assert verdict.proof == "rounding bound"
+
+
+def test_a_number_beside_a_value_tells_no_batch() -> None:
+    """As a weight of a sum, which comes first: the batch is that of the value."""
+    sampler = Sampler([(), (2, 4, 5, 5)], 1, torch.float64)
+    assert [tuple(value.shape) for value in sampler.values(Size(3))] == [(), (3, 4, 5, 5)]
+    (alone,) = Sampler([()], 1, torch.float64).values(Size(3))
+    assert alone.shape == ()
+
+
+def test_a_value_with_many_axes_is_not_tried_at_every_size() -> None:
+    """193 positions along each of four axes were 1.4e9 numbers a try."""
+    tried: list[int] = []
+
+    class Never:
+        def run(self, values: Any, *, training: bool) -> Tensor:
+            tried.extend(value.numel() for value in values)
+            raise RuntimeError("no size")
+
+    with pytest.raises(RuntimeError, match="no size"):
+        Sampler([(2, 3, 1, 1, 1, 1)], 1, torch.float64).sizes(Never())  # type: ignore[arg-type]
+    assert max(tried) < 2**23
+    assert len(tried) > 3

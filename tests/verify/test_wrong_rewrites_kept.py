@@ -3,6 +3,7 @@
 And what it need not keep: a pass of a user's own may make its modules as it likes.
 """
 
+import copy
 import dataclasses
 import re
 from collections.abc import Callable
@@ -178,11 +179,23 @@ def test_the_right_split_in_place_passes(way: str) -> None:
 
 
 def test_what_was_exported_in_place_refuses_train_mode_as_well() -> None:
-    result = groupfx.rewrite(w.build(), (X,), way="export", inplace=True)
+    averaging = nn.Sequential(w.build(), nn.LazyBatchNorm2d(momentum=None))
+    averaging(X)
+    result = groupfx.rewrite(averaging, (X,), way="export", inplace=True)
     assert result.report.changes == ()
     assert isinstance(result.model, ExportedModule)
-    with pytest.raises(NotImplementedError, match="exported in eval mode"):
+    with pytest.raises(NotImplementedError, match="knows no other"):
         result.model.train()
+
+
+def test_what_was_exported_in_place_in_both_modes_has_both() -> None:
+    model = w.build()
+    result = groupfx.rewrite(model, (X,), way="export", inplace=True)
+    assert result.report.changes == ()
+    torch.manual_seed(1)
+    expected = copy.deepcopy(model).train()(X)
+    torch.manual_seed(1)
+    torch.testing.assert_close(result.model.train()(X), expected)
 
 
 # What a pass of a user's own may do.

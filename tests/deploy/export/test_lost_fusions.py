@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import groupfx
-from groupfx.deploy.export.lost_fusions import lost_fusions
+from groupfx.deploy.export.constant_sizes import HIDE_SIZES
+from groupfx.deploy.export.lost_fusions import _fused, lost_fusions
+from groupfx.deploy.running.runtime import Session
 from tests.cli.runs import Cli
 
 X = torch.randn(2, 4, 6, 5)
@@ -43,6 +46,40 @@ class ShuffledAndAdded(nn.Module):
         return F.relu(self.conv(x) + y)
 
 
+def left_over(y: Tensor) -> Tensor:
+    return y.reshape(-1, 2, 2, 6, 5).transpose(1, 2).reshape(-1, 4, 6, 5)
+
+
+def in_windows(y: Tensor) -> Tensor:
+    batch = y.shape[0]
+    return y.view(batch * 2, 2, 6, 5).tanh().view(batch, 4, 6, 5)
+
+
+def made_larger(y: Tensor) -> Tensor:
+    return F.interpolate(y[:, :, ::2, ::2], size=y.shape[2:])
+
+
+def beside_zeros(y: Tensor) -> Tensor:
+    return torch.cat([y, torch.zeros(y.shape[0], 2, 6, 5)], 1)[:, :4]
+
+
+def counted(y: Tensor) -> Tensor:
+    return y.view(y.shape[0], y.numel() // y.shape[0]).tanh().view(-1, 4, 6, 5)
+
+
+class Summed(nn.Module):
+    """A convolution of what something made of the input, and that added to it."""
+
+    def __init__(self, made: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.made = made
+        self.conv = nn.Conv2d(4, 4, 3, padding=1, groups=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.made(x)
+        return F.relu(self.conv(y) + y)
+
+
 def notes(model: nn.Module, folder: Path, **options: Any) -> list[str]:
     found = groupfx.export(model.eval(), (X,), folder / "m.onnx", overwrite=True, **options).notes
     return [note for note in found if "fuses" in note]
@@ -69,6 +106,24 @@ def test_nothing_is_said_where_nothing_is_lost(
     model: nn.Module, options: dict[str, Any], tmp_path: Path
 ) -> None:
     assert not notes(model, tmp_path, **options)
+
+
+@pytest.mark.parametrize("made", [left_over, in_windows, made_larger, beside_zeros, counted])
+def test_an_open_batch_costs_no_fusion(made: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
+    model = Summed(made).eval()
+    assert not notes(model, tmp_path)
+    file = ir.load(tmp_path / "m.onnx")
+    assert str(file.graph.inputs[0].shape[0]) == "batch"
+    assert _fused(file) == 1
+    for node in file.graph:
+        for value in node.outputs[: node.op_type in HIDE_SIZES]:
+            value.shape = None
+    note = lost_fusions(file, [(2, 4, 6, 5)])
+    assert note is not None
+    assert note.startswith(SAID)
+    x = torch.randn(3, 4, 6, 5)
+    (found,) = Session(file, "on", source="m").run({"x": x.numpy()}).values()
+    assert torch.allclose(torch.from_numpy(found), model(x), atol=1e-5)
 
 
 def test_the_model_is_not_changed(tmp_path: Path) -> None:

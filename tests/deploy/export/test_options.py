@@ -36,6 +36,12 @@ def image(batch: int = 2) -> Tensor:
 # Opset
 
 
+@pytest.mark.parametrize("opset", [10, 99, "18", None])
+def test_what_is_no_opset_is_refused(opset: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"opset {opset}: take one from 11 to"):
+        groupfx.export(nn.ReLU(), torch.ones(1, 2), tmp_path / "m.onnx", opset=opset)
+
+
 @pytest.mark.parametrize(
     "opset",
     [pytest.param(k, marks=() if k in (11, 13) else pytest.mark.long) for k in range(11, 25)],

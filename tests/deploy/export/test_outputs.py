@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import groupfx
@@ -183,3 +184,25 @@ def test_inputs_that_do_not_fit(inputs: Any, message: str, tmp_path: Path) -> No
     with pytest.raises(groupfx.GroupfxError, match=message):
         groupfx.export(Returns(lambda x, y: y), inputs, tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
+
+
+class SpecialOperators(nn.Module):
+    """Translated with constants in messages (expm1), and in a loop that gives what is outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(4, 4, 3, groups=2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        y = self.conv(x)
+        rows = F.embedding_bag(y[:, :, 0].argsort(1), torch.arange(8.0).view(4, 2))
+        return torch.expm1(y), rows, torch.nan_to_num(y / (y > 0))
+
+
+def test_operators_that_are_translated_in_special_ways(tmp_path: Path) -> None:
+    model, x = SpecialOperators().eval(), (torch.randn(2, 4, 8),)
+    exported = groupfx.export(model, x, tmp_path / "m.onnx")
+    assert_clean(exported.path)
+    found = groupfx.validate(model, exported.path, x)
+    assert found.ok, found.blame
+    assert {check.name for check in found.outputs} == {"output_0", "output_1", "output_2"}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 
 from groupfx.deploy.forms.chaining import join_gathers
 from groupfx.deploy.forms.forming import apply_form
 from groupfx.deploy.graph.channel_order import orders_of
 from groupfx.deploy.graph.conv_nodes import conv_nodes
+from groupfx.deploy.graph.free_names import Names
 from groupfx.plan.blocks import Block, BlockStructure
 from groupfx.plan.recipes import recipe_plan
 from tests.deploy.forms.test_absorbing import blocked, model_of
@@ -25,12 +27,14 @@ CHAIN = (
 def joined(text: str, recipe: str) -> tuple[int, dict[str, ir.Node]]:
     """How many gathers fewer there are, and the nodes; the outputs are equal on whole numbers."""
     weights = {"v": blocked(FIRST, 1, 1), "b": whole(5), "w": blocked(SECOND, 1, 1)}
+    weights |= {"half": np.array(0.5, np.float32), "b5": whole(5, 1, 1)}
     model = model_of(text, weights)
     feeds = {"x": whole(2, 4, 4, 5)}
     expected = outputs(model, feeds)
     structures = {"a": FIRST, "s": SECOND}
+    names = Names(model)
     for conv in conv_nodes(model)[0]:
-        apply_form(model, conv, recipe_plan(recipe, structures[conv.name]))
+        apply_form(model, conv, recipe_plan(recipe, structures[conv.name]), names)
     before = sum(node.op_type == "Gather" for node in model.graph)
     join_gathers(model)
     for old, new in zip(expected, outputs(model, feeds), strict=True):
@@ -48,6 +52,24 @@ def test_the_gather_behind_goes_into_all_that_read_it_and_orders_say_so() -> Non
             assert orders_of(nodes[name]).output == order
             assert orders_of(nodes[name]).input is None
         assert {orders_of(nodes[name]).input for name in ("s.0", "s.1")} == {order}
+
+
+@pytest.mark.parametrize(
+    ("between", "fewer"),
+    [
+        ("r = Tanh(a)", 1),
+        ("r = Mul(half, a)", 1),
+        ("c = Div(a, half) r = Relu(c)", 1),
+        # These have a number for each channel, or need one channel for another.
+        ("r = Mul(a, b5)", 0),
+        ("r = PRelu(a, b5)", 0),
+        ("r = Softmax <axis = 1> (a)", 0),
+        ("c = Relu(a) r = Add(c, a)", 0),
+    ],
+)
+def test_a_gather_passes_what_is_the_same_in_each_channel(between: str, fewer: int) -> None:
+    text = CHAIN.format(more="").replace("r = Relu(a)", between)
+    assert joined(text, "padded")[0] == fewer
 
 
 def test_one_convolution_is_followed_by_its_activation() -> None:

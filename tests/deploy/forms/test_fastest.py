@@ -13,16 +13,16 @@ from torch import Tensor, nn
 import groupfx
 from groupfx.deploy.forms.fastest import fastest_forms
 from groupfx.deploy.forms.static_shapes import static_shapes
+from groupfx.deploy.running import blocked_layout
 from groupfx.nn import Flgc2d
 from groupfx.plan.blocks import BlockStructure
 from groupfx.plan.forms import FORMS, plan
-from groupfx.plan.machine import Machine
 from tests.deploy.exported_model import assert_computes, convs_of
 from tests.plan.test_forms import Ints, cover, masks
 
 
 class Two(nn.Module):
-    """A wide 3x3 layer, which gains, and a narrow 1x1 layer, which does not."""
+    """A wide 3x3 layer, which gains, and a narrow 1x1 layer, which does not between others."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,6 +30,16 @@ class Two(nn.Module):
         self.wide = Flgc2d(96, 128, 3, padding=1, group_num=4)
         self.norm = nn.BatchNorm2d(128)
         self.narrow = Flgc2d(128, 24, 1, group_num=4, bias=False)
+        self.between = nn.Conv2d(128, 128, 1)
+        self.head = nn.Conv2d(24, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.between(torch.relu(self.norm(self.wide(self.stem(x)))))
+        return self.head(self.narrow(x))
+
+
+class Neighbours(Two):
+    """The narrow layer follows the wide one, and gives what the model gives."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.narrow(torch.relu(self.norm(self.wide(self.stem(x)))))
@@ -58,6 +68,18 @@ def test_each_site_gets_what_is_fastest_there(tmp_path: Path) -> None:
     verdict = groupfx.validate(model, path, x)
     assert verdict.ok, verdict.blame
     assert verdict.worst_site is not None
+
+
+def test_beside_a_site_that_gathers_one_gains_that_does_not_by_itself(tmp_path: Path) -> None:
+    """Measured: 0.460 of masked dense for one sample and 0.42 for 16, and with the narrow layer
+    dense 0.470 and 0.44.
+    """
+    torch.manual_seed(0)
+    model, x, path = Neighbours().eval(), torch.randn(2, 3, 14, 14), tmp_path / "m.onnx"
+    groupfx.export(model, x, path, target="onnxruntime")
+    assert min(len(convs_of(path)[name]) for name in ("wide", "narrow")) > 1
+    assert sum(node.op_type == "Gather" for node in ir.load(path).graph) == 1 + 2 + 1
+    assert_computes(path, model, x)
 
 
 def test_forms_that_were_asked_for_stay(tmp_path: Path) -> None:
@@ -159,19 +181,31 @@ def test_blocks_of_zeros_in_a_file_take_the_fastest_form(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("block", [8, 0])
 def test_groups_of_8_stay_where_blocks_have_8_channels_or_there_are_none(
-    tmp_path: Path, block: int
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, block: int
 ) -> None:
     (model, x), path = grouped(), tmp_path / "m.onnx"
     groupfx.export(model, x, path)
     file = ir.load(path)
-    machine = Machine.avx2() if block else Machine(block=0)
-    found = fastest_forms(file, lambda conv: None, static_shapes(file), machine)
+    wide = fastest_forms(file, lambda conv: None, static_shapes(file))
+    assert list(wide.forms) == ["narrow"]
+    monkeypatch.setattr(blocked_layout, "block_width", lambda: block)
+    found = fastest_forms(file, lambda conv: None, static_shapes(file))
     assert (found.forms, found.kept, found.ratio) == ({}, 2, 1)
     assert found.summary == (
         "no change: nothing is expected to be faster than 2 grouped convolutions as they are"
     )
-    wide = fastest_forms(file, lambda conv: None, static_shapes(file))
-    assert list(wide.forms) == ["narrow"]
+
+
+def test_sizes_are_known_though_an_output_declares_names(tmp_path: Path) -> None:
+    model, path = MergedAndKept().eval(), tmp_path / "m.onnx"
+    groupfx.export(model.narrow, torch.randn(1, 48, 28, 28), path, dynamic_batch=False)
+    file = ir.load(path)
+    known = fastest_forms(file, lambda conv: None, static_shapes(file))
+    (output,) = file.graph.outputs
+    output.shape = ir.Shape(["N", "C", "H", "W"])
+    named = fastest_forms(file, lambda conv: None, static_shapes(file))
+    assert named == known
+    assert len(named.forms) == 1
 
 
 def test_groups_of_open_sizes_stay(tmp_path: Path) -> None:

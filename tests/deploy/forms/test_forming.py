@@ -7,7 +7,7 @@ convolutions, so that with optimisations on it runs in the blocked layout where 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,14 +21,15 @@ from onnx import helper
 from groupfx.deploy.forms.forming import apply_form
 from groupfx.deploy.graph.conv_nodes import conv_nodes
 from groupfx.deploy.graph.files import check_onnx, proto_of
+from groupfx.deploy.graph.free_names import Names
 from groupfx.deploy.graph.metadata import mark_of
 from groupfx.plan.binned import WAYS
 from groupfx.plan.blocks import BlockStructure, find_blocks
-from groupfx.plan.choice import choose
 from groupfx.plan.cost import OnnxRuntime, Work
 from groupfx.plan.forms import FORMS, FormPlan, plan
 from groupfx.plan.packing import pack, pack_bins
 from tests.deploy.forms.foreign_onnx import Array, model_of
+from tests.plan.alone import chosen
 
 LEVELS = (
     ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -125,15 +126,19 @@ FORMED: dict[str, Callable[[BlockStructure], FormPlan]] = {
     "odd": packed("merged", "odd"),
     "packed": packed(*WAYS),
     "one gather": at_once,
-    "chosen": lambda s: choose(s, Work(9, 4096)).plan,
+    "chosen": lambda s: chosen(s, Work(9, 4096)).plan,
 }
 
 
-def formed(site: Site, plan: FormPlan) -> ir.Model:
-    model = ir.from_proto(site.model)
+def formed(site: Site, plan: FormPlan, among: Sequence[str] = ()) -> ir.Model:
+    """The site as `plan` says, in a model that has the names `among` already."""
+    proto = site.model
+    for name in among:
+        proto.graph.node.insert(0, helper.make_node("Identity", ["x"], [name], name=name))
+    model = ir.from_proto(proto)
     convs, _ = conv_nodes(model)
     (own,) = (conv for conv in convs if conv.name == "site")
-    apply_form(model, own, plan)
+    apply_form(model, own, plan, Names(model))
     check_onnx(model)
     return model
 
@@ -162,6 +167,19 @@ def test_every_form_is_the_masked_convolution_to_the_bit(site: Site, form: str) 
     assert len(np.unique(expected)) > 50
     for level in LEVELS:
         assert np.array_equal(run(proto_of(model), x, level), expected)
+
+
+@pytest.mark.parametrize("form", ["split", "padded", "merged", "accumulated", "one gather"])
+def test_names_that_a_file_has_already_are_not_given_again(form: str) -> None:
+    site, x = SITES["3x3 in 8 groups"], example()
+    found = FORMED[form](site.structure)
+    graph = formed(site, found).graph
+    marked = [node for node in graph if mark_of(node) is not None]
+    values = [value.name for node in marked for value in node.outputs if value.name != "b"]
+    taken = {*values, *graph.initializers} - {"before", "behind", "weight", "bias"}
+    assert len(taken) > 5
+    crowded = formed(site, found, [name or "" for name in taken])
+    assert np.array_equal(run(proto_of(crowded), x, LEVELS[0]), run(site.model, x, LEVELS[0]))
 
 
 @pytest.mark.parametrize("wrong", ["row", "column", "bias"])

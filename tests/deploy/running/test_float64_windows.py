@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
+from onnx import TensorProto
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -252,12 +254,38 @@ def test_pools_of_images_are_those_of_torch(ceil: bool) -> None:
     close(Float64Model(model).run({"x": IMAGE})["y0"], F.avg_pool2d(x, **window))
 
 
-def test_max_pool_with_indices_and_of_bytes() -> None:
-    model = one_node("MaxPool", [IMAGE], outputs=2, kernel_shape=[2, 3], strides=[2, 3])
-    found = Float64Model(model).run({"x": IMAGE})
-    values, _ = F.max_pool2d(torch.from_numpy(IMAGE), (2, 3), (2, 3), return_indices=True)
-    close(found["y0"], values)
-    np.testing.assert_array_equal(IMAGE.ravel()[found["y1"]], values)
+@pytest.mark.parametrize(
+    ("sizes", "attributes"),
+    [
+        ((7, 11), {"kernel_shape": [2, 3], "strides": [2, 3]}),
+        # The exporter writes this one for the place of the first number of each plane.
+        ((7, 11), {"kernel_shape": [1, 1]}),
+        ((7, 11), {"kernel_shape": [3, 2], "pads": [1, 0, 1, 1], "storage_order": 1}),
+        (
+            (7, 11),
+            {"kernel_shape": [3, 2], "strides": [2, 3], "ceil_mode": 1, "pads": [1, 1, 1, 1]},
+        ),
+        ((11,), {"kernel_shape": [3], "dilations": [2], "pads": [1, 2]}),
+        ((3, 5, 4), {"kernel_shape": [2, 2, 2], "strides": [1, 2, 1], "storage_order": 1}),
+    ],
+    ids=["plain", "ones", "column-major", "ceil", "1d", "3d"],
+)
+def test_indices_of_max_pool_are_those_of_onnx_runtime(
+    sizes: tuple[int, ...], attributes: dict[str, Any]
+) -> None:
+    """Also of equal values, of which the first one counts."""
+    x = np.round(numbers(2, 3, *sizes, low=-5, high=-1))
+    model = one_node("MaxPool", [x], outputs=2, **attributes)
+    model.ir_version = 10
+    model.graph.output[1].type.tensor_type.elem_type = TensorProto.INT64
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    values, places = session.run(None, {"x": x.astype(np.float32)})
+    found = Float64Model(model).run({"x": x})
+    close(found["y0"], values.astype(np.float64))
+    np.testing.assert_array_equal(found["y1"], places)
+
+
+def test_max_pool_of_bytes() -> None:
     small = np.arange(-60, 50, dtype=np.int8).reshape(1, 2, 5, 11)
     found = Float64Model(one_node("MaxPool", [small], kernel_shape=[2, 3])).run({"x": small})
     assert found["y0"].dtype == np.int8

@@ -172,3 +172,22 @@ def test_random_numbers_that_are_not_torchs_are_found_by_running_twice() -> None
     found = groupfx.validate(model, model, (x,))
     assert found.verdict == "not comparable"
     assert "gives other values each time" in str(found.blame)
+
+
+@pytest.mark.long
+def test_a_model_with_branches_of_torch_cond_is_compared(tmp_path: Path) -> None:
+    class Chooses(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(6, 6, 1, groups=3), nn.Conv2d(6, 6, 1, groups=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cond(x.sum() > 0, self.one, self.two, (x,))
+
+    x = torch.rand(2, 6, 5, 5)
+    model = torch.export.export(Chooses().eval(), (x,)).module()
+    path = tmp_path / "chooses.onnx"
+    groupfx.export(model, (x,), path)
+    assert groupfx.validate(model, path, (x,)).ok
+    other = torch.export.export(Chooses().eval(), (x,)).module()
+    assert not groupfx.validate(other, path, (x,)).ok

@@ -7,6 +7,7 @@ import onnx_ir as ir
 import pytest
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from groupfx.deploy.graph.metadata import mark
 from groupfx.deploy.validate.onnx_sites import candidate_regions, onnx_site_functions
 
 STATISTICS = ("gamma", "beta", "mean", "var")
@@ -58,3 +59,20 @@ def test_norms_that_belong_to_a_convolution(model: ir.Model, number: int, end: s
     (region,), _ = candidate_regions(model, [function])
     assert (region.start, region.end) == ("x", end)
     assert region.behind_norm is None
+
+
+def test_a_site_that_the_file_calls_more_often_is_not_paired_by_its_name() -> None:
+    """The pieces of one that stand there as convolutions of their own are none of them that one."""
+    (function,), _ = onnx_site_functions(model_of(norm("c", "n")))
+    file = model_of(helper.make_node("Conv", ["c", "w2"], ["d"], name="second"))
+    for node, name in zip(file.graph, ("conv", "conv#2"), strict=True):
+        mark(node, name)
+    regions, notes = candidate_regions(file, [function])
+    assert regions == ()
+    assert notes == (
+        "not checked on their own, as the file has no such site: conv",
+        "not checked on their own, as the reference has no such site: conv, conv#2",
+    )
+    mark(file.graph[1], "other")
+    (region,), _ = candidate_regions(file, [function])
+    assert region.name == "conv"

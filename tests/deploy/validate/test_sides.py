@@ -4,12 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 import groupfx
+from groupfx.deploy import OnnxSide
 from groupfx.errors import FileError
 from tests.thinning import one_in
 
@@ -177,3 +179,31 @@ def test_an_operator_without_a_float64_form(tmp_path: Path) -> None:
     assert found.first_site is not None
     assert found.first_site.name == "conv"
     assert not all(check.ok for check in found.outputs)
+
+
+def test_bytes_that_are_there_already_give_inner_values_too() -> None:
+    text = """
+        <ir_version: 8, opset_import: ["" : 18]>
+        two (float[2] x) => (float[2] y) { inner = Neg(x) y = Relu(inner) }
+    """
+    proto = onnx.parser.parse_model(text)
+    side = OnnxSide("two", ir.from_proto(proto), data=proto.SerializeToString())
+    feeds = {"x": np.array([1.0, -2.0], np.float32)}
+    # Names that are inputs or outputs already are not given twice.
+    found = side.session_of("off", ("inner", "x", "y")).run(feeds, ("inner", "y"))
+    assert {name: array.tolist() for name, array in found.items()} == {
+        "inner": [-1.0, 2.0],
+        "y": [0.0, 2.0],
+    }
+    assert list(side.session_of("on").run(feeds)) == ["y"]
+
+
+def test_what_is_compared_is_not_made_in_float64(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    monkeypatch.setattr(OnnxSide, "_wide_model", property(lambda side: made.append(side.source)))
+    model, x = nn.Conv2d(2, 2, 1).eval(), torch.randn(1, 2, 3, 3)
+    groupfx.export(model, (x,), tmp_path / "m.onnx")
+    assert groupfx.validate(model, tmp_path / "m.onnx", (x,)).ok
+    assert made == []

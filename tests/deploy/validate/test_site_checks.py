@@ -5,12 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from groupfx.convs.spec import ConvSpec
 from groupfx.deploy.graph.pads import Window
 from groupfx.deploy.validate.onnx_sites import Region
 from groupfx.deploy.validate.site_checks import SiteCheck, check_site
-from groupfx.deploy.validate.site_functions import SiteFunction
+from groupfx.deploy.validate.site_functions import SiteFunction, torch_site_functions
+from groupfx.running.inputs import ExampleInputs
 
 UNIT = 2.0**-24
 REGION = Region("conv", "x", "y")
@@ -86,3 +89,29 @@ def test_an_element_may_be_off_by_so_much(share: float, ok: bool) -> None:
     assert found.ok is ok
     assert found.ratio == pytest.approx(share, rel=1e-6)
     assert found.index == (0, 0, 77)
+
+
+class Standardised(nn.Conv1d):
+    """A convolution of a standardised weight, as in BiT and NFNet."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(rows, None, None, training=True, eps=1e-6).reshape_as(self.weight)
+        return F.conv1d(x, weight)
+
+
+@pytest.mark.parametrize(("wrong", "ok"), [(0.0, True), (2e-6, False)])
+def test_a_weight_that_cancels_is_off_by_its_own_rounding(wrong: float, ok: bool) -> None:
+    """Where an element of it is small, that is much of it, and one input alone shows it."""
+    model = Standardised(8, 64, 1, bias=False).eval()
+    inputs = ExampleInputs.of(torch.eye(8).reshape(8, 8, 1))
+    exported = torch.export.export(model, inputs.args, strict=False)
+    (function,), _ = torch_site_functions(model, inputs, lambda: exported)
+    rows = model.weight.detach()
+    again = (rows - rows.mean(1, keepdim=True)) / (
+        rows.var(1, keepdim=True, correction=0) + 1e-6
+    ).sqrt()
+    again[3] += wrong
+    x, y = (t.numpy() for t in (inputs.args[0], F.conv1d(inputs.args[0], again)))
+    region = Region(function.name, "x", "y")
+    assert check_site(function, region, {"x": x, "y": y}, torch.float32, "r").ok is ok

@@ -12,8 +12,10 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations, prune
 
 import groupfx.nn
+from groupfx.errors import FileError
 from groupfx.files.archive import Archive, decode_graph, encode_graph, read, write
 from groupfx.nn import (
+    ByMode,
     ChannelGather,
     ChannelShuffle,
     ChannelTranspose,
@@ -21,6 +23,7 @@ from groupfx.nn import (
     Flgc2d,
     HookedWeight,
     MaskedConv2d,
+    TrainingMode,
 )
 from tests.models.model_comparison import differences
 
@@ -197,7 +200,7 @@ def channels_last() -> nn.Module:
 
 
 def ours() -> nn.Module:
-    """Every module of groupfx.nn but HookedWeight, which takes no input."""
+    """Every module of groupfx.nn but HookedWeight and TrainingMode, which take no input."""
     conv, mask = nn.Conv2d(4, 6, 1), torch.eye(6, 4)
     return nn.Sequential(
         ChannelGather([5, 0, 0, 2]),
@@ -208,6 +211,7 @@ def ours() -> nn.Module:
         Flgc2d(6, 4, 3, group_num=2),
         ConstantChannels(nn.Parameter(torch.rand(3))),
         ConstantChannels(torch.zeros(2)),
+        ByMode(nn.Identity(), nn.ReLU()),
     )
 
 
@@ -351,8 +355,35 @@ def test_every_module_of_ours_goes_through_a_file() -> None:
     kinds = {
         kind for name in groupfx.nn.__all__ if isinstance(kind := getattr(groupfx.nn, name), type)
     }
-    tested = {type(module) for module in ours()} | {HookedWeight}
+    tested = {type(module) for module in ours()} | {HookedWeight, TrainingMode}
     # The classes for other numbers of dimensions are the same class over another convolution.
     assert {kind.__name__.rstrip("123d") for kind in kinds} == {
         kind.__name__.rstrip("123d") for kind in tested
     }
+
+
+def running(operator_name: str, *before: object) -> fx.GraphModule:
+    """A graph that gives another graph to an operator."""
+    inner, graph = graph_of(nn.Sequential(nn.Conv2d(6, 4, 1))), fx.Graph()
+    x, part = graph.placeholder("x"), graph.get_attr("part")
+    run = getattr(torch.ops.higher_order, operator_name, torch.add)
+    graph.output(graph.call_function(run, (*before, part, x)))
+    return fx.GraphModule({"part": inner}, graph)
+
+
+def test_a_graph_inside_a_graph_goes_through_a_file() -> None:
+    model = running("wrap_with_set_grad_enabled", False)
+    back = decode_graph(encode_graph(model))
+    x = torch.randn(1, 6, 2, 2)
+    assert torch.equal(back(x), model(x))
+    assert not back(x).requires_grad
+
+
+def test_a_graph_inside_a_graph_is_for_operators_that_run_it() -> None:
+    with pytest.raises(FileError, match="given to what does not run it"):
+        decode_graph(encode_graph(running("none")))
+
+
+def test_an_operator_that_runs_graphs_and_is_not_known_is_none_for_files() -> None:
+    with pytest.raises(FileError, match=r"strict_mode.* way='modules'"):
+        encode_graph(running("strict_mode"))

@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 
 from groupfx.errors import FileError
 from groupfx.files.archive import Archive, ArchiveInfo, check_replaceable, is_archive, read, write
+from groupfx.files.atomic import whole_file
 from groupfx.version import __version__
 
 
@@ -104,7 +105,7 @@ PLACES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "no_folder": (lambda folder: folder / "none" / "m.pt", "cannot be written: No such file"),
     "folder": (lambda folder: folder, "is a folder: name a file in it"),
     "below_a_file": (lambda folder: file_in(folder) / "m.pt", "cannot be written: Not a directory"),
-    "device": (lambda folder: Path("/dev/null"), "not a regular file"),
+    "device": (lambda folder: pipe_in(folder), "not a regular file"),
 }
 
 
@@ -112,6 +113,21 @@ def file_in(folder: Path) -> Path:
     path = folder / "file"
     path.touch()
     return path
+
+
+def pipe_in(folder: Path) -> Path:
+    """As a device is, but nobody else's: a test that fails would replace it."""
+    path = folder / "pipe"
+    os.mkfifo(path)
+    return path
+
+
+def test_nothing_replaces_a_device(tmp_path: Path) -> None:
+    path = pipe_in(tmp_path)
+    with pytest.raises(FileError, match="not a regular file"), whole_file(path):
+        raise AssertionError
+    assert [*tmp_path.iterdir()] == [path]
+    assert path.is_fifo()
 
 
 @pytest.mark.parametrize(("place", "message"), PLACES.values(), ids=PLACES.keys())
@@ -299,7 +315,7 @@ REFUSED: dict[str, tuple[Callable[[], fx.GraphModule], str]] = {
     ),
     "gradient_hook": (
         lambda: edited(nn.Conv2d(3, 5, 1), lambda m: m.weight.register_hook(lambda g: g)),
-        "hooks on its gradient .in 0.",
+        "a gradient hook on 0.weight",
     ),
     "function_as_field": (
         lambda: edited(nn.ReLU(), lambda m: setattr(m, "extra", own_function)),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+import groupfx
 from groupfx.errors import FileError
 from groupfx.files.archive import Archive, apply, read, write
 from tests.models.model_comparison import differences
@@ -90,6 +91,31 @@ def test_swapped_modules_come_back_the_same(
     other = apply(loaded, fresh)
     other.get_parameter("b.weight").data.zero_()
     assert differences(changed, restored) == []
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_new_model_with_a_weight_that_has_a_history(tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(nn.utils.weight_norm(nn.Conv1d(6, 6, 3, groups=2)))
+
+    x = torch.randn(2, 6, 9)
+    result = groupfx.rewrite(build(), (x,), way="modules")
+    result.save(tmp_path / "m.pt")
+    assert torch.equal(groupfx.load(tmp_path / "m.pt", build()).model(x), result.model(x))
+
+
+def test_a_module_under_two_names_is_replaced_under_both(tmp_path: Path) -> None:
+    def build() -> BranchingConvs:
+        model = BranchingConvs()
+        model.add_module("again", model.inner["a"])
+        return model
+
+    x = torch.randn(2, 6, 5, 5)
+    result = groupfx.rewrite(build(), (x,), way="modules")
+    result.save(tmp_path / "m.pt")
+    restored = groupfx.load(tmp_path / "m.pt", build()).model
+    assert restored.again is restored.inner["a"]
+    assert torch.equal(restored(x), result.model(x))
 
 
 def test_a_weight_shared_with_the_rest_of_the_model_stays_shared(tmp_path: Path) -> None:

@@ -395,6 +395,13 @@ def test_other_files_are_refused(
         read_checkpoint(path)
 
 
+def test_a_python_file_is_told_how_it_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "net.py"
+    path.write_text("class Net: ...")
+    with pytest.raises(FileError, match=r"name what makes the model in it, such as .*net.py:Net$"):
+        read_checkpoint(path)
+
+
 # Series
 
 
