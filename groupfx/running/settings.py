@@ -14,6 +14,11 @@ Setting = tuple[Callable[[], Any], Callable[[Any], object]]
 """What reads a setting, and what writes it."""
 
 _SETTINGS: tuple[Setting, ...] = (
+    # The levels of `torch.vmap` and its kin: an exported graph opens and closes them by calls.
+    (
+        torch._C._functorch.get_dynamic_layer_stack_depth,
+        torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth,
+    ),
     (torch.is_grad_enabled, torch.set_grad_enabled),
     (torch.get_default_dtype, torch.set_default_dtype),
     (torch.get_num_threads, torch.set_num_threads),

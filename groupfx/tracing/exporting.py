@@ -94,11 +94,14 @@ def export_program(
     *,
     training: bool = False,
     grad: bool = False,
+    levels: bool = False,
 ) -> torch.export.ExportedProgram:
     """`torch.export` in eval mode and with a batch of 2, the sizes in `axes` dynamic that can be.
 
     `batch` is another number of rows to export with, None those of the inputs; `training` exports
-    in train mode, and with `grad` the graph tells which parts of it have no gradient.
+    in train mode, and with `grad` the graph tells which parts of it have no gradient. Where the
+    model calls `torch.vmap` or its kin, the graph holds what that computes; with `levels` it holds
+    the calls that open and close it, which are of use all together alone.
 
     Raises `CannotTrace` with the reason where the exporter refuses.
     """
@@ -126,6 +129,8 @@ def export_program(
                 program = torch.export.export(
                     model, pair.args, dict(pair.kwargs), dynamic_shapes=dict(shapes)
                 )
+                if not levels and any(map(_of_a_level, program.graph.nodes)):
+                    program = program.run_decompositions({})
         except Exception as error:
             raise CannotTrace(kind_and_line(error)) from error
         sys.stderr.write(said.getvalue())
@@ -201,10 +206,10 @@ def _of_program(
     model: nn.Module, inputs: ExampleInputs, axes: Axes, *, training: bool = False
 ) -> fx.GraphModule:
     try:
-        program = export_program(model, inputs, axes, training=training, grad=True)
+        program = export_program(model, inputs, axes, training=training, grad=True, levels=True)
     except CannotTrace:
         # An operator may refuse a parameter for which it has no gradient.
-        program = export_program(model, inputs, axes, training=training)
+        program = export_program(model, inputs, axes, training=training, levels=True)
     module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     for node in module.graph.find_nodes(op="get_attr"):
@@ -218,6 +223,11 @@ def _of_program(
         where = at(line_of(vmapped) or "")
         raise CannotTrace(f"a grouped convolution{where} runs under torch.vmap, for samples alone")
     return module
+
+
+def _of_a_level(node: fx.Node) -> bool:
+    """Whether a node opens, closes or crosses a level of `torch.vmap` or its kin."""
+    return getattr(node.target, "__module__", None) == "torch._functorch.predispatch"
 
 
 def _conv_under_vmap(module: fx.GraphModule) -> fx.Node | None:

@@ -1,5 +1,6 @@
 """What a run leaves behind where it is asked to: nothing, also if it fails."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -114,3 +115,48 @@ def test_an_export_that_loses_its_input_is_refused() -> None:
         pytest.raises(ModelError, match=r"cannot be exported: torch\.export left a value out"),
     ):
         groupfx.rewrite(Graded(), torch.randn(2, 6, 5, 7), way="export")
+
+
+class OfEachSample(nn.Module):
+    """A dense convolution of each sample, and what is no convolution with a weight for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(6, 6, 1, groups=3)
+        self.scales = nn.Parameter(torch.randn(4, 6, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return torch.vmap(lambda scale: (y * scale.square()).relu())(self.scales)
+
+
+def _level() -> int:
+    depth: int = torch._C._functorch.get_dynamic_layer_stack_depth()
+    return depth
+
+
+def test_a_graph_that_fails_in_a_level_of_vmap_leaves_none_open() -> None:
+    model, x = OfEachSample(), torch.randn(2, 6, 5, 7)
+    graph = torch.export.export(model, (x,)).module(check_guards=False)
+    assert isinstance(graph, torch.fx.GraphModule)
+    inside = next(node for node in graph.graph.nodes if "square" in node.name)
+    inside.args = (*inside.args, "one too many")
+    graph.recompile()
+    try:
+        with pytest.raises(RuntimeError, match="square"), unchanged(graph):
+            graph(x)
+        assert _level() == 0
+        with pytest.raises(RuntimeError, match="square"):
+            graph(x)  # without it
+        assert _level() == 1
+    finally:
+        torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(0)
+
+
+def test_a_model_with_vmap_is_exported_and_validated(tmp_path: Path) -> None:
+    model, x = OfEachSample().eval(), torch.randn(2, 6, 5, 7)
+    exported = groupfx.export(model, (x,), tmp_path / "m.onnx")
+    checked = groupfx.validate(model, tmp_path / "m.onnx", (x,))
+    assert exported.sites
+    assert checked.ok
+    assert _level() == 0
