@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ...errors import UsageError
+from .known_outputs import parts_of
 
 _SINGLE = "output"
 
@@ -34,15 +34,11 @@ def _named(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _parts(value: Any) -> Mapping[str, Any] | None:
-    if isinstance(value, Mapping):
-        return {_word(key): part for key, part in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return dict(zip(value._fields, value, strict=True))
-    if isinstance(value, (tuple, list)):
-        return {str(position): part for position, part in enumerate(value)}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    return None
+    parts = parts_of(value)
+    if parts is None:
+        return None
+    pairs = parts.items() if isinstance(parts, Mapping) else enumerate(parts)
+    return {_word(key): part for key, part in pairs}
 
 
 def _word(key: object) -> str:

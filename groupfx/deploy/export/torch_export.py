@@ -22,10 +22,10 @@ from ...plan.channel_order import AS_THEY_WERE, ChannelOrders
 from ...running.inputs import ExampleInputs, in_order
 from ...running.weightless import is_weightless
 from ...tracing import CannotTrace
-from ...tracing.exporting import export_program
 from .constant_folding import constants_of, with_constants
 from .graph_sites import GraphSite, graph_sites
 from .io_names import output_names, unique
+from .known_outputs import exported_program
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def _traced(merged: Merged, inputs: ExampleInputs, dynamic: Dynamic) -> TracedMo
     model, planned = merged.model, merged.planned
     pair = in_order(model, inputs.with_batch(2) if dynamic.batch else inputs)
     axes = dynamic.axes(pair)
-    program = export_program(model, pair, axes, batch=None)
+    program = exported_program(model, pair, axes, batch=None)
     graph = _graph_of(program)
     sites = graph_sites(graph, site_names(planned))
     names = _output_names(program, graph)
@@ -149,7 +149,7 @@ def _traced(merged: Merged, inputs: ExampleInputs, dynamic: Dynamic) -> TracedMo
         graph = _graph_of(program)
     if len(tensors) != len(placeholders) or not _plain_outputs(graph):
         flat = _flattened(graph)
-        program = export_program(flat, ExampleInputs(tuple(pair.tensors())), axes, batch=None)
+        program = exported_program(flat, ExampleInputs(tuple(pair.tensors())), axes, batch=None)
     sizes = _fixed_sizes(tensors, axes, list(pair.tensors()))
     return TracedModel(
         program,

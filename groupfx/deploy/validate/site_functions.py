@@ -26,8 +26,8 @@ from ...plan.channel_order import AS_THEY_WERE, ChannelOrders
 from ...plan.channels import group_slices
 from ...running.float64 import Float64, named_state, widen
 from ...running.inputs import ExampleInputs, in_order
-from ...tracing.exporting import export_program
 from ..export.graph_sites import GraphSite, graph_sites, tensor_at
+from ..export.known_outputs import exported_program
 from ..export.torch_export import site_names
 from ..graph.pads import Window
 from ..quantised.grids import Grid
@@ -174,7 +174,7 @@ def torch_site_functions(
     merged = merge_sites(model, inputs)
     own = merged.model
     shared = own is model
-    program = known() if shared else export_program(own, in_order(own, inputs), lambda _: ())
+    program = known() if shared else exported_program(own, in_order(own, inputs), lambda _: ())
     graph = program.module(check_guards=False)
     assert isinstance(graph, fx.GraphModule)
     state = named_state(own)

@@ -18,9 +18,10 @@ from ...plan.channel_order import AS_THEY_WERE, ChannelOrders
 from ...running.float64 import Float64, widen
 from ...running.inputs import ExampleInputs, in_order
 from ...tracing import CannotTrace
-from ...tracing.exporting import Axes, all_axes, export_program
+from ...tracing.exporting import Axes, all_axes
 from ..export.graph_sites import GraphSite, graph_sites
 from ..export.io_names import output_names, unique
+from ..export.known_outputs import exported_program
 from ..export.torch_export import Dynamic
 from .onnx_sites import Region
 from .site_functions import SiteFunction
@@ -81,7 +82,7 @@ def value_program(
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch's own, of what is in the program
-                return export_program(model, inputs, axes, batch)
+                return exported_program(model, inputs, axes, batch)
         except CannotTrace as error:
             reason = reason or error
     assert reason is not None

@@ -1,6 +1,6 @@
 """What goes in and comes out: names, nesting, and values that are no tensors or come twice."""
 
-from collections import namedtuple
+from collections import UserDict, namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,19 @@ class Found:
 
 
 torch.export.register_dataclass(Found)
+
+
+@dataclass(frozen=True, slots=True)
+class Untold:
+    """A class that `torch.export` was not told of."""
+
+    score: Tensor
+    count: int
+    parts: Any = None
+
+
+class Named(dict[str, Any]):
+    """As libraries have, to reach entries by attributes."""
 
 
 class Returns(nn.Module):
@@ -61,6 +74,16 @@ OUTPUTS: dict[str, tuple[Callable[..., Any], list[str], Callable[..., list[Tenso
     "named": (lambda x, y: Pair(y, y * 3), ["low", "high"], lambda x, y: [y, y * 3]),
     "dataclass": (lambda x, y: Found(y, y + 5), ["score", "where"], lambda x, y: [y, y + 5]),
     "dataclass-none": (lambda x, y: Found(y + 5), ["score"], lambda x, y: [y + 5]),
+    "untold-dataclass": (
+        lambda x, y: Untold(y, 3, Untold(y + 1, 4)),
+        ["score", "parts_score"],
+        lambda x, y: [y, y + 1],
+    ),
+    "untold-dict": (
+        lambda x, y: [Named(a=y, b=None), UserDict({"b c": y - 2})],
+        ["output_0_a", "output_1_b_c"],
+        lambda x, y: [y, y - 2],
+    ),
     "none-and-number": (
         lambda x, y: (None, y, 7, {"n": None, "k": y - 1}),
         ["output_1", "output_3_k"],
@@ -90,7 +113,7 @@ OUTPUTS: dict[str, tuple[Callable[..., Any], list[str], Callable[..., list[Tenso
         lambda x, y: [y.argmax(1), y > 0],
     ),
 }
-QUICK = ("none-and-number", "twice", "name-of-the-input", "a-constant")
+QUICK = ("untold-dataclass", "none-and-number", "twice", "name-of-the-input", "a-constant")
 
 
 @pytest.mark.parametrize(
@@ -123,11 +146,11 @@ def test_a_model_without_an_output_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@dataclass
 class Unknown:
-    """A class that `torch.export` was not told of."""
+    """What holds a tensor, and tells nobody."""
 
-    score: Tensor
+    def __init__(self, score: Tensor) -> None:
+        self.score = score
 
 
 def test_an_output_that_torch_does_not_know_is_refused(tmp_path: Path) -> None:
