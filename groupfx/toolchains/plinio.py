@@ -21,7 +21,7 @@ from torch import fx, nn
 
 from ..convs.sources import sources
 from ..convs.spec import CONV_TYPES
-from ..errors import kind_and_line
+from ..errors import ModelError, kind_and_line
 from ..nn import TrainingMode
 from ..running.grouped_runs import error_place
 from ..running.inputs import ExampleInputs
@@ -120,7 +120,13 @@ def obstacles(model: nn.Module, inputs: ExampleInputs) -> tuple[Obstacle, ...]:
     graph = _graph(model)
     if isinstance(graph, Obstacle):
         return (graph,)
-    run_graph(graph, graph, inputs)
+    try:
+        run_graph(graph, graph, inputs)
+    except ModelError as error:
+        # Such as a gradient in forward, whose grad mode is no part of a trace.
+        why = kind_and_line(error.__cause__ or error)
+        reason = f"a trace of it does not run ({why})"
+        return (Obstacle(WHOLE_MODEL, type(model).__name__, None, ALL, True, reason),)
     found = [
         *(_of_one_mode(model) if isinstance(model, fx.GraphModule) else _frozen(model, inputs))
     ]
