@@ -20,15 +20,11 @@ So does a part of `forward` that runs under `no_grad` or `autocast`: a graph has
 """
 
 import contextlib
-import dis
 import inspect
-import operator
 import random
-import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -46,14 +42,13 @@ from ..running.grouped_runs import at, error_place, users_place
 from ..running.settings import settings_unchanged
 from ..running.unchanged import evaluate, seed_torch, unchanged
 from ..verify.measures import identical
+from .asserts import AssertingTracer
 from .attributes import Attributes
 from .hooks import hooked
 from .memories import Memories
 from .places import LINE, user_line
 from .quantised import quantises
 from .values_read import ValuesRead, what_is_no_graph
-
-_RAISES = "LOAD_ASSERTION_ERROR"
 
 
 class CannotTrace(Exception):
@@ -77,7 +72,7 @@ class _TracedValue(fx.Proxy):
         super().__setattr__(name, value)
 
 
-class Tracer(fx.Tracer):
+class Tracer(AssertingTracer):
     """A symbolic tracer with the leaves that groupfx needs.
 
     `opaque` names modules that stay leaves although their class is not of `torch.nn`.
@@ -150,42 +145,9 @@ class Tracer(fx.Tracer):
         """Whether this is another thread, whose modules torch's patches meet too."""
         return threading.get_ident() != self._thread
 
-    def to_bool(self, obj: fx.Proxy) -> bool:
-        frame = sys._getframe(1)
-        while frame.f_back is not None and frame.f_globals.get("__name__", "") == fx.proxy.__name__:
-            frame = frame.f_back
-        asserted = _asserted(frame.f_code, frame.f_lasti)
-        if asserted is None:
-            return super().to_bool(obj)
-        message = f"assertion failed in {frame.f_code.co_qualname}"
-        holds = obj
-        if not asserted:
-            holds = self.create_proxy("call_function", operator.not_, (obj,), {})
-        self.create_proxy("call_function", torch._assert, (holds, message), {})
-        return asserted
-
 
 def _context() -> tuple[bool, ...]:
     return torch.is_grad_enabled(), *(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
-
-
-def _asserted(code: CodeType, offset: int) -> bool | None:
-    """What the truth test at `offset` must give for an `assert` to go on; None if it is not of one.
-
-    A conditional jump with the raise on one side: the value that leads to the other side.
-    """
-    instructions = list(dis.get_instructions(code))
-    position = next((k for k, i in enumerate(instructions) if i.offset == offset), None)
-    if position is None or position + 1 == len(instructions):
-        return None
-    test = instructions[position]
-    if "JUMP" not in test.opname or not test.opname.endswith(("IF_TRUE", "IF_FALSE")):
-        return None
-    jumps_on = test.opname.endswith("IF_TRUE")
-    if instructions[position + 1].opname == _RAISES:
-        return jumps_on
-    target = next((i for i in instructions if i.offset == test.argval), None)
-    return None if target is None or target.opname != _RAISES else not jumps_on
 
 
 @contextlib.contextmanager
