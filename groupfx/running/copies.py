@@ -59,6 +59,7 @@ def _complete(model: nn.Module, memo: dict[int, Any]) -> None:
         if twin is not None and twin is not parameter:
             marked_like(parameter, twin)
             _keep_gradient_hooks(parameter, twin)
+            _keep_strides(parameter, twin)
     for group in overlapping(model):
         _keep_together(list(group.values()), memo)
     for module in model.modules():
@@ -99,6 +100,16 @@ def _keep_together(tensors: Sequence[torch.Tensor], memo: Mapping[int, Any]) -> 
         place = tensor.storage_offset(), tensor.size(), tensor.stride()
         empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
         twin.data = empty.set_(memory, *place)
+
+
+def _keep_strides(parameter: nn.Parameter, twin: nn.Parameter) -> None:
+    """Python's copy of one that leaves elements out, or has some several times, lies densely."""
+    if parameter.layout is not torch.strided or parameter.stride() == twin.stride():
+        return
+    pairs = zip(parameter.shape, parameter.stride(), strict=True)
+    span = 1 + sum((size - 1) * stride for size, stride in pairs)
+    memory = parameter.detach().as_strided((span,), (1,)).clone()
+    twin.data = memory.as_strided(parameter.shape, parameter.stride())
 
 
 def _keep_gradient_hooks(parameter: nn.Parameter, twin: nn.Parameter) -> None:

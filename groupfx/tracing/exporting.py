@@ -59,7 +59,8 @@ class ExportedModule(fx.GraphModule):
 def _rebuilt(graph: fx.GraphModule, kind: type[fx.GraphModule]) -> fx.GraphModule:
     """The same graph, tensors and children, of another class."""
     # Whoever reads a pickle of it needs no tracer, and could not make one.
-    graph.graph._tracer_cls = None
+    for each in (graph, *(inner for _, inner in inner_graphs(graph))):
+        each.graph._tracer_cls = None
     made = kind(graph, graph.graph, class_name=type(graph).__name__)
     for held in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
         made.__dict__[held].update(graph.__dict__[held])

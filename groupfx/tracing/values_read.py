@@ -65,13 +65,18 @@ def what_is_no_graph(model: nn.Module, graph: fx.Graph) -> str:
 
     Where forward hands out a module: a graph has others. Where it reads a tensor that is trained
     without being a parameter: what holds a copy of it, as a graph does, would not be trained with
-    it. Where it decides whether a parameter is trained.
+    it. Where it decides whether a parameter is trained. Where it reads a mark that somebody put on
+    a tensor: a copy of a graph has none, and would end there.
     """
     node: fx.Node
     for node in graph.find_nodes(op="call_method", target="requires_grad_"):
         owner = node.args[0]
         if isinstance(owner, fx.Node) and owner.op == "get_attr":
             return switching(str(owner.target), node.meta.get(LINE) or "")
+    for node in graph.find_nodes(op="call_function", target=getattr):
+        read = str(node.args[1])
+        if not hasattr(torch.Tensor, read) and _is_stored(node.args[0]):
+            return f"forward reads .{read} of a tensor{at(node.meta.get(LINE) or '')}"
     for node in graph.find_nodes(op="get_attr"):
         name = str(node.target)
         held: Any = model
@@ -87,3 +92,7 @@ def what_is_no_graph(model: nn.Module, graph: fx.Graph) -> str:
             what = "a tensor from outside the model" if constant else name
             return f"forward reads {what}, which is trained and no parameter"
     return ""
+
+
+def _is_stored(value: Any) -> bool:
+    return isinstance(value, fx.Node) and value.op == "get_attr"

@@ -76,6 +76,34 @@ def test_marks_on_parameters_are_copied_and_tensors_on_them_are_not() -> None:
         assert vars(parameter) == {"decays": False}
 
 
+@pytest.mark.parametrize(
+    "weight",
+    [torch.randn(1, 2, 3, 3).expand(6, 2, 3, 3), torch.randn(6, 4, 3, 3)[1:, ::2][:, :2].mT],
+    ids=["expanded", "with-gaps"],
+)
+def test_a_parameter_that_does_not_lie_densely_does_not_in_a_copy(weight: torch.Tensor) -> None:
+    model = nn.Conv2d(6, len(weight), 3, groups=1)
+    model.weight = nn.Parameter(weight)
+    twin = copied(model, share=False)
+    assert torch.equal(twin.weight, weight)
+    assert twin.weight.stride() == weight.stride()
+    assert twin.weight.data_ptr() != weight.data_ptr()
+    # A copy that is no rewrite is compared with the model, layout and all.
+    result = groupfx.rewrite(
+        nn.Sequential(nn.Conv2d(2, 2, 1), Reads(weight)), torch.randn(1, 2, 3, 3)
+    )
+    assert not result.report.sites
+
+
+class Reads(nn.Module):
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.weight.sum()
+
+
 class Overlapping(nn.Module):
     def __init__(self) -> None:
         super().__init__()

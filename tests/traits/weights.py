@@ -362,7 +362,7 @@ class ViewOfAParameter(nn.Module):
         return self.conv(x) + F.conv2d(x, self.base[6:], padding=1, groups=3)
 
 
-@trait(unsaved="the model cannot be written: a graph reads an attribute 'decays'")
+@trait("modules")
 class MarkedWeight(One):
     """Reads a mark that optimisers look for."""
 
