@@ -11,7 +11,8 @@ import torch
 from .runs import Run, perturbed
 from .sides import Side, TorchSide
 
-_RUNS = 5
+MOVES = 5
+"""how many of each kind"""
 
 
 def neighbours(
@@ -24,6 +25,6 @@ def neighbours(
     """
     moving = any(array.dtype.kind == "f" for array in run.feeds.values())
     if moving:
-        yield from ((side, moved) for moved in perturbed(run.feeds, _RUNS))
+        yield from ((side, moved) for moved in perturbed(run.feeds, MOVES))
     if isinstance(side, TorchSide) and not (moving and run.ordinary):
-        yield from ((side.moved(dtype, seed), run.feeds) for seed in range(_RUNS))
+        yield from ((side.moved(dtype, seed), run.feeds) for seed in range(MOVES))

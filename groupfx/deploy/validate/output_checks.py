@@ -17,7 +17,7 @@ import torch
 
 from ...errors import UsageError
 from ...verify.measures import plain_number
-from ...verify.yardstick import FACTOR, kind_mismatch, rms, rms_limit
+from ...verify.yardstick import ADVERSARIAL_FACTOR, FACTOR, kind_mismatch, rms, rms_limit
 
 Array = npt.NDArray[Any]
 
@@ -45,6 +45,7 @@ class OutputRun:
     candidate: Array
     nearby_rms: float = 0.0
     nearby: Callable[[], Sequence[tuple[Array, Array]]] = tuple
+    moved: Callable[[], Sequence[Array]] = tuple
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,14 @@ def _again(
         return check
     errors = max(rms_difference(original, wide) for wide, original in nearby)
     again = replace(run, nearby_rms=max(run.nearby_rms, errors))
+    found = _of_run(check.name, check.runtime, again, dtype, typical, atol)
+    if found.ok or run.ordinary:
+        return found
+    # What hurts may hurt the candidate alone: its kernels add up in another order, and meet a tie
+    # that the original's do not. Then a rounding of its inputs moves it by as much as it is off.
+    moved = [value for value in run.moved() if value.shape == run.candidate.shape]
+    own = max((rms_difference(value, run.candidate) for value in moved), default=0.0)
+    again = replace(again, nearby_rms=max(again.nearby_rms, own * FACTOR / ADVERSARIAL_FACTOR))
     return _of_run(check.name, check.runtime, again, dtype, typical, atol)
 
 

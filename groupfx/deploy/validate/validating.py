@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,13 @@ from .difference import Difference
 from .drawn_batches import batches
 from .draws import PREFIX, settle_draws
 from .example_feeds import example_feeds, input_domains, require_fit
-from .nearby import neighbours
+from .nearby import MOVES, neighbours
 from .operator_runs import OperatorReport, chosen_runs, look_at_operators
 from .opinions import EVALUATOR, ON, Runtime, runtimes_of
 from .output_checks import OutputCheck, OutputRun, check_outputs, require_outputs
 from .quantised.comparing import is_quantised, validate_quantised
 from .quantised.feeds import Given
-from .runs import Open, Run, make_runs
+from .runs import Open, Run, make_runs, perturbed
 from .settled import settled_outputs
 from .sides import OnnxSide, Side, TorchSide, Values, open_axes, paired
 from .site_checks import first_and_worst
@@ -343,7 +344,8 @@ class _Comparison:
             if runtime == EVALUATOR and time.perf_counter() - started > _SLOW_OPINION:
                 self._too_slow = True
                 self.notes.append(f"the {EVALUATOR} is slow here: it was asked on {run.name} alone")
-            self._note(runtime, run, wide, self._alike(runtime, run, original), found[runtime])
+            alike = self._alike(runtime, run, original)
+            self._note(call, runtime, run, wide, alike, found[runtime])
         self._cover(run, wide, original, found)
         return found
 
@@ -446,17 +448,25 @@ class _Comparison:
         ]
         return {n: o for n, o in pairs.items() if nodes[n] is None}
 
-    def _note(self, runtime: str, run: Run, wide: Values, original: Values, found: Values) -> None:
+    def _note(self, call: Runtime, runtime: str, run: Run, *values: Values) -> None:
+        wide, original, found = values
         if self.names is None:
             self.names = self._paired_outputs(wide, found)
+
+        @cache
+        def moved() -> list[Values]:
+            return [call(self._for_candidate(feeds)) for feeds in perturbed(run.feeds, MOVES)]
+
         for name, other in self.names.items():
 
             def nearby(name: str = name) -> Sequence[tuple[Array, Array]]:
                 return [(exact[name], plain[name]) for exact, plain in self._nearby(run)]
 
-            entry = OutputRun(
-                run.name, run.ordinary, wide[name], original[name], found[other], nearby=nearby
-            )
+            def shifted(other: str = other) -> Sequence[Array]:
+                return [made[other] for made in moved()]
+
+            own = wide[name], original[name], found[other]
+            entry = OutputRun(run.name, run.ordinary, *own, nearby=nearby, moved=shifted)
             self.taken.setdefault((other, runtime), []).append(entry)
 
     def _outputs(self) -> tuple[OutputCheck, ...]:

@@ -68,3 +68,34 @@ def boxes_and_scores(off: float) -> bool:
 def test_scores_beside_boxes_are_judged_by_themselves() -> None:
     assert boxes_and_scores(0.0)
     assert not boxes_and_scores(0.01)
+
+
+@pytest.mark.parametrize(
+    ("moves", "ordinary", "ok"),
+    [
+        (0.5, False, True),
+        (0.5, True, False),
+        (1e-6, False, False),
+        (0.0, False, False),
+    ],
+    ids=["a tie of its own", "on ordinary inputs", "hardly moved", "not moved"],
+)
+def test_a_tie_that_the_candidate_alone_meets_is_none_of_its_faults(
+    moves: float, ordinary: bool, ok: bool
+) -> None:
+    """As a gate that large values saturate: one kernel's rounding opens it, another's does not."""
+    wide = np.linspace(1.0, 2.0, 64)
+    original = wide * (1 + 1e-7)
+    candidate = wide + 0.5
+    shifted = [candidate.copy() for _ in range(5)]
+    shifted[3] -= moves
+    run = OutputRun(
+        "large",
+        ordinary,
+        wide,
+        original,
+        candidate,
+        nearby=lambda: [(wide, original)],
+        moved=lambda: shifted,
+    )
+    assert check_output("y", "a runtime", [run], SINGLE).ok is ok
