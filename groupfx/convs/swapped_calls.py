@@ -7,12 +7,15 @@ So the class, its control flow and its modes stay the user's, and what it comput
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from types import FrameType
 from typing import Any
 
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
+from ..nn.swapped import SwappedConv
 from .calls import CONV_FUNCTIONS, arguments_of_call, spec_of_call
 from .spec import ConvSpec
 
@@ -56,10 +59,23 @@ class SwappedCalls(TorchFunctionMode):
         if func in CONV_FUNCTIONS:
             spec = spec_of_call(func, args, kwargs)
             graph = None if spec is None else self.graphs.get(spec)
-            if graph is not None:
+            if graph is not None and not _in_a_swapped_module():
                 # Its own __call__ does the same, and prints a traceback of what it raises.
                 return nn.Module.__call__(graph, *arguments_of_call(func, args, kwargs))
         return func(*args, **kwargs)
+
+
+def _in_a_swapped_module() -> bool:
+    """Whether the call is one of a graph that stands for a whole convolution: no call of forward's.
+
+    It may have the very numbers, where a module lends its weight or a layer lies outside the model.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if isinstance(frame.f_locals.get("self"), SwappedConv):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def swapped_calls(module: nn.Module) -> Mapping[ConvSpec, fx.GraphModule]:

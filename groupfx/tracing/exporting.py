@@ -19,6 +19,7 @@ from ..nn import ByMode
 from ..running.alone import beside
 from ..running.grouped_runs import at
 from ..running.inputs import ExampleInputs, in_order
+from ..running.log_lines import held_back
 from ..running.unchanged import evaluate, unchanged
 from .both_modes import knows_modes, made_of_both
 from .graphs import adopt, inner_graphs, keep_transient, restore_order
@@ -59,8 +60,7 @@ class ExportedModule(fx.GraphModule):
 def _rebuilt(graph: fx.GraphModule, kind: type[fx.GraphModule]) -> fx.GraphModule:
     """The same graph, tensors and children, of another class."""
     # Whoever reads a pickle of it needs no tracer, and could not make one.
-    for each in (graph, *(inner for _, inner in inner_graphs(graph))):
-        each.graph._tracer_cls = None
+    graph.graph._tracer_cls = None
     made = kind(graph, graph.graph, class_name=type(graph).__name__)
     for held in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
         made.__dict__[held].update(graph.__dict__[held])
@@ -126,6 +126,7 @@ def export_program(
                 contextlib.redirect_stderr(said),
                 no_exit(type(model).__name__),
                 beside(model),
+                held_back(),
             ):
                 program = torch.export.export(
                     model, pair.args, dict(pair.kwargs), dynamic_shapes=dict(shapes)

@@ -299,3 +299,22 @@ class HoldsOnePart(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self._modules["0"](x)  # type: ignore[misc]
+
+
+def test_what_torch_logs_of_an_export_that_it_refuses_is_held_back(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Pages of a traceback: the reason is told where the way is."""
+
+    class ForOneDevice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(6, 2, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            numbers = [0, 0], [1, 1], [1, 1], 3
+            return torch.mkldnn_convolution(x, self.weight, None, *numbers)
+
+    (site,) = groupfx.find(ForOneDevice(), torch.randn(2, 6, 5, 7))
+    assert "mkldnn_convolution with 3 groups runs here" in str(site.reason)
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import groupfx
@@ -140,12 +141,6 @@ def test_nothing_is_written_that_cannot_be_read(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_graph_with_a_condition_can_be_pickled() -> None:
-    model, inputs = built(TRAITS["cond-computed-weight"])
-    result = groupfx.rewrite(model, inputs, passes=PASSES).model.eval()
-    same(run(result, inputs), run(pickle.loads(pickle.dumps(result)), inputs))
-
-
 class Masked(One):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.conv(x) if mask is None else self.conv(x) * mask
@@ -161,3 +156,39 @@ def test_a_pickled_trace_spoils_no_later_one() -> None:
     for each in (result, twin):
         with pytest.raises(AssertionError, match="mask has been specialized to have value None"):
             each(x, x)
+
+
+class CalledAndLent(nn.Module):
+    """Two calls of the same numbers: one of the layer, one beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(6, 6, 3, padding=1, groups=3)
+
+    def forward(self, x: Tensor, **_: Any) -> Tensor:
+        y = self.conv(x)
+        return F.conv2d(y, self.conv.weight, self.conv.bias, padding=1, groups=3)
+
+
+OUTSIDE = nn.Conv2d(6, 6, 3, padding=1, groups=3)
+
+
+class CallsALayerOutside(CalledAndLent):
+    """A layer that is not in the model, with the numbers of one that is."""
+
+    def forward(self, x: Tensor, **_: Any) -> Tensor:
+        return OUTSIDE(self.conv(x))
+
+
+@pytest.mark.parametrize("kind", [CalledAndLent, CallsALayerOutside])
+def test_a_call_beside_a_layer_of_the_same_numbers_is_a_site_of_its_own(
+    kind: type[CalledAndLent],
+) -> None:
+    model, x = kind().eval(), image()
+    result = groupfx.rewrite(model, x, passes=PASSES)
+    assert (result.report.way, len(result.report.sites), result.report.skipped) == (
+        "modules",
+        2,
+        (),
+    )
+    same(model(x), result.model.eval()(x))

@@ -8,7 +8,6 @@ graph.
 from __future__ import annotations
 
 import contextlib
-import logging
 import re
 import warnings
 from collections import Counter
@@ -29,6 +28,7 @@ from ...plan.branches import Branches
 from ...plan.channel_order import AS_THEY_WERE
 from ...plan.forms import FormPlan
 from ...running.alone import beside
+from ...running.log_lines import held_back
 from ...version import __version__
 from ..forms.absorbing import absorb
 from ..forms.activating import activate_branches
@@ -133,14 +133,9 @@ def checked(model: ir.Model, traced: TracedModel, opset: int) -> bytes | None:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep warnings and log lines of the exporter back that a user can do nothing about."""
-    before = logging.root.manager.disable
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), held_back():
         warnings.simplefilter("ignore")
-        logging.disable(max(before, logging.ERROR))
-        try:
-            yield
-        finally:
-            logging.disable(before)
+        yield
 
 
 def _translated(traced: TracedModel, opset: int) -> ir.Model:
