@@ -265,7 +265,8 @@ def test_a_program_that_knows_nothing_of_the_class_reads_the_file(tmp_path: Path
             continue
         result = groupfx.rewrite(model, inputs)
         found = outputs(evaluated(result.model), inputs)
-        if isinstance(found, Tensor):
+        # What assigns a field in its first forward keeps its class until it has it.
+        if isinstance(found, Tensor) and result.report.way == "trace":
             paths.append(str(tmp_path / f"{trait.id}.pt"))
             result.save(paths[-1])
             given = list(inputs.map(torch.clone).args)
