@@ -426,25 +426,6 @@ def test_a_model_that_cannot_be_traced_is_one_obstacle() -> None:
     assert found.line.partition(":")[0].endswith("test_plinio.py")
 
 
-def test_a_model_whose_trace_does_not_run_is_one_obstacle() -> None:
-    class Force(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(6, 6, 1, groups=3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = x.detach().requires_grad_()
-            with torch.enable_grad():
-                (gradient,) = torch.autograd.grad(self.conv(x).square().sum(), x)
-            return gradient
-
-    x = torch.randn(2, 6, 5, 7)
-    report = groupfx.rewrite(Force(), x, target="plinio").report
-    (found,) = report.obstacles
-    assert (len(report.sites), set(found.methods)) == (1, ALL)
-    assert "a trace of it does not run (RuntimeError: element 0 of tensors" in found.reason
-
-
 def test_a_rewrite_for_the_target_tells_what_is_left() -> None:
     model = Sentence(lambda m, x: m.odd(m.g(m.a(x))), odd=nn.GELU(), g=nn.Conv2d(8, 8, 1, groups=4))
     report = groupfx.rewrite(model, X, target="plinio").report

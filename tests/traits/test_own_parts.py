@@ -141,7 +141,7 @@ def test_nothing_is_written_that_cannot_be_read(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-class Masked(One):
+class TakesAMask(One):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.conv(x) if mask is None else self.conv(x) * mask
 
@@ -149,7 +149,7 @@ class Masked(One):
 def test_a_pickled_trace_spoils_no_later_one() -> None:
     """With a function of torch's own for what was left out, it did: in the whole process."""
     x = image()
-    result = groupfx.rewrite(Masked(), x, passes=PASSES, way="trace").model.eval()
+    result = groupfx.rewrite(TakesAMask(), x, passes=PASSES, way="trace").model.eval()
     twin = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(result))))
     assert torch.fx.symbolic_trace(One())
     same(result(x), twin(x))
@@ -158,7 +158,7 @@ def test_a_pickled_trace_spoils_no_later_one() -> None:
             each(x, x)
 
 
-class CalledAndLent(nn.Module):
+class CalledBesideItself(nn.Module):
     """Two calls of the same numbers: one of the layer, one beside it."""
 
     def __init__(self) -> None:
@@ -173,16 +173,16 @@ class CalledAndLent(nn.Module):
 OUTSIDE = nn.Conv2d(6, 6, 3, padding=1, groups=3)
 
 
-class CallsALayerOutside(CalledAndLent):
+class CallsALayerOutside(CalledBesideItself):
     """A layer that is not in the model, with the numbers of one that is."""
 
     def forward(self, x: Tensor, **_: Any) -> Tensor:
         return OUTSIDE(self.conv(x))
 
 
-@pytest.mark.parametrize("kind", [CalledAndLent, CallsALayerOutside])
+@pytest.mark.parametrize("kind", [CalledBesideItself, CallsALayerOutside])
 def test_a_call_beside_a_layer_of_the_same_numbers_is_a_site_of_its_own(
-    kind: type[CalledAndLent],
+    kind: type[CalledBesideItself],
 ) -> None:
     model, x = kind().eval(), image()
     result = groupfx.rewrite(model, x, passes=PASSES)
