@@ -467,7 +467,7 @@ NETWORKS: dict[str, Network] = {
     "carn-m": Network(RecursiveBlock, IMAGE, "trace", 7),
     "nas-bench-201": Network(SearchedCell, IMAGE, "trace", 6),
     "eegnet": Network(Brain, SOUND, "modules", 2, exported=False),
-    "vqgan": Network(NearestCodes, ((2, 3, 12, 16),), "modules", 2, exported=False),
+    "vqgan": Network(NearestCodes, ((2, 3, 12, 16),), "modules", 2),
 }
 
 
